@@ -1,0 +1,200 @@
+"""Artifacts: immutable directories, written under a temporary name and renamed when whole.
+
+`commit` is the only way anything lands on disk; `save_model`/`load_model` turn a Model into files and back. Loading
+builds the registered architecture on the meta device, lets each structural pass redo its edit from its record, and
+assigns tensors from safetensors; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.errors import ArtifactError, EnvironmentLacks
+from optimize.registry import PASSES
+from optimize.weights import file_sha256, load_state, read_json, read_tensors
+
+if TYPE_CHECKING:
+    from optimize.model import Model
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+def commit(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Create `folder` whole or not at all. `write(temporary)` makes the files and returns the manifest's fields, to
+    which `schema` and `files` {path: {sha256, bytes}} are added. Returns the manifest. A full disk is one clear error
+    and leaves nothing behind; whatever was at `folder` is replaced only at the end."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        manifest = {"schema": SCHEMA, **write(temporary), "files": hash_files(temporary)}
+        write_json(temporary / MANIFEST, manifest)
+        _sync(temporary)
+        _replace(temporary, folder)
+    except OSError as error:
+        raise _explained(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _explained(error: OSError, folder: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentLacks(f"{folder}: the disk is full; nothing was half-written and earlier results are intact. Free space, then run the same command again.")
+    return EnvironmentLacks(f"{folder}: cannot be written ({error.strerror or error}). Nothing was half-written.")
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """{relative path: {sha256, bytes}} of every file below `folder` but its manifest, sorted."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    return {p.relative_to(folder).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON with a final newline; NaN is refused."""
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """`write_json` under a temporary name, synced and renamed."""
+    write_text_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Put `temporary` in the place of `folder`, moving an older one aside first so that neither is ever partial."""
+    if folder.exists():
+        old = folder.parent / f".tmp-old-{folder.name}-{os.getpid()}"
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left under temporary names directly in `folder`."""
+    for path in folder.glob(".tmp-*") if folder.is_dir() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest, after every file was found with the bytes it names; ArtifactError naming what differs."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("schema") != SCHEMA:
+        raise ArtifactError(f"{folder}/{MANIFEST}: schema {manifest.get('schema')} is not {SCHEMA}; made by another version of optimize.")
+    found = hash_files(folder)
+    for name in sorted(set(manifest["files"]) | set(found)):
+        if name not in found:
+            raise ArtifactError(f"{folder}: {name} is missing. Delete the folder and run again.")
+        if found[name] != manifest["files"].get(name):
+            raise ArtifactError(f"{folder}: {name} is not the file the manifest describes. Delete the folder and run again.")
+    return manifest
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write model.safetensors, structure.json and sampler.json into `folder` (inside a `commit`)."""
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    write_json(folder / "structure.json", model.structure.to_json())
+    write_json(folder / "sampler.json", sampler_json(model))
+
+
+def sampler_json(model: Model) -> dict[str, Any]:
+    """Everything a program needs to sample with the exported network and nothing of this library: see `steps`."""
+    denoiser, sampler = model.denoiser, model.sampler
+    times = sampler.times(denoiser.schedule)
+    coefficients = [
+        {"t": float(t), "alpha": float(denoiser.schedule.alpha(t)), "sigma": float(denoiser.schedule.sigma(t))} for t in times
+    ]
+    return {
+        "sampler": sampler.to_json(),
+        "schedule": denoiser.schedule.to_json(),
+        "parameterization": denoiser.parameterization.to_json(),
+        "conditioning": {"kind": denoiser.conditioning.kind, "classes": denoiser.conditioning.classes, "null": denoiser.conditioning.null},
+        "shape": list(model.shape),
+        "nfe": model.nfe,
+        "steps": coefficients,
+    }
+
+
+def load_model(folder: Path) -> Model:
+    """The Model saved in `folder`, evaluation mode, CPU. The folder's bytes are verified first."""
+    manifest = verify(folder)
+    structure, sampling = read_json(folder / "structure.json"), read_json(folder / "sampler.json")
+    return rebuild(structure, sampling, folder / "model.safetensors", manifest)
+
+
+def rebuild(structure: dict[str, Any], sampling: dict[str, Any], weights: Path, manifest: dict[str, Any]) -> Model:
+    """Model from its parsed files."""
+    from optimize.denoiser import Conditioning, Denoiser
+    from optimize.model import Model, Structure
+    from optimize.models.architectures import architecture
+    from optimize.network import TorchNetwork
+    from optimize.parameterization import Parameterization
+    from optimize.sampling import Sampler
+    from optimize.schedule import Schedule
+
+    entry, config = architecture(structure["architecture"]), structure["config"]
+    module = restore_module(structure, read_tensors(weights), weights)
+    denoiser = Denoiser(
+        TorchNetwork(module, entry.inputs(config)),
+        Parameterization(**sampling["parameterization"]),
+        Schedule.from_json(sampling["schedule"]),
+        Conditioning(**sampling["conditioning"]),
+    )
+    edits = Structure(structure["architecture"], config, tuple(structure["edits"]))
+    return Model(denoiser, Sampler(**sampling["sampler"]), edits, tuple(sampling["shape"]), manifest.get("id", ""), manifest.get("source", {}))
+
+
+def restore_module(structure: dict[str, Any], tensors: dict[str, Any], path: Path) -> Any:
+    """Meta skeleton -> every edit redone by its pass -> tensors assigned; the module in evaluation mode."""
+    import torch
+
+    with torch.device("meta"):
+        module = architecture_module(structure)
+    for edit in structure["edits"]:
+        module = PASSES.get(edit["pass"]).restore(module, edit["record"])
+    load_state(module, tensors, path)
+    return module.eval().requires_grad_(False)
+
+
+def architecture_module(structure: dict[str, Any]) -> Any:
+    """The unedited network of a structure."""
+    from optimize.models.architectures import architecture
+
+    return architecture(structure["architecture"]).build(structure["config"])

@@ -1,0 +1,76 @@
+"""What a pass is given beside the model, and what a pass is (protocol)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from optimize.model import Model
+
+
+class Advance(Protocol):
+    """Tells a running task that `n` more units are done, optionally with a short text such as the loss."""
+
+    def __call__(self, n: float = 1, note: str = "") -> None: ...
+
+
+Progress = Callable[[str, float], AbstractContextManager[Advance]]
+
+
+@contextmanager
+def silent(description: str, total: float) -> Iterator[Advance]:
+    """A progress that shows nothing."""
+
+    def advance(n: float = 1, note: str = "") -> None:
+        return None
+
+    yield advance
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training samples in [-1, 1] (N,C,H,W) float32 with labels (N,) int64 where the model has classes."""
+
+    images: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a pass may use. `checkpoints` is this stage's folder for resumable state, None for no checkpoints."""
+
+    seed: int = 0
+    device: str = "cpu"
+    data: Data | None = None
+    teacher: Callable[[str], Model] | None = None  # "baseline" -> the untouched model with its guided sampler
+    checkpoints: Path | None = None
+    progress: Progress = silent
+    measure: Callable[[Model], float] | None = None  # seconds a network call on the target's runner
+    quality: Callable[[Model], dict[str, Any]] | None = None
+
+
+class Pass(Protocol):
+    """A frozen config that maps Model to Model. Registered in `PASSES`; its file is named as it is.
+
+    `requires`/`provides`/`refuses_after` are names of properties; the pipeline checks the order of a recipe with them.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]]
+    provides: ClassVar[frozenset[str]]
+    refuses_after: ClassVar[dict[str, str]]  # property -> why this pass cannot come after a pass that provides it
+
+    def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
+        """The new model (the old one untouched) and the record (JSON values) of what was done."""
+        ...
+
+    @staticmethod
+    def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
+        """Redo the structural edit on a skeleton (possibly on the meta device) from its record."""
+        ...

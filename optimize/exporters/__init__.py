@@ -1,0 +1,1 @@
+"""Exporters: artifact to files of another format; one file each."""

@@ -1,0 +1,1 @@
+"""Network architectures: the registered ones and our own."""

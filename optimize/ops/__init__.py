@@ -1,0 +1,1 @@
+"""Pure maths used by passes: importance, groups, quantization, distillation targets."""

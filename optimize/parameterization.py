@@ -1,0 +1,54 @@
+"""From a network's raw output to (x^, e^), for every prediction type, and back to what a training loss compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from optimize.errors import unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Prediction = Literal["epsilon", "sample", "v", "flow"]
+_DIFFUSERS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """How a network is fed and read. `time` says what its timestep input means: the native time of the schedule."""
+
+    prediction: Prediction = "epsilon"
+    time: Literal["index", "flow"] = "index"
+
+    def split(self, raw: Tensor, z: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+        """(x^, e^), each shaped like `z`, from the raw output; alpha and sigma broadcast against `z`."""
+        if self.prediction == "epsilon":
+            return (z - sigma * raw) / alpha, raw
+        if self.prediction == "sample":
+            return raw, (z - alpha * raw) / sigma
+        if self.prediction == "v":
+            return alpha * z - sigma * raw, sigma * z + alpha * raw
+        return z - sigma * raw, z + alpha * raw  # flow: u = eps - x, alpha = 1 - t, sigma = t
+
+    def target(self, x: Tensor, e: Tensor, alpha: Any, sigma: Any) -> Tensor:
+        """The raw output that would express (x, e) exactly: the regression target of training."""
+        if self.prediction == "epsilon":
+            return e
+        if self.prediction == "sample":
+            return x
+        return alpha * e - sigma * x if self.prediction == "v" else e - x
+
+    def to_json(self) -> dict[str, str]:
+        """JSON form."""
+        return {"prediction": self.prediction, "time": self.time}
+
+
+def from_diffusers(config: dict[str, Any]) -> Parameterization:
+    """Parameterization of a diffusers scheduler config."""
+    if "FlowMatch" in str(config.get("_class_name", "")):
+        return Parameterization("flow", "flow")
+    name = config.get("prediction_type", "epsilon")
+    if name not in _DIFFUSERS:
+        raise unknown("scheduler_config.json: prediction_type", str(name), _DIFFUSERS)
+    return Parameterization(_DIFFUSERS[name])  # type: ignore[arg-type]

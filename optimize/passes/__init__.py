@@ -1,0 +1,1 @@
+"""Passes: one file each, named as registered. Each maps Model to Model; none imports another."""

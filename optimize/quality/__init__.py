@@ -1,0 +1,1 @@
+"""Quality: distribution distances, drift, classifier accuracy, confidence intervals."""

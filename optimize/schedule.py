@@ -1,0 +1,138 @@
+"""Noise schedules: z_t = alpha(t) x + sigma(t) eps, for variance-preserving, variance-exploding and flow models.
+
+Native time t: a (possibly fractional) training index in [-1, N-1] for `vp`, where -1 is clean data; sigma itself for
+`ve`; flow time in [0, 1] for `flow`. Between the indices of a discrete schedule the angle atan2(sigma, alpha) is
+interpolated, which is finite everywhere. All maths in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from optimize.errors import UserError
+
+Spacing = Literal["trailing", "leading", "linspace", "logsnr"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha(t), sigma(t) and time grids; `alpha_bar` (N,) is the product of (1 - beta) of a discrete VP schedule."""
+
+    kind: Literal["vp", "ve", "flow"] = "vp"
+    alpha_bar: tuple[float, ...] = ()
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    diffusers: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
+
+    @cached_property
+    def _angles(self) -> np.ndarray:
+        bar = np.asarray((1.0, *self.alpha_bar), dtype=np.float64)
+        return np.arctan2(np.sqrt(1 - bar), np.sqrt(bar))
+
+    def alpha(self, t: Any) -> np.ndarray:
+        """Signal scale at native time `t` (scalar or array), float64."""
+        t = np.asarray(t, dtype=np.float64)
+        if self.kind == "vp":
+            return np.cos(self._angle(t))
+        return np.ones_like(t) if self.kind == "ve" else 1.0 - t
+
+    def sigma(self, t: Any) -> np.ndarray:
+        """Noise scale at native time `t` (scalar or array), float64."""
+        t = np.asarray(t, dtype=np.float64)
+        return np.sin(self._angle(t)) if self.kind == "vp" else t
+
+    def _angle(self, t: np.ndarray) -> np.ndarray:
+        return np.interp(t + 1.0, np.arange(len(self._angles)), self._angles)
+
+    @property
+    def clean(self) -> float:
+        """Native time of clean data."""
+        return -1.0 if self.kind == "vp" else 0.0
+
+    @property
+    def noisiest(self) -> float:
+        """Native time where sampling starts."""
+        return float(len(self.alpha_bar) - 1) if self.kind == "vp" else (self.sigma_max if self.kind == "ve" else 1.0)
+
+    def time(self, u: Any) -> np.ndarray:
+        """Native time of the fraction u in [0, 1], 0 clean and 1 noisiest."""
+        return self.clean + np.asarray(u, dtype=np.float64) * (self.noisiest - self.clean)
+
+    def grid(self, steps: int, spacing: Spacing = "trailing") -> np.ndarray:
+        """(steps+1,) native times from the noisiest used to clean; VP grids are whole indices, as in diffusers."""
+        if self.kind == "ve":
+            return self._karras(steps)
+        if self.kind == "flow" or not self.alpha_bar:
+            return self.time(np.linspace(1.0, 0.0, steps + 1))
+        n = len(self.alpha_bar)
+        if not 1 <= steps <= n:
+            raise UserError(f"sampler.steps: {steps} given, allowed 1 to {n}, the schedule's training steps")
+        return np.append(self._vp_times(steps, spacing, n), self.clean)
+
+    def _vp_times(self, steps: int, spacing: Spacing, n: int) -> np.ndarray:
+        if spacing == "trailing":
+            return np.round(np.arange(n, 0, -n / steps))[:steps] - 1
+        if spacing == "leading":
+            return (np.arange(steps) * (n // steps))[::-1].astype(np.float64)
+        if spacing == "linspace":
+            return np.round(np.linspace(0, n - 1, steps))[::-1].astype(np.float64)
+        snr = np.log(self.alpha(np.arange(n))) - np.log(self.sigma(np.arange(n)))
+        levels = np.linspace(max(snr[-1], -4.5), min(snr[0], 3.0), steps)
+        return np.interp(-levels, -snr, np.arange(n)).round()
+
+    def _karras(self, steps: int, rho: float = 7.0) -> np.ndarray:
+        """Karras et al. 2022 (arXiv 2206.00364), equation 5."""
+        ramp = np.linspace(0, 1, steps) if steps > 1 else np.zeros(1)
+        low, high = self.sigma_min ** (1 / rho), self.sigma_max ** (1 / rho)
+        return np.append((high + ramp * (low - high)) ** rho, 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; a schedule that came from diffusers is stored as its scheduler config."""
+        if self.diffusers:
+            return {"kind": self.kind, "diffusers": self.diffusers}
+        return {"kind": self.kind, "alpha_bar": list(self.alpha_bar), "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Schedule:
+        """Inverse of `to_json`."""
+        return from_diffusers(value["diffusers"]) if "diffusers" in value else cls(**{**value, "alpha_bar": tuple(value["alpha_bar"])})
+
+
+def from_diffusers(config: dict[str, Any]) -> Schedule:
+    """Schedule of a diffusers scheduler config (DDPM/DDIM/DPM-Solver families, or flow matching)."""
+    config = {k: v for k, v in config.items() if not k.startswith("_") or k == "_class_name"}
+    if "FlowMatch" in str(config.get("_class_name", "")):
+        return Schedule(kind="flow", diffusers=config)
+    betas = _betas(config)
+    if config.get("rescale_betas_zero_snr"):
+        betas = _zero_snr(betas)
+    return Schedule(kind="vp", alpha_bar=tuple(np.cumprod(1.0 - betas).tolist()), diffusers=config)
+
+
+def _betas(config: dict[str, Any]) -> np.ndarray:
+    """float64 betas (N,) of diffusers' named beta schedules."""
+    n, name = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
+    low, high = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    if config.get("trained_betas") is not None:
+        return np.asarray(config["trained_betas"], dtype=np.float64)
+    if name == "linear":
+        return np.linspace(low, high, n)
+    if name == "scaled_linear":
+        return np.linspace(math.sqrt(low), math.sqrt(high), n) ** 2
+    if name == "squaredcos_cap_v2":
+        bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+    allowed = "linear, scaled_linear, squaredcos_cap_v2, or trained_betas"
+    raise UserError(f'scheduler_config.json: beta_schedule "{name}" is not supported. Allowed: {allowed}.')
+
+
+def _zero_snr(betas: np.ndarray) -> np.ndarray:
+    """Rescale to zero terminal SNR (Lin et al., arXiv 2305.08891, algorithm 1)."""
+    root = np.sqrt(np.cumprod(1 - betas))
+    bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return 1 - np.append(bar[:1], bar[1:] / bar[:-1])
