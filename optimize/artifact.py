@@ -21,6 +21,7 @@ from optimize.weights import file_sha256, load_state, read_json, read_tensors
 
 if TYPE_CHECKING:
     from optimize.model import Model
+    from optimize.network import Network
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -48,7 +49,9 @@ def commit(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, A
 
 def _explained(error: OSError, folder: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EnvironmentLacks(f"{folder}: the disk is full; nothing was half-written and earlier results are intact. Free space, then run the same command again.")
+        return EnvironmentLacks(
+            f"{folder}: the disk is full; nothing was half-written and earlier results are intact. Free space, then run the same command again."
+        )
     return EnvironmentLacks(f"{folder}: cannot be written ({error.strerror or error}). Nothing was half-written.")
 
 
@@ -105,22 +108,31 @@ def _replace(temporary: Path, folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left under temporary names directly in `folder`."""
+    """Remove what killed processes left under temporary names directly in `folder`; those of living ones stay."""
     for path in folder.glob(".tmp-*") if folder.is_dir() else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not _alive(path.name.rpartition("-")[2]):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _alive(pid: str) -> bool:
+    return pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest, after every file was found with the bytes it names; ArtifactError naming what differs."""
     manifest = read_json(folder / MANIFEST)
     if manifest.get("schema") != SCHEMA:
-        raise ArtifactError(f"{folder}/{MANIFEST}: schema {manifest.get('schema')} is not {SCHEMA}; made by another version of optimize.")
+        raise ArtifactError(
+            f"{folder}/{MANIFEST}: schema {manifest.get('schema')} is not {SCHEMA}; made by another version of optimize."
+        )
     found = hash_files(folder)
     for name in sorted(set(manifest["files"]) | set(found)):
         if name not in found:
             raise ArtifactError(f"{folder}: {name} is missing. Delete the folder and run again.")
         if found[name] != manifest["files"].get(name):
-            raise ArtifactError(f"{folder}: {name} is not the file the manifest describes. Delete the folder and run again.")
+            raise ArtifactError(
+                f"{folder}: {name} is not the file the manifest describes. Delete the folder and run again."
+            )
     return manifest
 
 
@@ -139,13 +151,18 @@ def sampler_json(model: Model) -> dict[str, Any]:
     denoiser, sampler = model.denoiser, model.sampler
     times = sampler.times(denoiser.schedule)
     coefficients = [
-        {"t": float(t), "alpha": float(denoiser.schedule.alpha(t)), "sigma": float(denoiser.schedule.sigma(t))} for t in times
+        {"t": float(t), "alpha": float(denoiser.schedule.alpha(t)), "sigma": float(denoiser.schedule.sigma(t))}
+        for t in times
     ]
     return {
         "sampler": sampler.to_json(),
         "schedule": denoiser.schedule.to_json(),
         "parameterization": denoiser.parameterization.to_json(),
-        "conditioning": {"kind": denoiser.conditioning.kind, "classes": denoiser.conditioning.classes, "null": denoiser.conditioning.null},
+        "conditioning": {
+            "kind": denoiser.conditioning.kind,
+            "classes": denoiser.conditioning.classes,
+            "null": denoiser.conditioning.null,
+        },
         "shape": list(model.shape),
         "nfe": model.nfe,
         "steps": coefficients,
@@ -161,24 +178,41 @@ def load_model(folder: Path) -> Model:
 
 def rebuild(structure: dict[str, Any], sampling: dict[str, Any], weights: Path, manifest: dict[str, Any]) -> Model:
     """Model from its parsed files."""
-    from optimize.denoiser import Conditioning, Denoiser
-    from optimize.model import Model, Structure
     from optimize.models.architectures import architecture
     from optimize.network import TorchNetwork
+
+    entry, config = architecture(structure["architecture"]), structure["config"]
+    module = restore_module(structure, read_tensors(weights), weights)
+    return _assemble(structure, sampling, TorchNetwork(module, entry.inputs(config)), manifest)
+
+
+def model_around(folder: Path, network: Network) -> Model:
+    """The Model of an artifact with `network`, e.g. a runner, in the place of its torch weights, which are not read."""
+    return _assemble(read_json(folder / "structure.json"), read_json(folder / "sampler.json"), network, {})
+
+
+def _assemble(structure: dict[str, Any], sampling: dict[str, Any], network: Network, manifest: dict[str, Any]) -> Model:
+    from optimize.denoiser import Conditioning, Denoiser
+    from optimize.model import Model, Structure
     from optimize.parameterization import Parameterization
     from optimize.sampling import Sampler
     from optimize.schedule import Schedule
 
-    entry, config = architecture(structure["architecture"]), structure["config"]
-    module = restore_module(structure, read_tensors(weights), weights)
     denoiser = Denoiser(
-        TorchNetwork(module, entry.inputs(config)),
+        network,
         Parameterization(**sampling["parameterization"]),
         Schedule.from_json(sampling["schedule"]),
         Conditioning(**sampling["conditioning"]),
     )
-    edits = Structure(structure["architecture"], config, tuple(structure["edits"]))
-    return Model(denoiser, Sampler(**sampling["sampler"]), edits, tuple(sampling["shape"]), manifest.get("id", ""), manifest.get("source", {}))
+    edits = Structure(structure["architecture"], structure["config"], tuple(structure["edits"]))
+    return Model(
+        denoiser,
+        Sampler(**sampling["sampler"]),
+        edits,
+        tuple(sampling["shape"]),
+        manifest.get("id", ""),
+        manifest.get("source", {}),
+    )
 
 
 def restore_module(structure: dict[str, Any], tensors: dict[str, Any], path: Path) -> Any:

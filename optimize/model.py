@@ -70,7 +70,9 @@ class Model:
         structure = self.structure
         if edit is not None:
             structure = replace(structure, edits=(*structure.edits, edit))
-        return replace(self, denoiser=self.denoiser.with_network(TorchNetwork(module, self.inputs)), structure=structure)
+        return replace(
+            self, denoiser=self.denoiser.with_network(TorchNetwork(module, self.inputs)), structure=structure
+        )
 
     def with_network(self, network: Network) -> Model:
         """The same model run by another network, e.g. a runner."""
@@ -89,7 +91,13 @@ class Model:
 
         return torch.from_numpy(rng.noise(list(seeds), self.shape))
 
-    def sample(self, seeds: Sequence[int], batch: int = 64, sampler: Sampler | None = None, done: Callable[[int], None] | None = None) -> Tensor:
+    def sample(
+        self,
+        seeds: Sequence[int],
+        batch: int = 64,
+        sampler: Sampler | None = None,
+        done: Callable[[int], None] | None = None,
+    ) -> Tensor:
         """Images (N,C,H,W) float32 in [-1, 1], one per seed; `done(n)` is called with the images made by each batch."""
         import torch
 

@@ -52,7 +52,9 @@ def raw_output(value: Any) -> Tensor:
     return value[0] if isinstance(value, tuple | list) else value
 
 
-def example_inputs(inputs: tuple[TensorSpec, ...], batch: int, seed: int = 0, classes: int = 1, t_max: float = 999.0) -> dict[str, Tensor]:
+def example_inputs(
+    inputs: tuple[TensorSpec, ...], batch: int, seed: int = 0, classes: int = 1, t_max: float = 999.0
+) -> dict[str, Tensor]:
     """Seeded inputs of the right shapes: noise, timesteps spread over [0, t_max], labels in [0, classes)."""
     import numpy as np
     import torch

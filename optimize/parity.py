@@ -13,14 +13,20 @@ if TYPE_CHECKING:
     from optimize.model import Model
 
 
-def parity(reference: Model, other: Network, levels: int = 10, batch: int = 8, seed: int = 0, times: list[float] | None = None) -> dict[str, Any]:
+def parity(
+    reference: Model, other: Network, levels: int = 10, batch: int = 8, seed: int = 0, times: list[float] | None = None
+) -> dict[str, Any]:
     """`{levels: [{t, max_abs, relative_l2}], max_abs, relative_l2}`, the last two the worst over levels.
 
     Inputs at native time t are `alpha_t x + sigma_t eps` with seeded x = clipped noise, eps normal, B = `batch`; `times` defaults to `levels`
     times from nearly clean to noisiest. relative_l2 = |a - b| / |b| over the batch; a NaN counts as infinite.
     """
     rows = [_level(reference, other, t, batch, seed) for t in times or noise_levels(reference, levels)]
-    return {"levels": rows, "max_abs": max(r["max_abs"] for r in rows), "relative_l2": max(r["relative_l2"] for r in rows)}
+    return {
+        "levels": rows,
+        "max_abs": max(r["max_abs"] for r in rows),
+        "relative_l2": max(r["relative_l2"] for r in rows),
+    }
 
 
 def noise_levels(model: Model, levels: int) -> list[float]:
@@ -41,7 +47,11 @@ def _level(reference: Model, other: Network, t: float, batch: int, seed: int) ->
     difference = float((b - a).norm() / a.norm())
     largest = float((b - a).abs().max())
     big = float(torch.finfo(torch.float32).max)
-    return {"t": t, "max_abs": largest if largest == largest else big, "relative_l2": difference if difference == difference else big}
+    return {
+        "t": t,
+        "max_abs": largest if largest == largest else big,
+        "relative_l2": difference if difference == difference else big,
+    }
 
 
 def noised_inputs(model: Model, t: float, batch: int, seed: int) -> dict[str, Tensor]:

@@ -33,7 +33,9 @@ class Registry:
         def add(plugin: T) -> T:
             earlier = self._found.get(name)
             if earlier is not None and earlier.__module__ != plugin.__module__:
-                raise UserError(f'{self.kind}: "{name}" is registered twice, by {earlier.__module__} and {plugin.__module__}')
+                raise UserError(
+                    f'{self.kind}: "{name}" is registered twice, by {earlier.__module__} and {plugin.__module__}'
+                )
             plugin.name = name  # type: ignore[attr-defined]
             self._found[name] = plugin
             return plugin

@@ -16,7 +16,9 @@ Key = int | str
 def generator(*key: Key) -> np.random.Generator:
     """The Philox generator of `key`."""
     text = "\x1f".join(f"{type(k).__name__}:{k}" for k in key)
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest())))
+    return np.random.Generator(
+        np.random.Philox(key=int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest()))
+    )
 
 
 def normal(shape: tuple[int, ...], *key: Key) -> np.ndarray:

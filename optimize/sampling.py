@@ -38,7 +38,9 @@ class Guidance(Config):
     @model_validator(mode="after")
     def _one_kind(self) -> Guidance:
         if self.cfg is not None and self.folded is not None:
-            raise ValueError("cfg and folded given together: the folded network already contains its guidance; keep one")
+            raise ValueError(
+                "cfg and folded given together: the folded network already contains its guidance; keep one"
+            )
         return self
 
     def applies(self, t: float) -> bool:
@@ -99,7 +101,9 @@ def sample(sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, labels_B: T
     return last
 
 
-def trajectory(sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, labels_B: Tensor | None = None) -> Iterator[Step | Tensor]:
+def trajectory(
+    sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, labels_B: Tensor | None = None
+) -> Iterator[Step | Tensor]:
     """Yields a `Step` before every solver step and at the end the clean sample."""
     schedule = denoiser.schedule
     times = sampler.times(schedule)

@@ -95,12 +95,21 @@ class Schedule:
         """JSON form; a schedule that came from diffusers is stored as its scheduler config."""
         if self.diffusers:
             return {"kind": self.kind, "diffusers": self.diffusers}
-        return {"kind": self.kind, "alpha_bar": list(self.alpha_bar), "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        return {
+            "kind": self.kind,
+            "alpha_bar": list(self.alpha_bar),
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schedule:
         """Inverse of `to_json`."""
-        return from_diffusers(value["diffusers"]) if "diffusers" in value else cls(**{**value, "alpha_bar": tuple(value["alpha_bar"])})
+        return (
+            from_diffusers(value["diffusers"])
+            if "diffusers" in value
+            else cls(**{**value, "alpha_bar": tuple(value["alpha_bar"])})
+        )
 
 
 def from_diffusers(config: dict[str, Any]) -> Schedule:

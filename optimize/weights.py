@@ -42,7 +42,9 @@ def refuse_pickle(path: Path) -> None:
     if not path.exists() and path.parent.is_dir():
         pickled = sorted(p.name for p in path.parent.iterdir() if p.suffix in PICKLED)
         if pickled:
-            raise ArtifactError(f"{path.parent}: only a pickled checkpoint ({pickled[0]}) is there; it is never loaded. Convert it to safetensors ({path.name}).")
+            raise ArtifactError(
+                f"{path.parent}: only a pickled checkpoint ({pickled[0]}) is there; it is never loaded. Convert it to safetensors ({path.name})."
+            )
 
 
 def read_json(path: Path) -> Any:
@@ -61,4 +63,6 @@ def load_state(module: Any, tensors: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         lines = str(error).splitlines()
-        raise ArtifactError(f"{path}: the weights do not fit the network: {' '.join(x.strip() for x in lines[1:3])}") from error
+        raise ArtifactError(
+            f"{path}: the weights do not fit the network: {' '.join(x.strip() for x in lines[1:3])}"
+        ) from error

@@ -47,7 +47,9 @@ class DiffusersSource:
         from optimize.network import TorchNetwork
 
         if not self.path.is_dir():
-            raise ArtifactError(f"source.path: {self.path} is no folder. Give a folder in diffusers layout (unet/, scheduler/).")
+            raise ArtifactError(
+                f"source.path: {self.path} is no folder. Give a folder in diffusers layout (unet/, scheduler/)."
+            )
         config = read_json(self.path / "unet" / "config.json")
         name = config.get("_class_name", "")
         if name not in ARCHITECTURES:

@@ -1,0 +1,198 @@
+"""The command line. Heavy imports happen inside commands, so `--help` answers at once.
+
+Exit codes: 0 done, 1 a gate failed, 2 the user's input is wrong, 3 the environment lacks something.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    name="optimize",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Shrink trained diffusion models, prove what it cost, and export what a server loads.\n\nExample: optimize run digits",
+)
+Exported = Annotated[Path, typer.Option(help="Folder that results go to.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
+    exported: Exported = Path("exported"),
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Run a recipe: passes, exports, parity, benchmark, quality, gates, report.
+
+    Example: optimize run digits --exported exported
+    """
+    from optimize.recipe import load
+
+    loaded = load(recipe)
+    from optimize.pipeline import run as run_recipe
+    from optimize.progress import rich_progress
+
+    console = _console(stderr=as_json)
+    _log_to(exported / loaded.name / "run.log")
+    with rich_progress(console, quiet or as_json) as progress:
+        summary = run_recipe(loaded, exported, progress)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+    else:
+        _show(summary, exported / loaded.name, console)
+    raise typer.Exit(0 if summary["gates_passed"] else 1)
+
+
+def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    from optimize.report.console import print_table
+
+    print_table(summary, console)
+    console.print(f"Report: [bold]{folder / 'report.html'}[/bold]", soft_wrap=True)
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List recipes, passes, exporters, runners and sources.
+
+    Example: optimize list --json
+    """
+    from optimize import registry
+    from optimize.recipe import builtin
+
+    kinds = {
+        "passes": registry.PASSES,
+        "exporters": registry.EXPORTERS,
+        "runners": registry.RUNNERS,
+        "sources": registry.SOURCES,
+    }
+    found = {"recipes": builtin(), **{k: v.names() for k, v in kinds.items()}}
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for kind, names in found.items():
+        typer.echo(f"{kind:<10} {', '.join(names)}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A finished run's folder, e.g. exported/digits.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print a finished run's table again and rewrite its report.md and report.html.
+
+    Example: optimize report exported/digits
+    """
+    from optimize.pipeline import write_reports
+    from optimize.weights import read_json
+
+    summary = read_json(folder / "summary.json")
+    write_reports(summary, folder)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+    else:
+        _show(summary, folder, _console())
+
+
+@app.command()
+def verify(artifact: Annotated[Path, typer.Argument(help="An artifact folder, e.g. exported/digits/final.")]) -> None:
+    """Check that every file of an artifact is the one its manifest names.
+
+    Example: optimize verify exported/digits/final
+    """
+    from optimize.artifact import verify as check
+
+    manifest = check(artifact)
+    typer.echo(f"{artifact}: {len(manifest['files'])} files intact, id {manifest.get('id', '')}")
+
+
+@app.command()
+def gc(exported: Exported = Path("exported")) -> None:
+    """Remove intermediate artifacts (exported/.cache); published variants stay.
+
+    Example: optimize gc
+    """
+    import shutil
+
+    cache = exported / ".cache"
+    size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) if cache.is_dir() else 0
+    if cache.is_dir():
+        shutil.rmtree(cache)
+    typer.echo(f"{cache}: {size / 2**20:.1f} MiB removed")
+
+
+@app.command()
+def schema(
+    name: Annotated[str, typer.Argument(help="recipe, or a pass, exporter or source")] = "recipe",
+) -> None:
+    """Print the JSON schema of a recipe or of one pass or exporter.
+
+    Example: optimize schema distill
+    """
+    from optimize.errors import unknown
+    from optimize.recipe import Recipe
+    from optimize.registry import EXPORTERS, PASSES
+
+    if name == "recipe":
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+        return
+    for registry in (PASSES, EXPORTERS):
+        if name in registry.names():
+            typer.echo(json.dumps(registry.get(name).model_json_schema(), indent=1))
+            return
+    raise unknown("schema", name, ["recipe", *PASSES.names(), *EXPORTERS.names()])
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _log_to(path: Path) -> None:
+    """Send this package's log, one line a step, to a file."""
+    from optimize.errors import EnvironmentLacks
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"--exported: {path} cannot be written ({error.strerror}). Choose a folder you may write to."
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("optimize")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+
+
+def main() -> None:
+    """Entry point: runs a command and turns every error raised on purpose into one message and an exit code."""
+    from optimize.errors import OptimizeError
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of two processes stop each other for minutes
+    try:
+        app(standalone_mode=True)
+    except OptimizeError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; the same command goes on where it stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""One `model.onnx`: the raw network, diffusers' input names, symbolic batch, INT8 and 16-bit weights stored as such.
+
+The float network goes through torch's own exporter; Q/DQ nodes are then placed by the quantizer table of the model's
+structure (the exporter cannot trace modelopt's fake quantizers), so the graph says exactly what the record says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from optimize.configs import Config
+from optimize.errors import EnvironmentLacks
+from optimize.registry import EXPORTERS
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import nn
+
+    from optimize.context import Context
+    from optimize.model import Model
+    from optimize.network import TensorSpec
+
+FILE = "onnx/model.onnx"
+OUTPUT = "out_sample"
+EMBEDDED_BYTES = 2_000_000_000  # above this the weights go into a file of their own
+
+
+@EXPORTERS.register("onnx")
+class Onnx(Config):
+    """The network as ONNX."""
+
+    opset: Annotated[int, Field(ge=18, le=20)] = 18  # ONNX operator set
+    weights: Literal["as_stored", "fp32"] = "as_stored"  # kept weights of a quantized model: 16 bit, or widened to FP32
+
+    def export(self, model: Model, folder: Path, context: Context) -> dict[str, Any]:
+        """Write `folder/onnx/model.onnx`; returns the record {file, bytes, opset, inputs, output, int8_layers, kept_dtype}.
+
+        Raises EnvironmentLacks where onnx or onnxscript is missing."""
+        table, kept = _quantization(model)
+        with context.progress("export onnx", 3) as advance:
+            graph = traced(_plain(model.module, table), model.inputs, self.opset)
+            advance(1, "traced")
+            record = self._finish(graph, model, table, kept)
+            advance(1, "cleaned")
+            path = folder / FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(graph, path)
+            advance(1, f"{path.stat().st_size} bytes")
+        names = [s.name for s in model.inputs]
+        return {"file": FILE, "bytes": path.stat().st_size, "opset": self.opset, "inputs": names, "output": OUTPUT, **record}
+
+    def _finish(self, graph: ir.Model, model: Model, table: list[dict[str, Any]], kept: str) -> dict[str, Any]:
+        from optimize import onnx_graph as g
+
+        g.simplify(graph)
+        layers = g.quantize_layers(graph, _steps(model.module, table))
+        missing = {row["module"] for row in table} - set(layers)
+        if missing:
+            raise RuntimeError(f"onnx: quantized layers not found in the traced graph: {', '.join(sorted(missing))}")
+        stored = kept if self.weights == "as_stored" else "fp32"
+        if stored != "fp32":
+            g.store_16_bit(graph, stored)
+        g.anonymize(graph)
+        return {"int8_layers": len(layers), "kept_dtype": stored}
+
+
+def traced(module: nn.Module, inputs: tuple[TensorSpec, ...], opset: int) -> ir.Model:
+    """The float network as an onnx_ir model with a symbolic batch, as torch's exporter gives it."""
+    import torch
+
+    from optimize.network import example_inputs
+    from optimize.onnx_graph import quiet
+
+    feed = tuple(example_inputs(inputs, batch=3).values())
+    batch = torch.export.Dim("B", min=1, max=1 << 20)
+    shapes = tuple({i: batch for i, d in enumerate(s.dims) if d == "B"} for s in inputs)
+    names = [s.name for s in inputs]
+    with quiet("torch.onnx"):
+        try:
+            program = torch.onnx.export(
+                _positional(module, names), feed, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT],
+                dynamic_shapes=(shapes,), optimize=False, verbose=False,
+            )  # fmt: skip
+        except ImportError as error:
+            raise EnvironmentLacks(f"onnx: {error}. Install it: pip install onnx onnxscript") from error
+    assert program is not None
+    for value in list(program.model.graph.initializers.values()):
+        value.name = (value.name or "").removeprefix("network.")
+    return program.model
+
+
+def _positional(module: nn.Module, names: list[str]) -> nn.Module:
+    """The module called with positional tensors and returning one tensor, as tracing wants it."""
+    from torch import nn
+
+    from optimize.network import raw_output
+
+    class Positional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = module
+
+        def forward(self, *tensors: Any) -> Any:
+            return raw_output(self.network(**dict(zip(names, tensors))))
+
+    return Positional().eval()
+
+
+def _quantization(model: Model) -> tuple[list[dict[str, Any]], str]:
+    """The quantizer table and the dtype of what is kept; empty and fp32 for a float model."""
+    for edit in reversed(model.structure.edits):
+        if "quantizers" in edit["record"]:
+            return edit["record"]["quantizers"], edit["record"]["kept_dtype"]
+    return [], "fp32"
+
+
+def _plain(module: nn.Module, table: list[dict[str, Any]]) -> nn.Module:
+    from optimize.quantizers import float_copy
+
+    return float_copy(module, table) if table else module
+
+
+def _steps(module: nn.Module, table: list[dict[str, Any]]) -> dict[str, Any]:
+    from optimize.ops.quantization import step_size
+
+    steps = {}
+    for row in table:
+        layer = module.get_submodule(row["module"])
+        pair = (layer.weight_quantizer, layer.input_quantizer)
+        of_weight, of_input = (step_size(q.amax, q.num_bits).cpu().numpy() for q in pair)
+        steps[row["module"]] = (of_weight.reshape(-1), of_input.reshape(()))
+    return steps
+
+
+def save(graph: ir.Model, path: Path) -> None:
+    """Write and check the file; weights go beside it only where they exceed protobuf's 2 GB."""
+    import onnx
+    import onnx_ir as ir
+
+    size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
+    ir.save(graph, path, external_data="model.onnx.data" if size > EMBEDDED_BYTES else None)
+    onnx.checker.check_model(str(path), full_check=True)

@@ -1,0 +1,134 @@
+"""What was timed (Variant) and what came out (Measurement): raw samples are kept, statistics are derived. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from optimize import environment
+from optimize.configs import Config, canonical
+from optimize.errors import OptimizeError
+from optimize.measure import statistics
+from optimize.measure.statistics import Interval
+from optimize.sampling import Sampler
+
+
+class Variant(Config):
+    """One thing to time: an artifact on a runner at a batch size."""
+
+    key: str  # unique name within a bench
+    folder: str  # artifact folder: structure.json, sampler.json and what the runner reads
+    runner: str  # a registered runner
+    options: dict[str, Any] = Field(default_factory=dict)  # the runner's own options
+    batch: int = Field(default=1, ge=1)  # images drawn at once; a guided batched sampler runs twice this
+    sampler: Sampler | None = None  # instead of the artifact's own
+    threads: int | None = Field(default=None, ge=1)  # CPU threads; every core this process may use where not given
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times of one variant by round, in seconds: `call_s` of one network call, `image_s` of a whole batch of images.
+
+    `cold` holds what happens once (process_s, import_s, load_s, first_call_s, first_image_s), `memory` bytes, `runner`
+    the runner's own description. Rounds with the same `bench` were interleaved.
+    """
+
+    variant: Variant
+    status: str = "done"  # or "failed", with the reason
+    reason: str = ""
+    bench: str = ""
+    call_s: list[list[float]] = field(default_factory=list)
+    image_s: list[list[float]] = field(default_factory=list)
+    nfe: int = 0
+    cold: dict[str, float] = field(default_factory=dict)
+    warm_up: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    runner: dict[str, Any] = field(default_factory=dict)
+    threads: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The variant's name."""
+        return self.variant.key
+
+    @property
+    def done(self) -> bool:
+        """Whether there are samples to speak of."""
+        return self.status == "done"
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the image latency's interquartile range exceeds 10 % of its median."""
+        return self.done and bool(self.image_latency()["noisy"])
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Highest resident memory of the worker, loading and compiling included."""
+        return self.memory.get("peak_bytes")
+
+    def call_latency(self) -> dict[str, Any]:
+        """`statistics.summary` of one network call at the variant's batch, in seconds."""
+        return statistics.summary(self._samples("call_s"))
+
+    def image_latency(self) -> dict[str, Any]:
+        """`statistics.summary` of drawing one batch of images, in seconds."""
+        return statistics.summary(self._samples("image_s"))
+
+    def images_per_s(self) -> Interval:
+        """Images a second at the median image latency, with its interval."""
+        middle, batch = statistics.median_interval(self._samples("image_s")), self.variant.batch
+        return Interval(batch / middle.value, batch / middle.high, batch / middle.low, middle.n)
+
+    def _samples(self, name: str) -> list[list[float]]:
+        if not self.done:
+            raise OptimizeError(f"{self.key}: not measured ({self.reason})")
+        return getattr(self, name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Raw samples, everything recorded, and the derived figures under `derived`; JSON values."""
+        value = {**asdict(self), "variant": self.variant.to_json()}
+        if self.done:
+            value["derived"] = {
+                "call_latency_s": self.call_latency(),
+                "image_latency_s": self.image_latency(),
+                "images_per_s": self.images_per_s().to_json(),
+                "noisy": self.noisy,
+            }
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Measurement:
+        """Inverse of `to_json`; `derived` is derived again."""
+        rest = {k: v for k, v in value.items() if k not in ("variant", "derived")}
+        return cls(variant=Variant(**value["variant"]), **rest)
+
+
+def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed: int = 0) -> Interval:
+    """How many times faster `other` is, per image (`what="image"`) or per network call of one sample (`"call"`).
+
+    Ratio of median latencies with its 95 % interval, paired by round where both come from one bench. Raises
+    OptimizeError where the two were measured in different environments or with different thread counts.
+    """
+    for name in ("environment", "threads"):
+        a, b = getattr(baseline, name), getattr(other, name)
+        if canonical(a) != canonical(b):
+            raise OptimizeError(
+                f"{other.key} against {baseline.key}: {name} differ ({_unlike(a, b)}). Measure both in one bench."
+            )
+    rounds = [m._samples(f"{what}_s") for m in (baseline, other)]
+    same = baseline.bench == other.bench and len(rounds[0]) == len(rounds[1])
+    ratio = statistics.ratio_interval(*rounds, seed=seed, paired=same)
+    scale = other.variant.batch / baseline.variant.batch
+    return Interval(ratio.value * scale, ratio.low * scale, ratio.high * scale, ratio.n)
+
+
+def _unlike(a: dict[str, Any], b: dict[str, Any]) -> str:
+    return ", ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k))
+
+
+def here() -> dict[str, Any]:
+    """The environment measurements are made in."""
+    return environment.environment()

@@ -1,0 +1,75 @@
+"""Timing one callable: warm-up until stable, then raw samples by `perf_counter`, after a device synchronize on CUDA."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], Any]
+
+
+def samples(call: Call, wait: Call, count: int, limit_s: float) -> list[float]:
+    """Seconds of up to `count` calls, at least one, none begun once `limit_s` is over. Garbage collection is off."""
+    taken: list[float] = []
+    with no_garbage_collection():
+        end = perf_counter() + limit_s
+        while not taken or (len(taken) < count and perf_counter() < end):
+            taken.append(timed(call, wait))
+    return taken
+
+
+def timed(call: Call, wait: Call) -> float:
+    """Seconds of one call, the device's queue empty before and after."""
+    wait()
+    start = perf_counter()
+    call()
+    wait()
+    return perf_counter() - start
+
+
+def warm_up(
+    call: Call, wait: Call, limit_s: float = 3.0, window: int = 5, tolerance: float = 0.05
+) -> dict[str, Any]:
+    """Call until the medians of two neighbouring windows differ by less than `tolerance`, or `limit_s` is over.
+
+    Returns `{calls, seconds, stable}`; one call is always made.
+    """
+    taken: list[float] = []
+    end = perf_counter() + limit_s
+    while not taken or (perf_counter() < end and not _stable(taken, window, tolerance)):
+        taken.append(timed(call, wait))
+    return {"calls": len(taken), "seconds": sum(taken), "stable": _stable(taken, window, tolerance)}
+
+
+def _stable(taken: list[float], window: int, tolerance: float) -> bool:
+    if len(taken) < 2 * window:
+        return False
+    before, after = np.median(taken[-2 * window : -window]), np.median(taken[-window:])
+    return bool(abs(after - before) <= tolerance * before)
+
+
+def synchronizer(device: str) -> Call:
+    """Waits for a CUDA device's queue; does nothing on other devices."""
+    if not device.startswith("cuda"):
+        return lambda: None
+    import torch
+
+    return lambda: torch.cuda.synchronize(device)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect now, then keep the collector off inside the block."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

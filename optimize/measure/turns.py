@@ -1,0 +1,212 @@
+"""The interleaved bench: variants in worker processes take turns, one computing at a time, in a new order every round.
+
+Interleaving puts slow drifts of the machine (clock, heat, neighbours) on all variants alike, so that ratios paired by
+round stay true. A worker that fails or hangs gives a failed row; the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from optimize import environment, rng
+from optimize.context import Advance, Progress, silent
+from optimize.errors import OptimizeError, UserError
+from optimize.measure.measurement import Measurement, Variant
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def bench(
+    variants: Sequence[Variant | dict[str, Any]],
+    *,
+    rounds: int = 7,
+    calls_per_round: int = 30,
+    turn_s: float = 0.25,
+    warm_s: float = 2.0,
+    timeout_s: float = 600.0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[Measurement]:
+    """One Measurement a variant, in the given order.
+
+    A turn takes up to `calls_per_round` network calls and as many batches of images, each kind for about `turn_s`
+    seconds but at least once, so slow variants give one sample a round. `warm_s` limits each kind of warm-up. A worker
+    that answers nothing for `timeout_s` is killed. Raises UserError for keys given twice; nothing else of a variant
+    raises: a failed one has status "failed" and a reason.
+    """
+    asked = [v if isinstance(v, Variant) else Variant(**v) for v in variants]
+    _check(asked, rounds, calls_per_round)
+    name = f"{datetime.now(UTC).isoformat()}-{os.getpid()}"
+    rows = [_Row(v, name, timeout_s) for v in asked]
+    try:
+        with progress("benchmark", len(rows) * (rounds + 1)) as advance:
+            for row in rows:
+                row.open(warm_s)
+                advance(1, row.variant.key)
+            for round_ in range(rounds):
+                _round(rows, rng.generator("bench", seed, round_).permutation(len(rows)).tolist(), calls_per_round, turn_s, advance)
+        return [row.close() for row in rows]
+    finally:
+        for row in rows:
+            row.kill()
+
+
+def _check(variants: list[Variant], rounds: int, calls: int) -> None:
+    twice = [k for k, n in Counter(v.key for v in variants).items() if n > 1]
+    if twice:
+        raise UserError(f"bench: keys given twice: {', '.join(twice)}. Give every variant a name of its own.")
+    if rounds < 1 or calls < 1:
+        raise UserError(f"bench: rounds = {rounds}, calls_per_round = {calls}; both must be 1 or more.")
+
+
+def _round(rows: list[_Row], order: list[int], calls: int, turn_s: float, advance: Advance) -> None:
+    for index in order:
+        rows[index].turn(calls, turn_s)
+        advance(1, rows[index].variant.key)
+
+
+class WorkerFailed(OptimizeError):
+    """A worker answered an error, ended, or did not answer in time."""
+
+
+class _Row:
+    """A variant, its worker while it lives, and what it gave so far."""
+
+    def __init__(self, variant: Variant, bench: str, timeout_s: float) -> None:
+        self.variant, self.bench, self.timeout_s = variant, bench, timeout_s
+        self.worker: Worker | None = None
+        self.found: dict[str, Any] = {"call_s": [], "image_s": []}
+
+    def open(self, warm_s: float) -> None:
+        """Start the worker, load, make the first call and warm up."""
+        self.found["threads"] = thread_environment(self.variant.threads)
+        self.worker = Worker(self.found["threads"], self.timeout_s)
+        opened = self._ask({"do": "open", "variant": self.variant.to_json()})
+        if opened is None or self.worker is None:
+            return
+        self.found["threads"] |= {"torch_threads": opened.pop("torch_threads")}
+        opened["cold"] = {"process_s": self.worker.start_s, **opened["cold"]}
+        self.found |= opened
+        self.found["warm_up"] = self._ask({"do": "warm", "limit_s": warm_s}) or {}
+
+    def turn(self, calls: int, limit_s: float) -> None:
+        """Samples of one round."""
+        taken = self._ask({"do": "turn", "calls": calls, "limit_s": limit_s})
+        for name, values in (taken or {}).items():
+            self.found[name].append(values)
+
+    def close(self) -> Measurement:
+        """The Measurement; the worker has ended."""
+        self.found["memory"] = self.found.get("memory", {}) | (self._ask({"do": "close"}) or {})
+        self.kill()
+        return Measurement(self.variant, bench=self.bench, environment=environment.environment(), **self.found)
+
+    def kill(self) -> None:
+        """End the worker and whatever it started."""
+        if self.worker is not None:
+            self.worker.kill()
+            self.worker = None
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """The worker's answer; None, and a failed row, where there is none."""
+        if self.worker is None:
+            return None
+        try:
+            return self.worker.ask(request)
+        except WorkerFailed as error:
+            self.found |= {"status": "failed", "reason": str(error)}
+            self.kill()
+            return None
+
+
+class Worker:
+    """A worker process. `start_s` is how long it took to say that it is ready."""
+
+    def __init__(self, threads: dict[str, Any], timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._said: queue.Queue[str] = queue.Queue()
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._start = perf_counter()
+        self.start_s: float | None = None
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "optimize.measure.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **{k: str(v) for k, v in threads.items()}, "PYTHONPATH": _python_path()},
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and wait for its answer. Raises WorkerFailed."""
+        if self.start_s is None:
+            self._answer("start")
+            self.start_s = perf_counter() - self._start
+        assert self._process.stdin is not None
+        with suppress(OSError):  # where it has ended, its last line, or the lack of one, says why
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        return self._answer(request["do"])
+
+    def _answer(self, asked: str) -> dict[str, Any]:
+        try:
+            line = self._said.get(timeout=self.timeout_s)
+        except queue.Empty:
+            raise WorkerFailed(f"worker: no answer to {asked} within {self.timeout_s:g} s; killed") from None
+        if not line:
+            code = self._process.wait()
+            raise WorkerFailed(f"worker: ended with code {code} at {asked}. Last words: {self._last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerFailed(answer["error"])
+        return answer
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._said.put(line)
+        self._said.put("")
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
+        return " | ".join(lines[-3:]) or "none"
+
+    def kill(self) -> None:
+        """End the process and its children; does nothing where they have ended."""
+        assert self._process.stdin is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._errors.close()
+        with suppress(OSError):
+            self._process.stdin.close()
+
+
+def thread_environment(threads: int | None) -> dict[str, Any]:
+    """Environment of a worker: its thread counts, and threads that sleep while they wait."""
+    count = threads or environment.cores()
+    return {**dict.fromkeys(THREAD_VARIABLES, count), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _python_path() -> str:
+    """PYTHONPATH that finds this package wherever it lies."""
+    here = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,0 +1,178 @@
+"""One variant in a process of its own: `python -m optimize.measure.worker`, a JSON object a line on stdin and stdout.
+
+Requests: open (a variant), warm, turn, close; each is answered by one line. Whatever libraries write to stdout goes to
+stderr. An error is answered by `{"error": reason}` and ends the process with exit code 1; so does the end of stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from optimize.errors import OptimizeError
+from optimize.measure import memory, timing
+from optimize.measure.measurement import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optimize.model import Model
+
+
+def serve(requests: TextIO, replies: TextIO) -> None:
+    """Answer requests until `close` or the end of `requests`."""
+    with ExitStack() as opened:
+        subject: Subject | None = None
+        for request in map(json.loads, requests):
+            if request["do"] == "open":
+                subject = opened.enter_context(Subject(Variant(**request["variant"])))
+                answer = subject.opened
+            elif subject is None:
+                raise OptimizeError(f"worker: {request['do']} asked before open")
+            elif request["do"] == "warm":
+                answer = subject.warm(request["limit_s"])
+            elif request["do"] == "turn":
+                answer = subject.turn(request["calls"], request["limit_s"])
+            else:
+                send(replies, subject.memory())
+                return
+            send(replies, answer)
+
+
+def send(replies: TextIO, answer: dict[str, Any]) -> None:
+    """One JSON line."""
+    replies.write(json.dumps(answer) + "\n")
+    replies.flush()
+
+
+class Subject:
+    """The opened variant; a context manager that closes its runner."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Subject:
+        cold, resident = self._load()
+        about = self.network.describe()
+        self.wait = timing.synchronizer(str(about.get("device", "cpu")))
+        cold["first_call_s"] = timing.timed(self.call, self.wait)
+        cold["first_image_s"] = timing.timed(self.first_images, self.wait)
+        self.opened = {
+            "runner": about,
+            "nfe": self.sampler.nfe(self.model.denoiser.schedule),
+            "torch_threads": _torch_threads(),
+            "memory": {"imported_bytes": resident, "loaded_bytes": memory.resident_bytes()},
+            "cold": cold,
+        }
+        return self
+
+    def _load(self) -> tuple[dict[str, float], int]:
+        """Seconds of importing and loading, and the resident bytes between the two."""
+        start = perf_counter()
+        import torch
+
+        from optimize.artifact import model_around
+        from optimize.runner import open_runner
+
+        imported, resident, folder = perf_counter(), memory.resident_bytes(), Path(self.variant.folder)
+        self._stack.enter_context(torch.inference_mode())
+        runner = open_runner(folder, self.variant.runner, **self.variant.options)
+        self.network = self._stack.enter_context(runner)
+        self.model = model_around(folder, self.network)
+        self.sampler = self.variant.sampler or self.model.sampler
+        self.feed = middle_inputs(self.model, self.variant.batch)
+        return {"import_s": imported - start, "load_s": perf_counter() - imported}, resident
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def call(self) -> Tensor:
+        """One network call at the variant's batch."""
+        return self.network(**self.feed)
+
+    def images(self) -> Tensor:
+        """One batch of images from fixed seeds, noise drawn and clamped as a user gets them."""
+        batch = self.variant.batch
+        return self.model.sample(range(batch), batch=batch, sampler=self.sampler)
+
+    def first_images(self) -> None:
+        """Images once, refused where they are not finite: what computes nonsense is not timed."""
+        if not self.images().isfinite().all():
+            raise OptimizeError(f"{self.variant.key}: the images of runner {self.variant.runner} hold NaN or infinities")
+
+    def warm(self, limit_s: float) -> dict[str, Any]:
+        """Warm up calls and images until stable or `limit_s` each; then the memory peak starts again."""
+        answer = {
+            "call": timing.warm_up(self.call, self.wait, limit_s),
+            "image": timing.warm_up(self.images, self.wait, limit_s),
+        }
+        self.peak = memory.peak_bytes()
+        memory.reset_peak()
+        return answer
+
+    def turn(self, calls: int, limit_s: float) -> dict[str, list[float]]:
+        """Seconds of up to `calls` network calls and as many batches of images, each kind within `limit_s`."""
+        self.call()  # takes the caches back from whoever had the turn before
+        return {
+            "call_s": timing.samples(self.call, self.wait, calls, limit_s),
+            "image_s": timing.samples(self.images, self.wait, calls, limit_s),
+        }
+
+    def memory(self) -> dict[str, int]:
+        """`peak_bytes` of the whole life, `serving_peak_bytes` since warm-up; on CUDA the device's as well."""
+        serving = memory.peak_bytes()
+        found = {"peak_bytes": max(getattr(self, "peak", 0), serving), "serving_peak_bytes": serving}
+        return found | dict(_device_memory())
+
+
+def _device_memory() -> Iterator[tuple[str, int]]:
+    import torch
+
+    if torch.cuda.is_initialized():
+        yield "device_peak_bytes", torch.cuda.max_memory_reserved()
+
+
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def middle_inputs(model: Model, batch: int) -> dict[str, Tensor]:
+    """Seeded network inputs in the middle of the noise range."""
+    from optimize.parity import noise_levels, noised_inputs
+
+    return noised_inputs(model, noise_levels(model, 3)[1], batch, seed=0)
+
+
+def _answer_errors(replies: TextIO) -> None:
+    """Every uncaught exception is answered as one line, its traceback left on stderr."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        traceback.print_exception(kind, error, trace)
+        text = str(error) if issubclass(kind, OptimizeError) else f"{kind.__name__}: {error}"
+        send(replies, {"error": text})
+
+    sys.excepthook = hook
+
+
+def main() -> None:
+    """Serve the process that started this one."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print cannot disturb the replies
+    _answer_errors(replies)
+    send(replies, {"ready": os.getpid()})
+    serve(sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()

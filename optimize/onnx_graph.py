@@ -1,0 +1,183 @@
+"""Graph surgery on an exported network: clean it, store weights small, and put Q/DQ where the quantizer table says.
+
+The graph is onnx_ir's. Weights are kept out of constant folding while the rest is folded, so that a stored INT8 or
+FP16 tensor is never expanded again. Every quantized layer becomes
+    x -> QuantizeLinear -> DequantizeLinear -> Conv | Gemm | MatMul <- DequantizeLinear <- INT8 weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Steps = dict[str, tuple[np.ndarray, np.ndarray]]  # layer -> step sizes of its weight (O,) and of its input (), float32
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants, drop what is unused, merge equal subexpressions; weights (two or more dims) stay whole."""
+    from onnxscript import optimizer
+
+    weights = [v for v in model.graph.initializers.values() if v.shape is not None and len(v.shape) > 1]
+    model.graph.inputs.extend(weights)  # an initializer that is also an input is never folded
+    with quiet("onnx_ir", "onnxscript"):
+        optimizer.optimize(model)
+    del model.graph.inputs[len(model.graph.inputs) - len(weights) :]
+    transpose_weights(model)
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Inside the block the named loggers say nothing below an error."""
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def transpose_weights(model: ir.Model) -> None:
+    """Replace Transpose(W) by a transposed initializer: linear layers arrive as MatMul(x, Transpose(W))."""
+    for node in [n for n in model.graph if n.op_type == "Transpose"]:
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None or source.name not in model.graph.initializers:
+            continue
+        turned = initializer(
+            model, f"{source.name}.T", array(source).transpose(tuple(node.attributes["perm"].as_ints()))
+        )
+        result.replace_all_uses_with(turned)
+        model.graph.remove(node, safe=True)
+    drop_unused(model)
+
+
+def quantize_layers(model: ir.Model, steps: Steps) -> list[str]:
+    """Insert Q/DQ around the layers of `steps`, and return the layers found; weights become INT8 initializers."""
+    found, shared = [], {}
+    for path, (of_weight, of_input) in steps.items():
+        for name, axis in ((f"{path}.weight", 0), (f"{path}.weight.T", 1)):
+            value = model.graph.initializers.get(name)
+            if value is None:
+                continue
+            decoded = _stored_int8(model, value, of_weight, axis)
+            for node, index in list(value.uses()):
+                key = (id(node.inputs[0]), float(of_input))
+                if key not in shared:
+                    shared[key] = _through_int8(model, node.inputs[0], of_input, before=node)
+                node.replace_input_with(0, shared[key])
+                node.replace_input_with(index, decoded)
+            found.append(path)
+    drop_unused(model)
+    return found
+
+
+def _stored_int8(model: ir.Model, value: ir.Value, step_O: np.ndarray, axis: int) -> ir.Value:
+    """DequantizeLinear of the INT8 codes of a weight that is rounded already; `axis` holds the output channels."""
+    shape = [-1 if i == axis else 1 for i in range(array(value).ndim)]
+    codes = np.clip(np.round(array(value) / step_O.reshape(shape)), -128, 127).astype(np.int8)
+    stored = initializer(model, f"{value.name}.int8", codes)
+    steps = initializer(model, f"{value.name}.scale", step_O)
+    return put(model, "DequantizeLinear", [stored, steps], f"{value.name}.dq", axis=axis)
+
+
+def _through_int8(model: ir.Model, x: ir.Value, step: np.ndarray, before: ir.Node) -> ir.Value:
+    """x -> QuantizeLinear -> DequantizeLinear, per tensor, symmetric."""
+    steps = initializer(model, f"{x.name}.scale.{len(model.graph.initializers)}", step)
+    zero = initializer(model, "zero.int8", np.int8(0))
+    codes = put(model, "QuantizeLinear", [x, steps, zero], f"{steps.name}.q", before=before)
+    return put(model, "DequantizeLinear", [codes, steps, zero], f"{steps.name}.dq", before=before)
+
+
+def store_16_bit(model: ir.Model, dtype: str, smallest: int = 16) -> int:
+    """Store float32 initializers of at least `smallest` elements, but scales, as "fp16" or "bf16" followed by a Cast;
+    returns how many."""
+    import onnx_ir as ir
+
+    kinds = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+    count = 0
+    for value in list(model.graph.initializers.values()):
+        if value.dtype != ir.DataType.FLOAT or array(value).size < smallest or ".scale" in (value.name or ""):
+            continue
+        users = list(value.uses())
+        narrow = initializer(model, f"{value.name}.{dtype}", _narrowed(array(value), kinds[dtype]))
+        wide = put(model, "Cast", [narrow], f"{value.name}.float", to=int(ir.DataType.FLOAT))
+        for node, index in users:
+            node.replace_input_with(index, wide)
+        count += 1
+    drop_unused(model)
+    return count
+
+
+def _narrowed(x: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    return x.astype(dtype.numpy())
+
+
+def put(
+    model: ir.Model, op: str, inputs: list[ir.Value], name: str, before: ir.Node | None = None, **attributes: Any
+) -> ir.Value:
+    """Add a node (at the front, or before another) and return its output, called `name`."""
+    import onnx_ir as ir
+
+    node = ir.node(op, inputs, attributes=attributes, name=f"{op}.{name}")
+    node.outputs[0].name = name
+    if before is None:
+        model.graph.insert_before(model.graph[0], node)
+    else:
+        model.graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def initializer(model: ir.Model, name: str, value: np.ndarray | np.generic) -> ir.Value:
+    """The initializer called `name`, registered with `value` if it is new."""
+    import onnx_ir as ir
+
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value), name=name)
+        model.graph.register_initializer(
+            ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+        )
+    return model.graph.initializers[name]
+
+
+def array(value: ir.Value) -> np.ndarray:
+    """The numbers of an initializer."""
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Remove initializers and nodes that nothing uses."""
+    import onnx_ir.passes.common as passes
+
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def anonymize(model: ir.Model) -> None:
+    """Remove stack traces, doc strings, intermediate shapes and everything else that is not the computation, so that
+    equal networks give equal bytes."""
+    graph = model.graph
+    model.doc_string, graph.doc_string, graph.name = None, None, "network"
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
+    outputs = {id(v) for v in graph.outputs}
+    for number, node in enumerate(graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        node.name = f"{node.op_type}_{number}"
+        for index, value in enumerate(node.outputs):
+            value.metadata_props.clear()
+            if id(value) not in outputs:
+                value.name, value.shape, value.type = f"v{number}_{index}" if index else f"v{number}", None, None
+    for value in [*graph.inputs, *graph.initializers.values(), *graph.outputs]:
+        value.metadata_props.clear()

@@ -1,0 +1,207 @@
+"""Step distillation: a student of a few network calls, with the guidance of its teacher folded into its weights.
+
+Multistep consistency distillation (Heek et al. 2024, arXiv 2403.06807) of the guided teacher (Meng et al. 2022, arXiv
+2210.03142). Within each of `nfe` segments of time the student learns to jump from any z_t to the segment's end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from optimize.errors import UserError
+from optimize.registry import PASSES
+from optimize.training import TrainingConfig, draw, train
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from optimize.context import Context, Data
+    from optimize.denoiser import Denoiser
+    from optimize.model import Model
+    from optimize.sampling import Sampler
+    from optimize.training import Loss, Share
+
+AFTER_QUANTIZED = "training would change weights whose scales are fixed already; put distill before quantize"
+ALPHA_MIN = 0.01  # with less signal than this at the noisiest time, an epsilon head says nothing about x
+
+
+@PASSES.register("distill")
+class Distill(TrainingConfig):
+    """Teach the incoming model to sample in `nfe` calls what the guided teacher samples in many."""
+
+    method: Literal["multistep_consistency"] = "multistep_consistency"  # how the student is taught
+    nfe: Annotated[int, Field(ge=1, le=64)] = 2  # network calls of the student: segments of time
+    steps: Annotated[int, Field(ge=1)] = 800  # optimizer steps
+    guidance: Annotated[float, Field(ge=0)] | None = None  # weight folded in; None takes the teacher's, 0 is none
+    teacher: str = "baseline"  # which model teaches
+    teacher_steps: tuple[int, int] = (64, 1280)  # DDIM steps of the teacher over all time, annealed from first to second
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4  # AdamW's peak rate
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98  # decay of the averaged weights that are kept; 0 keeps the last
+
+    requires: ClassVar[frozenset[str]] = frozenset({"data"})
+    provides: ClassVar[frozenset[str]] = frozenset({"trained", "distilled"})
+    refuses_after: ClassVar[dict[str, str]] = {"quantized": AFTER_QUANTIZED}
+
+    @field_validator("teacher_steps")
+    @classmethod
+    def _rising(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError(f"{list(value)} given; two numbers >= 1 are needed, the second not below the first")
+        return value
+
+    def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
+        """The student with its sampler (DDIM, `nfe` steps, guidance folded in) and the record of its training.
+
+        Raises UserError without data or teacher, for a model that is a guided student already, and for an epsilon
+        head on a schedule that ends without signal.
+        """
+        if context.data is None:
+            raise UserError("distill: training data is needed and none was given. Name it in the recipe (data: path).")
+        if context.teacher is None:
+            raise UserError("distill.teacher: no teacher is there. Run it in a pipeline, which provides the baseline.")
+        teacher = context.teacher(self.teacher).clone()
+        refuse(model, teacher)
+        student = model.clone()
+        guide = Guide(teacher.denoiser, teacher.sampler, self._weight(teacher))
+        record = train(
+            student.module,
+            self.loss(student.denoiser, guide, context.data, context.seed),
+            self,
+            seed=context.seed,
+            name="distill",
+            checkpoints=context.checkpoints,
+            progress=context.progress,
+            device=context.device,
+        )
+        about = {"method": self.method, "nfe": self.nfe, "guidance": guide.weight, "teacher": self.teacher}
+        return replace(student, sampler=self.sampler(student, guide.weight)), {**about, **record}
+
+    def _weight(self, teacher: Model) -> float:
+        return (teacher.sampler.guidance.cfg or 0.0) if self.guidance is None else self.guidance
+
+    def sampler(self, student: Model, weight: float) -> Sampler:
+        """DDIM at the segments' beginnings, the times the student was trained for."""
+        from optimize.ops.distillation import segment_grid
+        from optimize.sampling import Guidance, Sampler
+
+        times = student.denoiser.schedule.time(segment_grid(self.nfe))
+        folded = Guidance(folded=weight) if weight else Guidance()
+        return Sampler(solver="ddim", steps=self.nfe, timesteps=tuple(times.tolist()), guidance=folded)
+
+    def loss(self, student: Denoiser, guide: Guide, data: Data, seed: int) -> Loss:
+        """The loss of one step (Heek et al., algorithm 1): (SNR + 1) |x^ - x_target|, a norm per sample, not squared."""
+        from optimize.network import TorchNetwork
+        from optimize.ops import distillation as ops
+
+        def loss(module: nn.Module, step: int, share: Share) -> Tensor:
+            import torch
+
+            batch = draw(data, self.batch, share, "distill", seed, step)
+            teacher_steps = ops.annealed_steps(step, self.steps, *self.teacher_steps, segments=self.nfe)
+            u = ops.segment_times(batch.uniform, self.nfe, teacher_steps)
+            learner = student.with_network(TorchNetwork(module, student.network.inputs))
+            level = Levels(student, batch.x.double())
+            (t, at_t), (s, at_s), (_, at_step) = level(u.t), level(u.s), level(u.step)
+            z_t = at_t[0] * batch.x.double() + at_t[1] * batch.eps.double()
+
+            def from_s(z_s: Tensor) -> Tensor:
+                return learner(z_s, s, batch.labels)[0]
+
+            with torch.no_grad():
+                ends = level.expand(u.s == u.step)
+                x_teacher = guide(z_t, t, batch.labels)
+                target = ops.consistency_target(z_t, x_teacher, from_s, at_t, at_s, at_step, ends)
+            squared = (learner(z_t, t, batch.labels)[0] - target).square().flatten(1).sum(1)
+            distance = ops.pseudo_huber(squared, ops.huber_width(target[0].numel()))
+            return (ops.snr_plus_one(*at_t).flatten() * distance).mean()
+
+        return loss
+
+    @staticmethod
+    def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
+        """Weights only: the skeleton stays as it is."""
+        return module
+
+
+def refuse(model: Model, teacher: Model) -> None:
+    """Raise UserError where distillation of `model` from `teacher` cannot work, saying why and what does."""
+    guidance, head = model.sampler.guidance, model.denoiser.parameterization.prediction
+    if guidance.folded is not None:
+        raise UserError(
+            f"distill: the model already has guidance {guidance.folded:g} folded in; folding it again would amplify the "
+            "condition twice. Distil the model from before that pass, with the nfe you want."
+        )
+    if teacher.sampler.guidance.folded is not None:
+        raise UserError("distill.teacher: the teacher is a folded student; name the untouched model, teacher: baseline.")
+    for denoiser in (model.denoiser, teacher.denoiser):
+        alpha = float(denoiser.schedule.alpha(denoiser.schedule.noisiest))
+        if denoiser.parameterization.prediction == "epsilon" and alpha < ALPHA_MIN:
+            raise UserError(
+                f"distill: an {head} head says nothing about the image where alpha goes to 0 (here {alpha:.1e} at the "
+                f"noisiest time, allowed >= {ALPHA_MIN}). Convert the head to v by a short regression, then distil that."
+            )
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The guided teacher: x^ = (1 + w) x_cond - w x_null (Meng et al.), both branches in one call."""
+
+    denoiser: Denoiser
+    sampler: Sampler
+    weight: float
+
+    def __call__(self, z: Tensor, t_B: Tensor, labels: Tensor | None) -> Tensor:
+        """x^ (B,C,H,W) without gradients, clipped as the teacher's sampler clips."""
+        import torch
+
+        with torch.no_grad():
+            self.denoiser.network.module.to(z.device)  # type: ignore[attr-defined]
+            x = self._guided(z, t_B, labels) if self.weight else self.denoiser(z, t_B, labels)[0]
+            return x if self.sampler.clip is None else x.clamp(-self.sampler.clip, self.sampler.clip)
+
+    def _guided(self, z: Tensor, t_B: Tensor, labels: Tensor | None) -> Tensor:
+        import torch
+
+        null = self.denoiser.conditioning.null
+        if null is None or labels is None:
+            raise UserError(f"distill.guidance: {self.weight:g} given, but the teacher has no null class. Set it to 0.")
+        both = torch.cat([labels, torch.full_like(labels, null)])
+        x_c, x_u = self.denoiser(torch.cat([z, z]), torch.cat([t_B, t_B]), both)[0].chunk(2)
+        return x_c + self._weights(t_B, z) * (x_c - x_u)
+
+    def _weights(self, t_B: Tensor, z: Tensor) -> Tensor:
+        """(B,1,1,1): the weight, 0 outside the sampler's guidance interval."""
+        import torch
+
+        interval = self.sampler.guidance.interval
+        weights = torch.full_like(t_B, self.weight)
+        if interval is not None:
+            weights = weights * ((t_B >= interval[0]) & (t_B <= interval[1]))
+        return weights.to(z.dtype).view(-1, *[1] * (z.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """From fractions u (B,) to native times and coefficients, on the device of `like` and shaped against it."""
+
+    denoiser: Denoiser
+    like: Tensor
+
+    def __call__(self, u_B: np.ndarray) -> tuple[Tensor, tuple[Any, Any]]:
+        """Native times (B,) float64 and (alpha, sigma), each (B,1,1,1) in the dtype of `like`."""
+        import torch
+
+        from optimize.denoiser import coefficients
+
+        t = torch.from_numpy(self.denoiser.schedule.time(u_B)).to(self.like.device)
+        return t, coefficients(self.denoiser.schedule, t, self.like)
+
+    def expand(self, mask_B: np.ndarray) -> Tensor:
+        """A mask (B,) as (B,1,1,1)."""
+        import torch
+
+        return torch.from_numpy(mask_B).to(self.like.device).view(-1, *[1] * (self.like.dim() - 1))

@@ -1,0 +1,312 @@
+"""Structured channel pruning of a U-Net to a budget of MACs, ranked by diffusion-aware Taylor importance.
+
+torch-pruning's dependency graph (Fang et al., arXiv 2301.12900) says which slices of which layers go together; the
+importance is Diff-Pruning's (Fang et al., NeurIPS 2023, arXiv 2305.10924), the selection is `ops/groups.py`. Both the
+inside of residual blocks and the trunk that residual sums and skips chain together are pruned, since only a thinner
+trunk makes every layer cheaper. Heads of attention go whole, norms keep their groups where the widths allow it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from optimize.configs import Config
+from optimize.errors import UserError
+from optimize.registry import PASSES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from optimize.context import Context
+    from optimize.model import Model
+    from optimize.ops.dependency import Coupled, Slice
+    from optimize.ops.groups import Group, Term
+
+log = logging.getLogger(__name__)
+TOLERANCE = 0.03  # fraction of the MACs by which the budget may be missed
+AFTER_QUANTIZED = "a quantized layer's scales belong to the channels it has; prune first, then recover, then quantize"
+
+
+class Budget(Config):
+    """What to take away."""
+
+    macs: Annotated[float, Field(gt=0, lt=0.9)]  # fraction of the multiply-accumulates to remove, 0 to 0.9 exclusive
+
+
+@PASSES.register("prune")
+class Prune(Config):
+    """Remove whole channels and attention heads until `budget` is met; external channels never change."""
+
+    budget: Budget
+    importance: Literal["diffusion_taylor", "magnitude", "random"] = "diffusion_taylor"  # the last two: for comparison
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05  # Taylor stops at the first loss below this share of the largest
+    batch: Annotated[int, Field(ge=1)] = 64  # samples the importance is measured on
+    stride: Annotated[int, Field(ge=1)] = 20  # every stride-th timestep index is used; 1 is the paper, at its cost
+    round_to: Literal[1, 2, 4, 8, 16, 32] = 8  # widths become multiples of this, where the budget allows it
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset({"pruned"})
+    refuses_after: ClassVar[dict[str, str]] = {"quantized": AFTER_QUANTIZED}
+
+    def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
+        """The pruned model, on the device of the given one, and the record. Raises UserError for a budget no choice of
+        channels meets within 3 points (naming the largest reachable), missing data, or a quantized model."""
+        from optimize import macs
+        from optimize.ops import reshape
+
+        refuse_quantized(model)
+        before, work = macs.count(model), model.clone()
+        work.module.requires_grad_(True)
+        scoring = self._accumulate(work, context)
+        looked = reshape.snapshot(work.module)
+        plan = Plan(work, self, context.seed)
+        groups = plan.remove(plan.choose(self.budget.macs))
+        work.module.zero_grad(set_to_none=True)
+        work.module.requires_grad_(False).to(next(model.module.parameters()).device)
+        change = reshape.difference(looked, reshape.snapshot(work.module))
+        pruned = model.with_module(work.module, {"pass": "prune", "record": change})
+        sizes = compared(before, macs.count(pruned))
+        log.info("prune: %.1f %% of the MACs and %.1f %% of the parameters removed", *(100 * sizes[k] for k in ("macs_removed", "params_removed")))
+        regrouped = {k: v["num_groups"] for k, v in change["attributes"].items() if "num_groups" in v}
+        record = {"importance": self.importance, **scoring, **sizes, "round_to": plan.round_to}
+        return pruned, {**record, "norm_groups": regrouped, "groups": groups}
+
+    @staticmethod
+    def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
+        """Give an unpruned skeleton the recorded shapes and sizes; torch-pruning is not needed."""
+        from optimize.ops import reshape
+
+        return reshape.apply(module, record)
+
+    def _accumulate(self, work: Model, context: Context) -> dict[str, Any]:
+        if self.importance != "diffusion_taylor":
+            return {}
+        if context.data is None:
+            raise UserError('prune.importance: "diffusion_taylor" needs training data, none was given. Add data, or use "magnitude".')
+        return accumulate_gradients(work, context, self.batch, self.stride, self.threshold)
+
+
+def accumulate_gradients(model: Model, context: Context, batch: int, stride: int, threshold: float) -> dict[str, Any]:
+    """Leave the gradients of sum_t L_t in `.grad`, t = 0, stride, 2 stride, ... until L_t / L_max < threshold.
+
+    L_t is the MSE between the raw output and its true target on one seeded batch and one noise for all t (Diff-Pruning,
+    algorithm 1), so it fits any head. Returns timesteps used, where it stopped (None: never), and the losses.
+    """
+    from optimize.ops.importance import Cutoff
+
+    times, cutoff = timesteps(model, stride), Cutoff(threshold)
+    x, e, labels = scoring_batch(model, context, batch)
+    losses: list[float] = []
+    stopped: float | None = None
+    model.module.to(context.device).eval()
+    with context.progress("prune: importance", len(times)) as advance:
+        for t in times:
+            loss = raw_loss(model, x, e, t, labels)
+            if _reached(cutoff, float(loss.detach()), t):
+                stopped = t
+                break
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(float(loss.detach()))
+            advance(1, f"loss {losses[-1]:.4f}")
+    model.module.to("cpu")
+    return {"timesteps_used": len(losses), "stride": stride, "stopped_at": stopped, "threshold": threshold, "losses": losses}
+
+
+def _reached(cutoff: Any, loss: float, t: float) -> bool:
+    try:
+        return cutoff.reached(loss)
+    except ValueError as error:
+        raise UserError(f"prune: {error} at timestep {t:g}; the network or its data is broken.") from error
+
+
+def timesteps(model: Model, stride: int) -> list[float]:
+    """Native times from nearly clean to noisiest: every stride-th index, or as many evenly spaced where there is none."""
+    import numpy as np
+
+    schedule = model.denoiser.schedule
+    if schedule.kind == "vp":
+        return [float(t) for t in range(0, int(schedule.noisiest) + 1, stride)]
+    count = max(1000 // stride, 1)
+    return [float(t) for t in schedule.time(np.arange(1, count + 1) / count)]
+
+
+def scoring_batch(model: Model, context: Context, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Seeded (x, noise) (B,C,H,W) and labels (B,), a tenth of them null where the model has a null class."""
+    import torch
+
+    from optimize import rng
+
+    data, conditioning = context.data, model.denoiser.conditioning
+    assert data is not None
+    rows = torch.from_numpy(rng.generator("prune", "rows", context.seed).permutation(len(data.images))[:batch].copy())
+    x = data.images[rows].to(context.device)
+    e = torch.from_numpy(rng.normal(tuple(x.shape), "prune", "noise", context.seed)).to(x)
+    if conditioning.kind == "none" or data.labels is None:
+        return x, e, None
+    labels = data.labels[rows]
+    if conditioning.null is not None:
+        labels = torch.where(torch.arange(len(rows)) % 10 == 9, conditioning.null, labels)
+    return x, e, labels.to(context.device)
+
+
+def raw_loss(model: Model, x: Tensor, e: Tensor, t: float, labels: Tensor | None) -> Tensor:
+    """Scalar MSE between the raw output at native time t and its true target."""
+    denoiser = model.denoiser
+    alpha, sigma = float(denoiser.schedule.alpha(t)), float(denoiser.schedule.sigma(t))
+    raw = denoiser.network(**denoiser.feed(alpha * x + sigma * e, t, labels))
+    return (raw - denoiser.parameterization.target(x, e, alpha, sigma)).square().mean()
+
+
+class Plan:
+    """The coupled groups of a network, what each layer costs, and what to remove. State: the traced graph."""
+
+    def __init__(self, model: Model, config: Prune, seed: int) -> None:
+        from optimize import macs
+        from optimize.network import example_inputs, raw_output
+        from optimize.ops import dependency
+
+        self.module, self.inputs, self.config, self.seed = model.module, model.inputs, config, seed
+        self.round_to: int = config.round_to
+        self.graph = dependency.trace(model.module, example_inputs(model.inputs, 1), raw_output)
+        self.coupled = dependency.coupled_groups(self.graph, model.module)
+        self.scores = [self._importance(g) for g in self.coupled]
+        self.terms = layer_terms(model.module, self.coupled, macs.by_module(model))
+
+    def choose(self, budget: float) -> list[Group]:
+        """Each group cut down to the units to remove. Tries steps of `round_to`, then finer ones; sets `round_to`.
+
+        Raises UserError where no step comes within TOLERANCE of the budget.
+        """
+        from optimize.ops.groups import cost, select, smallest
+
+        full, reachable = cost(self.terms, [g.width for g in self.coupled]), 0.0
+        best: tuple[float, int, list[Group]] = (math.inf, 0, [])
+        for step in sorted({self.config.round_to, min(self.config.round_to, 4)}, reverse=True):
+            groups = [self._group(g, s, step) for g, s in zip(self.coupled, self.scores, strict=True)]
+            taken = select(groups, self.terms, (1 - budget) * full, per_mac=self.config.importance != "random")
+            left = cost(self.terms, [g.width_after(n) for g, n in zip(groups, taken, strict=True)])
+            reachable = max(reachable, 1 - smallest(groups, self.terms) / full)
+            chosen = [replace(g, units=g.units[:n]) for g, n in zip(groups, taken, strict=True)]
+            best = min(best, (abs(1 - left / full - budget), step, chosen), key=lambda b: b[0])
+            if best[0] <= TOLERANCE / 2:
+                break
+        if best[0] > TOLERANCE:
+            raise UserError(
+                f"prune.budget.macs: {budget:g} cannot be met within {TOLERANCE:g}; whole channels in multiples of "
+                f"{step} remove at most {reachable:.2f} of this network. Ask for less, or set a smaller prune.round_to."
+            )
+        self.round_to = best[1]
+        return best[2]
+
+    def remove(self, chosen: list[Group]) -> list[dict[str, Any]]:
+        """Remove the chosen channels from every coupled layer and repair the rest; returns what is kept, by group."""
+        from optimize.network import example_inputs
+        from optimize.ops import dependency
+
+        kept, norms = [], dependency.norm_sizes(self.module)
+        for coupled, group in zip(self.coupled, chosen, strict=True):
+            gone = group.removed(len(group.units)).tolist()
+            if gone:
+                dependency.remove(self.graph, coupled, gone)
+            kept.append({"name": group.name, "of": group.width, "kept": sorted(set(range(group.width)) - set(gone))})
+        whole = {p for c in self.coupled if self._whole(c, self.round_to) for p in c.norms}
+        dependency.repair(self.module, norms, whole, example_inputs(self.inputs, 1))
+        return kept
+
+    def _group(self, coupled: Coupled, importance: np.ndarray, step: int) -> Group:
+        """Units of whole heads, of whole norm groups, or of as many channels from every norm group."""
+        from optimize.ops.groups import Group, chunk_units, even_units
+
+        blocks = coupled.norm_groups
+        if coupled.head_width or self._whole(coupled, step):
+            size = coupled.head_width or coupled.width // blocks
+            units = chunk_units(importance, size, math.lcm(size, step))
+        else:
+            units = even_units(importance, blocks, math.lcm(blocks, step))
+        return Group(coupled.name, importance, units)
+
+    def _whole(self, coupled: Coupled, step: int) -> bool:
+        """Whether channels leave by whole norm groups: where that is finer than taking some from every norm group."""
+        size = coupled.width // coupled.norm_groups
+        return not coupled.head_width and math.lcm(size, step) < math.lcm(coupled.norm_groups, step)
+
+    def _importance(self, coupled: Coupled) -> np.ndarray:
+        """(C,) float64: summed over all parameters of all coupled slices, or one seeded number per channel."""
+        import torch
+
+        from optimize import rng
+        from optimize.ops.importance import add_coupled, magnitude, taylor
+
+        if self.config.importance == "random":
+            return rng.uniform((coupled.width,), "prune", "random", coupled.name, self.seed)
+        total = torch.zeros(coupled.width, dtype=torch.float64)
+        for part in coupled.slices:
+            for weight, dim in sliced_parameters(part):
+                if self.config.importance == "magnitude":
+                    add_coupled(total, magnitude(weight, dim), part.own, part.channel)
+                elif weight.grad is not None:
+                    add_coupled(total, taylor(weight, weight.grad, dim), part.own, part.channel)
+        return total.numpy()
+
+
+def sliced_parameters(part: Slice) -> list[tuple[Tensor, int]]:
+    """(parameter, dimension that is cut) of a layer in a group; a bias is cut with the outputs only."""
+    from torch import nn
+
+    layer = part.layer
+    dim = int(isinstance(layer, nn.Embedding)) if part.outputs else 1
+    found = [(layer.weight, dim if layer.weight.dim() > 1 else 0)]  # type: ignore[union-attr, operator]
+    bias = getattr(layer, "bias", None)
+    if bias is not None and (part.outputs or bias.shape == layer.weight.shape):  # type: ignore[union-attr]
+        found.append((bias, 0))
+    return found  # type: ignore[return-value]
+
+
+def layer_terms(module: nn.Module, coupled: list[Coupled], costs: dict[str, int]) -> list[Term]:
+    """One Term per module with MACs of its own: its share per input and output channel, and which groups these are."""
+    from optimize.ops.groups import Term
+
+    inputs: dict[str, dict[int, int]] = {path: {} for path in costs}
+    outputs: dict[str, dict[int, int]] = {path: {} for path in costs}
+    for number, group in enumerate(coupled):
+        for part in group.slices:
+            if part.path in costs:
+                (outputs if part.outputs else inputs)[part.path][number] = len(part.own) // group.width
+            owner = part.path.rpartition(".")[0]
+            if group.head_width and owner in costs and part.path.endswith("to_q"):
+                outputs[owner][number] = 1  # both products of an attention are proportional to its inner width
+    widths, terms = [g.width for g in coupled], []
+    for path, macs in costs.items():
+        rows, columns = layer_size(module.get_submodule(path))
+        ins, outs = inputs[path], outputs[path]
+        seen_in, seen_out = (sum(n * widths[g] for g, n in seen.items()) for seen in (ins, outs))
+        rows, columns = rows or seen_in or 1, columns or seen_out or 1
+        terms.append(Term(macs / (rows * columns), ins, outs, rows - seen_in, columns - seen_out))
+    return terms
+
+
+def layer_size(layer: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) in channels of a convolution or linear layer; (0, 0) of anything else."""
+    from torch import nn
+
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels // layer.groups, layer.out_channels
+    return (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else (0, 0)
+
+
+def compared(before: dict[str, int], after: dict[str, int]) -> dict[str, Any]:
+    """Sizes before and after, and the fractions removed."""
+    removed = {f"{k}_removed": 1 - after[k] / before[k] for k in ("macs", "params")}
+    return {"before": before, "after": after, **removed}
+
+
+def refuse_quantized(model: Model) -> None:
+    """Raise UserError where an earlier edit quantized the model."""
+    if any(edit["pass"] == "quantize" for edit in model.structure.edits):
+        raise UserError(f"prune: this model is already quantized, and {AFTER_QUANTIZED}.")

@@ -1,0 +1,50 @@
+"""The check before any work: what cannot work is refused here, by name, with the nearest thing that works."""
+
+from __future__ import annotations
+
+from optimize.errors import UserError
+from optimize.recipe import Recipe
+
+
+def check(recipe: Recipe) -> None:
+    """UserError naming every problem of paths and of the order of passes."""
+    problems = [*_paths(recipe), *_order(recipe), *_guidance(recipe)]
+    if recipe.target not in ("here", "cpu"):
+        problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: here, cpu.')
+    if not recipe.exports and any(not s.startswith("torch") for s in recipe.benchmark.runners):
+        problems.append("exports: none, but benchmark.runners asks for runners of exported files. Add `- onnx: {}`.")
+    if problems:
+        raise UserError("\n".join([f"recipe {recipe.name}:", *(f"  {p}" for p in problems)]))
+
+
+def _paths(recipe: Recipe) -> list[str]:
+    paths = {
+        "source.path": recipe.source.path,
+        "data.training": recipe.data.training,
+        "data.held_out": recipe.data.held_out,
+        "quality.features": recipe.quality.features,
+        "quality.classifier": recipe.quality.classifier,
+    }
+    return [
+        f"{field}: {path} does not exist (relative to the working directory)."
+        for field, path in paths.items()
+        if not path.exists()
+    ]
+
+
+def _order(recipe: Recipe) -> list[str]:
+    """Each pass against what the passes before it provide."""
+    problems: list[str] = []
+    provided = {"trained", "data"}
+    for i, step in enumerate(recipe.passes):
+        problems += [f"passes[{i}].{step.name}: {why}" for what, why in step.refuses_after.items() if what in provided]
+        lacks = sorted(step.requires - provided)
+        problems += [f"passes[{i}].{step.name}: needs {what}, which no earlier pass provides." for what in lacks]
+        provided |= step.provides
+    return problems
+
+
+def _guidance(recipe: Recipe) -> list[str]:
+    if recipe.sampler.guidance.folded is None:
+        return []
+    return ["sampler.guidance.folded: only a distilled network contains its guidance; give cfg for the source model."]

@@ -1,0 +1,151 @@
+"""Quantizers as data: a JSON table says which modules are quantized and how; modelopt's modules are built from it.
+
+The same `insert` serves the pass and the loading of an artifact, on real or meta modules, so nothing pickled is
+needed. Weights of quantized layers are held rounded, in float32; on disk they are INT8 codes, and what is kept in
+high precision is 16 bit: `store_compactly` translates both ways without changing a bit of the network's output.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from optimize.errors import EnvironmentLacks
+from optimize.ops.quantization import from_codes, to_codes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Table = list[dict[str, Any]]  # [{"module": path, "weight": {bits, axis, shape}, "input": {bits, axis, shape}}]
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+def insert(module: nn.Module, table: Table) -> nn.Module:
+    """Turn the modules that `table` names into modelopt's fake-quantizing ones, with empty `_amax` of its shapes.
+
+    Works in place and on the meta device. Raises EnvironmentLacks where modelopt is missing.
+    """
+    import torch
+
+    library = modelopt()
+    for entry in table:
+        parent, _, name = entry["module"].rpartition(".")
+        target = module.get_submodule(entry["module"])
+        device = target.weight.device
+        quantized = library.nn.QuantModuleRegistry.convert(target)
+        setattr(module.get_submodule(parent), name, quantized)
+        for kind in ("weight", "input"):
+            quantizer, spec = getattr(quantized, f"{kind}_quantizer"), entry[kind]
+            quantizer.set_from_attribute_config({"num_bits": spec["bits"], "axis": spec["axis"], "enable": True})
+            if spec.get("shape") is not None:
+                quantizer.amax = torch.empty(spec["shape"], device=device)
+    return module
+
+
+def modelopt() -> Any:
+    """`modelopt.torch.quantization`, imported quietly."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import modelopt.torch.quantization as library
+    except ImportError as error:
+        raise EnvironmentLacks(
+            f"quantize: nvidia-modelopt cannot be imported ({error}). Install it: pip install 'nvidia-modelopt==0.47.*' requests"
+        ) from error
+    return library
+
+
+def entry(path: str, module: nn.Module) -> dict[str, Any]:
+    """The table's row of a calibrated quantized module."""
+    row: dict[str, Any] = {"module": path}
+    for kind in ("weight", "input"):
+        quantizer = getattr(module, f"{kind}_quantizer")
+        row[kind] = {"bits": quantizer.num_bits, "axis": quantizer.axis, "shape": list(quantizer.amax.shape)}
+    return row
+
+
+def float_copy(module: nn.Module, table: Table) -> nn.Module:
+    """A copy without quantizers; its weights are the rounded ones."""
+    module = copy.deepcopy(module)
+    for row in table:
+        parent, _, name = row["module"].rpartition(".")
+        setattr(module.get_submodule(parent), name, module.get_submodule(row["module"]).export())
+    return module
+
+
+@contextmanager
+def unquantized(module: nn.Module, table: Table) -> Iterator[None]:
+    """Inside the block the quantizers of `table` let everything pass."""
+    switch(module, table, on=False)
+    try:
+        yield
+    finally:
+        switch(module, table, on=True)
+
+
+def switch(module: nn.Module, table: Table, on: bool) -> None:
+    """Turn the quantizers of `table` on or off."""
+    for quantizer in quantizers(module, table):
+        quantizer.enable_quant() if on else quantizer.disable_quant()
+
+
+def quantizers(module: nn.Module, table: Table) -> list[Any]:
+    """All quantizers of `table`, weights' and inputs'."""
+    layers = [module.get_submodule(row["module"]) for row in table]
+    return [q for layer in layers for q in (layer.weight_quantizer, layer.input_quantizer)]
+
+
+def store_compactly(module: nn.Module, table: Table, kept: str) -> nn.Module:
+    """Make `state_dict` give INT8 codes for quantized weights and `kept` ("fp16", ..) for all other floats but scales,
+    and `load_state_dict` take them back as float32. The values must already be rounded: see `round_weights`."""
+    bits = {row["module"]: row["weight"]["bits"] for row in table}
+    module.register_state_dict_post_hook(partial(_pack, bits=bits, kept=kept))
+    module.register_load_state_dict_pre_hook(partial(_unpack, bits=bits))
+    return module
+
+
+def round_weights(module: nn.Module, table: Table, kept: str) -> None:
+    """Replace every weight by the value that its stored form has."""
+    import torch
+
+    layers = {f"{row['module']}.weight": module.get_submodule(row["module"]).weight_quantizer for row in table}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in layers:
+                amax, bits = layers[name].amax, layers[name].num_bits
+                parameter.data = from_codes(to_codes(parameter.data, amax, bits), amax, bits)
+            else:
+                parameter.data = parameter.data.to(getattr(torch, DTYPES[kept])).float()
+
+
+def _pack(
+    module: Any, state: dict[str, Tensor], prefix: str, metadata: Any, *, bits: dict[str, int], kept: str
+) -> None:
+    import torch
+
+    packed = {f"{prefix}{name}.weight": n for name, n in bits.items()}
+    for key, value in state.items():
+        if key in packed:
+            state[key] = to_codes(value.detach(), state[_amax_of(key)], packed[key])
+        elif value.is_floating_point() and not key.endswith("._amax"):
+            state[key] = value.detach().to(getattr(torch, DTYPES[kept]))
+
+
+def _unpack(module: Any, state: dict[str, Tensor], prefix: str, *rest: Any, bits: dict[str, int]) -> None:
+    import torch
+
+    for name, n in bits.items():
+        key = f"{prefix}{name}.weight"
+        if key in state and _amax_of(key) in state and state[key].dtype == torch.int8:
+            state[key] = from_codes(state[key], state[_amax_of(key)], n)
+    for key, value in state.items():
+        if value.dtype in (torch.float16, torch.bfloat16):
+            state[key] = value.float()
+
+
+def _amax_of(key: str) -> str:
+    return f"{key}_quantizer._amax"

@@ -1,0 +1,269 @@
+"""Recipe: YAML validated into frozen configs, torch-free. Every problem of a file is reported at once.
+
+`load("digits")` finds a recipe that ships with the package; `load("my.yaml")` reads a file. Relative paths inside a
+recipe are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from optimize.configs import Config
+from optimize.errors import UserError, did_you_mean
+from optimize.registry import EXPORTERS, PASSES, RUNNERS, SOURCES, Registry
+from optimize.sampling import SOLVERS, Sampler
+from optimize.schedule import Spacing
+
+TARGETS = ("here", "cpu", "v100", "a100", "rtx3090", "t4", "a10", "l4", "rtx4090", "h100", "h200")
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("letters, digits, '.', '_' and '-' only, starting with a letter or digit")
+    return value
+
+
+class SourceConfig(Config):
+    """Where the trained model is."""
+
+    path: Path  # folder
+    kind: str = "diffusers"  # a registered source
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # pinned hash of the weights file
+
+
+class DataConfig(Config):
+    """Samples as safetensors: `images` (N,C,H,W) in [-1, 1] and, where the model has classes, `labels` (N,)."""
+
+    training: Path  # seen by training and pruning
+    held_out: Path  # never seen by either
+
+
+class BenchmarkConfig(Config):
+    """What is timed: every stage on every runner at every batch."""
+
+    batch: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 16)
+    runners: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "torch",
+        "onnxruntime",
+        "openvino",
+    )  # name or name:precision
+    source_runners: tuple[str, ...] = ("torch_compile",)  # further ones, for the uncompressed network only
+    rounds: Positive = 7  # turns of every worker
+    seconds: Annotated[float, Field(gt=0)] = 0.25  # timed work of a worker in one turn; at least one call
+    threads: Positive | None = None  # per worker; None: all cores
+
+
+class QualityConfig(Config):
+    """How quality is judged."""
+
+    images: Annotated[int, Field(ge=16)] = 1000
+    batch: Positive = 50
+    features: Path  # feature network for FD and KID
+    classifier: Path  # independent classifier
+    endpoint_images: Positive = 64  # seeds solved to the end for the endpoint error
+    endpoint_steps: Positive = 256
+    replicates: Annotated[int, Field(ge=20)] = 200  # bootstrap
+
+
+class FairConfig(Config):
+    """The search for the fastest uncompressed FP32 configuration that passes the same gates."""
+
+    solvers: tuple[Literal["ddim", "heun", "dpmpp_2m", "ipndm"], ...] = SOLVERS  # type: ignore[assignment]
+    steps: tuple[Positive, ...] = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
+    spacings: tuple[Spacing, ...] = ("trailing", "logsnr")
+    guided: tuple[bool, ...] = (False, True)
+
+
+class FdGate(Config):
+    """FD <= max_ratio x the baseline's + slack."""
+
+    max_ratio: Annotated[float, Field(gt=0)] = 1.3
+    slack: Literal["none", "half_split"] = "half_split"  # half_split: FD between two halves of the real scans
+
+
+class AccuracyGate(Config):
+    """No class falls by more than this below the baseline's accuracy."""
+
+    max_drop: Share = 0.05
+
+
+class ParityGate(Config):
+    """Largest relative L2 of an export against its torch network at any noise level."""
+
+    fp32: Annotated[float, Field(gt=0)] = 1e-3
+    bf16: Annotated[float, Field(gt=0)] = 5e-2
+    int8: Annotated[float, Field(gt=0)] = 5e-2
+
+
+class Gates(Config):
+    """About being right: one that fails fails the run (exit 1)."""
+
+    fd: FdGate = FdGate()
+    class_accuracy: AccuracyGate = AccuracyGate()
+    parity: ParityGate = ParityGate()
+
+
+class Targets(Config):
+    """About being fast and small: a miss is reported and the run still ends with code 0. None: not asked."""
+
+    speedup_vs_baseline: float | None = None  # images a second, largest batch
+    speedup_vs_fair: float | None = None
+    size_ratio: float | None = None  # bytes of the final ONNX file / the source's weights, at most
+    int8_speedup: float | None = None  # INT8 against FP32 of the same network on the same runner, largest batch
+
+
+class Recipe(Config):
+    """One run, resolved. `passes` and `exports` hold validated plugin configs."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, AfterValidator(_name)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    target: str = "here"
+    source: SourceConfig
+    sampler: Sampler = Sampler()  # how the model is used today: the baseline
+    data: DataConfig
+    passes: tuple[Any, ...] = ()
+    exports: tuple[Any, ...] = ()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    quality: QualityConfig
+    fair: FairConfig | None = FairConfig()
+    gates: Gates = Gates()
+    targets: Targets = Targets()
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as it can be written and read again."""
+        plain = {f: getattr(self, f) for f in type(self).model_fields if f not in ("passes", "exports")}
+        value = {k: v.to_json() if isinstance(v, Config) else v for k, v in plain.items()}
+        return value | {k: [{p.name: p.to_json()} for p in getattr(self, k)] for k in ("passes", "exports")}
+
+
+def builtin() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("optimize.recipes")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load(name: str) -> Recipe:
+    """The recipe of a file, or the built-in one of this name; UserError with every problem found."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise UserError(f"recipe: no such file: {name}")
+        return parse(path.read_text(errors="replace"), name)
+    if name not in builtin():
+        raise UserError(
+            f'recipe: "{name}" is neither a file nor a built-in recipe ({", ".join(builtin())}).{did_you_mean(name, builtin())}'
+        )
+    return parse((resources.files("optimize.recipes") / f"{name}.yaml").read_text(), f"{name}.yaml")
+
+
+def parse(text: str, where: str = "recipe") -> Recipe:
+    """Recipe from YAML text."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: a recipe is a mapping with name, source, passes, …; found {type(raw).__name__}.")
+    problems: list[str] = []
+    plugins = {
+        "passes": _plugins(PASSES, raw.get("passes"), "passes", problems),
+        "exports": _plugins(EXPORTERS, raw.get("exports"), "exports", problems),
+    }
+    problems += _names(raw)
+    recipe = _skeleton(raw | {k: tuple(v) for k, v in plugins.items()}, problems)
+    if problems or recipe is None:
+        raise UserError(
+            "\n".join(
+                [f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *(f"  {p}" for p in problems)]
+            )
+        )
+    return recipe
+
+
+def _skeleton(raw: dict[str, Any], problems: list[str]) -> Recipe | None:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems += [describe(e, Recipe) for e in error.errors()]
+    return None
+
+
+def _plugins(registry: Registry, entries: Any, field: str, problems: list[str]) -> list[Any]:
+    """Validated plugin configs of a list of `{name: {…}}`; what is wrong is appended to `problems`."""
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        problems.append(f"{field}: a list of `- name: {{…}}` is expected, found {type(entries).__name__}.")
+        return []
+    found = (_plugin(registry, entry, f"{field}[{i}]", problems) for i, entry in enumerate(entries))
+    return [p for p in found if p is not None]
+
+
+def _plugin(registry: Registry, entry: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(entry, dict) or len(entry) != 1:
+        problems.append(f"{where}: one `name: {{…}}` is expected, given {entry!r}.")
+        return None
+    (name, config), *_ = entry.items()
+    if name not in registry.names():
+        problems.append(
+            f'{where}: "{name}" is no {registry.kind}. Allowed: {", ".join(registry.names())}.{did_you_mean(str(name), registry.names())}'
+        )
+        return None
+    plugin = registry.get(name)
+    try:
+        return plugin.model_validate(config or {})
+    except ValidationError as error:
+        problems += [f"{where}.{name}." + describe(e, plugin) for e in error.errors()]
+    return None
+
+
+def _names(raw: dict[str, Any]) -> list[str]:
+    """Problems with names that live in registries: target, source kind, runners."""
+    problems = []
+    target = raw.get("target", "here")
+    if target not in TARGETS:
+        problems.append(
+            f'target: "{target}" is not known. Allowed: {", ".join(TARGETS)}.{did_you_mean(str(target), TARGETS)}'
+        )
+    source, bench = raw.get("source"), raw.get("benchmark")
+    kind = source.get("kind", "diffusers") if isinstance(source, dict) else "diffusers"
+    if kind not in SOURCES.names():
+        problems.append(f'source.kind: "{kind}" is not known. Allowed: {", ".join(SOURCES.names())}.')
+    lists = [(f, bench.get(f)) for f in ("runners", "source_runners")] if isinstance(bench, dict) else []
+    for field, values in lists:
+        for i, value in enumerate(values if isinstance(values, list) else ()):
+            name = str(value).partition(":")[0]
+            if name not in RUNNERS.names():
+                problems.append(
+                    f'benchmark.{field}[{i}]: "{value}" is not known. Allowed: {", ".join(RUNNERS.names())}.{did_you_mean(name, RUNNERS.names())}'
+                )
+    return problems
+
+
+def describe(error: Any, model: Any = None) -> str:
+    """One pydantic error in our words: path, value given, what is allowed, nearest name for unknown keys."""
+    place = ".".join(str(p) for p in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        allowed = _fields_at(model, error["loc"][:-1])
+        return f"{place}: unknown key. Allowed: {', '.join(allowed)}.{did_you_mean(str(error['loc'][-1]), allowed)}"
+    if error["type"] == "missing":
+        return f"{place}: missing, and it has no default."
+    return f"{place}: given {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
+
+
+def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the config at `loc` inside `model`, as far as annotations lead."""
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(part)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((o for o in options if hasattr(o, "model_fields")), model)
+    return sorted(getattr(model, "model_fields", {}))

@@ -1,0 +1,262 @@
+"""The stages of a run: each builds its content key, and computes only where the store has no answer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize import environment
+from optimize.artifact import MANIFEST, commit, load_model, save_model, verify, write_json
+from optimize.context import Context, Data, Progress
+from optimize.errors import ArtifactError, UserError
+from optimize.recipe import Recipe
+from optimize.registry import SOURCES
+from optimize.store import Stage, Store, code_hash
+from optimize.weights import file_sha256, read_json, read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optimize.model import Model
+    from optimize.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of a run with its exports. Only JSON is read until `model` is asked for."""
+
+    name: str
+    stage: str  # the pass that made it, or "source"
+    artifact: Stage  # weights, structure, sampler and every exported file
+
+    @property
+    def folder(self) -> Path:
+        """The artifact's folder in the store."""
+        return self.artifact.folder
+
+    @property
+    def id(self) -> str:
+        """Content address of the artifact."""
+        return self.artifact.id
+
+    @cached_property
+    def sampling(self) -> dict[str, Any]:
+        """sampler.json."""
+        return read_json(self.folder / "sampler.json")
+
+    @cached_property
+    def precision(self) -> str:
+        """fp32, or int8 where a pass quantized it."""
+        edits = read_json(self.folder / "structure.json")["edits"]
+        return "int8" if any(e["pass"] == "quantize" for e in edits) else "fp32"
+
+    @cached_property
+    def model(self) -> Model:
+        """The torch model."""
+        return open_model(self.artifact)
+
+
+def load_data(path: Path, field: str) -> Data:
+    """Samples and labels of a safetensors file; UserError where `images` is missing or out of range."""
+    import torch
+
+    tensors = read_tensors(path)
+    images = tensors.get("images")
+    if images is None or images.dim() != 4:
+        raise UserError(
+            f"{field}: {path} has no tensor `images` of shape (N,C,H,W); it holds {', '.join(tensors) or 'nothing'}."
+        )
+    if not bool(torch.isfinite(images).all()) or float(images.abs().max()) > 1.001:
+        raise UserError(f"{field}: {path}: images must be finite and in [-1, 1].")
+    return Data(images.float(), tensors.get("labels"))
+
+
+def source_stage(store: Store, recipe: Recipe) -> Stage:
+    """The untouched model with the sampler it is used with today."""
+    source = SOURCES.get(recipe.source.kind)(recipe.source.path, recipe.source.sha256)
+    code = code_hash(type(source).__module__)
+    key = {
+        "files": source.fingerprint(),
+        "sha256": recipe.source.sha256,
+        "sampler": recipe.sampler.to_json(),
+        "code": code,
+    }
+
+    def compute(folder: Path, work: Path) -> dict[str, Any]:
+        model = source.load(recipe.sampler)
+        save_model(folder, model)
+        return {"parent": None, "source": model.source, "passes": [], "seed": recipe.seed}
+
+    return store.stage("source", key, compute)
+
+
+def pass_stage(store: Store, recipe: Recipe, index: int, parent: Stage, baseline: Stage, progress: Progress) -> Stage:
+    """Pass number `index` of the recipe applied to the model in `parent`."""
+    step = recipe.passes[index]
+    key = {
+        "parent": parent.id,
+        "config": step.to_json(),
+        "code": code_hash(type(step).__module__),
+        "data": file_sha256(recipe.data.training),
+        "baseline": baseline.id,
+        "seed": recipe.seed,
+        **_numerics(),
+    }
+
+    def compute(folder: Path, work: Path) -> dict[str, Any]:
+        data = load_data(recipe.data.training, "data.training")
+        context = Context(recipe.seed, "cpu", data, lambda name: _teacher(name, baseline), work, progress)
+        made, record = step.apply(open_model(parent), context)
+        save_model(folder, made)
+        return _lineage(parent, step, record, recipe.seed)
+
+    return store.stage(step.name, key, compute)
+
+
+def _numerics() -> dict[str, Any]:
+    """What changes numbers besides code: library versions, instruction sets, cores."""
+    return {"libraries": environment.versions(), "cpu": environment.instructions(), "cores": environment.cores()}
+
+
+def _teacher(name: str, baseline: Stage) -> Model:
+    if name != "baseline":
+        raise UserError(f'teacher: "{name}" is not known. Allowed: baseline.')
+    return open_model(baseline)
+
+
+def _lineage(parent: Stage, step: Any, record: dict[str, Any], seed: int) -> dict[str, Any]:
+    entry = {"name": step.name, "config": step.to_json(), "record": record}
+    return {
+        "parent": parent.id,
+        "source": parent.manifest["source"],
+        "passes": [*parent.manifest["passes"], entry],
+        "seed": seed,
+        "environment": environment.environment(),
+    }
+
+
+def open_model(stage: Stage) -> Model:
+    """The model in a stage; its id is the stage's."""
+    return replace(load_model(stage.folder), id=stage.id)
+
+
+def artifact_stage(
+    store: Store, recipe: Recipe, name: str, made: Stage, runners: Sequence[str], progress: Progress
+) -> Variant:
+    """Model files, exported files, size and work counted, and parity with the torch network on every runner."""
+    key = {
+        "model": made.id,
+        "exports": [{e.name: e.to_json()} for e in recipe.exports],
+        "code": [code_hash(type(e).__module__) for e in recipe.exports]
+        + [code_hash("optimize.parity"), code_hash("optimize.macs")],
+        "runners": [(r, runner_code(r)) for r in runners],
+        **_numerics(),
+    }
+
+    def compute(folder: Path, work: Path) -> dict[str, Any]:
+        from optimize.macs import count
+
+        for file in made.manifest["files"]:
+            shutil.copy2(made.folder / file, folder / file)
+        model = open_model(made)
+        records = {e.name: e.export(model, folder, Context(recipe.seed, progress=progress)) for e in recipe.exports}
+        fields = {k: v for k, v in made.manifest.items() if k not in ("schema", "files", "id", "stage")}
+        return fields | {
+            "count": count(model),
+            "exports": records,
+            "parity": _parities(name, model, folder, runners, progress),
+        }
+
+    return Variant(name, made.name, store.stage("export", key, compute))
+
+
+def runner_code(spec: str) -> str:
+    """Digest of a runner's source."""
+    return code_hash(f"optimize.runners.{spec.partition(':')[0]}")
+
+
+def open_spec(folder: Path, spec: str, **options: Any) -> Any:
+    """The runner written `name` or `name:precision` on an artifact folder."""
+    from optimize.runner import open_runner
+
+    name, _, precision = spec.partition(":")
+    return open_runner(folder, name, **({"precision": precision} if precision else {}), **options)
+
+
+def _parities(name: str, model: Model, folder: Path, runners: Sequence[str], progress: Progress) -> dict[str, Any]:
+    from optimize.parity import parity
+
+    found = {}
+    with progress(f"parity {name}", len(runners)) as advance:
+        for spec in runners:
+            with open_spec(folder, spec) as network:
+                found[spec] = parity(model, network) | {"runner": network.describe()}
+            advance(1, spec)
+    return found
+
+
+def images_stage(
+    store: Store, variant: Variant, spec: str, sampler: Sampler, count: int, batch: int, progress: Progress
+) -> Stage:
+    """Images of seeds 0..count-1 drawn with `sampler` through a runner of the variant; read them with `images`."""
+    key = {
+        "artifact": variant.id,
+        "runner": [spec, runner_code(spec)],
+        "sampler": sampler.to_json(),
+        "count": count,
+        "batch": batch,
+        "code": code_hash("optimize.model"),
+    }
+
+    def compute(folder: Path, work: Path) -> dict[str, Any]:
+        from safetensors.torch import save_file
+
+        model = variant.model
+        title = f"images {variant.name} {sampler.nfe(model.denoiser.schedule)} NFE"
+        with open_spec(variant.folder, spec) as network, progress(title, count) as advance:
+            drawn = model.with_network(network).sample(range(count), batch, sampler, advance)
+        save_file({"images": drawn.contiguous()}, folder / "images.safetensors")
+        return {"artifact": variant.id}
+
+    return store.stage("images", key, compute)
+
+
+def images(stage: Stage) -> Tensor:
+    """The images (N,C,H,W) in [-1, 1] of an images stage."""
+    return read_tensors(stage.folder / "images.safetensors")["images"]
+
+
+def json_stage(store: Store, name: str, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """A stage whose result is one JSON value."""
+
+    def write(folder: Path, work: Path) -> dict[str, Any]:
+        write_json(folder / "result.json", compute())
+        return {}
+
+    return read_json(store.stage(name, key, write).folder / "result.json")
+
+
+def publish(variant: Variant, name: str, out: Path) -> Path:
+    """Copy an artifact to `out/name`, whole or not at all; an identical one is left alone."""
+    folder = out / name
+    if published(folder) == variant.artifact.id:
+        return folder
+
+    def write(temporary: Path) -> dict[str, Any]:
+        shutil.copytree(variant.folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        return {k: v for k, v in variant.artifact.manifest.items() if k not in ("schema", "files")}
+
+    commit(folder, write)
+    return folder
+
+
+def published(folder: Path) -> str | None:
+    """The id of the whole artifact in `folder`; None where there is none, or a damaged one."""
+    try:
+        return str(verify(folder)["id"])
+    except ArtifactError:
+        return None

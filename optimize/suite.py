@@ -1,0 +1,91 @@
+"""What a run times: variants x runners x batches, the fair configuration, and the steps that split the speed-up.
+
+Keys are `variant/runner/batch`; those of the split are `factor:<name>/runner/batch`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+from optimize.measure.measurement import Measurement
+from optimize.measure.measurement import Variant as Timed
+from optimize.recipe import Recipe
+from optimize.sampling import Guidance, Sampler
+from optimize.stages import Variant
+
+EAGER = "torch"
+
+
+def suite(recipe: Recipe, variants: list[Variant], fair: Sampler | None) -> list[Timed]:
+    """Everything to time in one interleaved bench. Stages between the first and the last but one run on one runner."""
+    bench, timed = recipe.benchmark, []
+    for i, variant in enumerate(variants):
+        for spec in runners_of(recipe, i, len(variants)):
+            timed += [_timed(recipe, variant, spec, b) for b in bench.batch]
+    if fair is not None:
+        for spec in fp32_runners(recipe):
+            timed += [_timed(recipe, variants[0], spec, b, "fair", fair) for b in bench.batch]
+    return timed + _split(recipe, variants, fair)
+
+
+def runners_of(recipe: Recipe, index: int, count: int) -> tuple[str, ...]:
+    """Runner specs of variant number `index`: the source's, the first alone for stages in between, else all."""
+    runners = recipe.benchmark.runners
+    if index == 0:
+        return (*runners, *recipe.benchmark.source_runners)
+    return runners if index >= count - 2 else (fastest_fp32(recipe),)
+
+
+def fastest_fp32(recipe: Recipe) -> str:
+    """The runner that draws the images of FP32 variants: the first of openvino, onnxruntime and torch that is asked for."""
+    asked = recipe.benchmark.runners
+    return next((r for r in ("openvino", "onnxruntime", EAGER) if r in asked), asked[0])
+
+
+def fp32_runners(recipe: Recipe) -> tuple[str, ...]:
+    """Runner specs that compute the uncompressed network in FP32."""
+    return tuple(r for r in (*recipe.benchmark.runners, *recipe.benchmark.source_runners) if ":" not in r)
+
+
+def _split(recipe: Recipe, variants: list[Variant], fair: Sampler | None) -> list[Timed]:
+    """The baseline network, eager, largest batch, with cheaper and cheaper samplers: guidance off, fair solver, student's."""
+    if EAGER not in recipe.benchmark.runners or len(variants) < 2:
+        return []
+    base, batch = variants[0], max(recipe.benchmark.batch)
+    student = Sampler(**variants[-1].sampling["sampler"])
+    steps = {
+        "guidance": recipe.sampler.model_copy(update={"guidance": Guidance()}),
+        "solver": fair,
+        "distillation": student,
+    }
+    return [_timed(recipe, base, EAGER, batch, f"factor:{n}", s) for n, s in steps.items() if s is not None]
+
+
+def _timed(
+    recipe: Recipe, variant: Variant, spec: str, batch: int, name: str = "", sampler: Sampler | None = None
+) -> Timed:
+    runner, _, precision = spec.partition(":")
+    return Timed(
+        key=f"{name or variant.name}/{spec}/{batch}",
+        folder=str(variant.folder),
+        runner=runner,
+        options={"precision": precision} if precision else {},
+        batch=batch,
+        sampler=sampler,
+        threads=recipe.benchmark.threads,
+    )
+
+
+def split_key(key: str) -> tuple[str, str, int]:
+    """(variant, runner spec, batch) of a key."""
+    name, spec, batch = key.rsplit("/", 2)
+    return name, spec, int(batch)
+
+
+def time_all(recipe: Recipe, timed: list[Timed], progress: Any) -> list[Measurement]:
+    """Run the bench of `suite`."""
+    from optimize.measure.turns import bench
+
+    config = recipe.benchmark
+    return bench(timed, rounds=config.rounds, turn_s=config.seconds, seed=recipe.seed, progress=progress)

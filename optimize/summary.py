@@ -1,0 +1,237 @@
+"""summary.json: one row a variant, runner and batch; gates and targets of the final row; its speed-up in factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from optimize import environment
+from optimize.gates import check, hold, parity_gate, quality_gates
+from optimize.measure.measurement import Measurement, speedup
+from optimize.recipe import Recipe
+from optimize.stages import Variant
+from optimize.store import Store
+from optimize.suite import EAGER, fastest_fp32, fp32_runners, split_key
+
+SCHEMA = 1
+
+
+@dataclass
+class Findings:
+    """All that a run found out. `quality` is keyed by (variant, runner spec that drew the images)."""
+
+    recipe: Recipe
+    variants: list[Variant]
+    half_split: dict[str, Any]
+    quality: dict[tuple[str, str], dict[str, Any]]
+    measurements: list[Measurement]
+    fair: dict[str, Any] | None = None  # {"sampler": …, "quality": …} of the chosen configuration
+    fair_search: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def batch(self) -> int:
+        """The largest batch: where speed-ups are claimed."""
+        return max(self.recipe.benchmark.batch)
+
+    def measured(self, name: str, spec: str, batch: int | None = None) -> Measurement | None:
+        """A finished measurement by its key."""
+        key = f"{name}/{spec}/{batch or self.batch}"
+        return next((m for m in self.measurements if m.key == key and m.done), None)
+
+
+def summarize(found: Findings, store: Store) -> dict[str, Any]:
+    """The whole summary (see DESIGN: on disk)."""
+    rows = [_row(found, m) for m in found.measurements if not m.key.startswith("factor:")]
+    final = _final(found, rows)
+    rows += [final] if final else []
+    gates, targets = (final["gates"], final["targets"]) if final else ({}, {})
+    return {
+        "schema": SCHEMA,
+        "recipe": found.recipe.name,
+        "environment": environment.environment(),
+        "gates_passed": bool(final) and hold(gates),
+        "targets_met": bool(final) and hold(targets),
+        "gates": gates,
+        "targets": targets,
+        "half_split_fd": found.half_split,
+        "factors": _factors(found, final) if final else {},
+        "rows": rows,
+        "fair_search": found.fair_search,
+        "stages": [_stage(s) for s in store.done if s.name not in ("images", "export")],
+    }
+
+
+def _stage(stage: Any) -> dict[str, Any]:
+    passes = stage.manifest.get("passes") or []
+    record = passes[-1]["record"] if passes else {}
+    return {"name": stage.name, "id": stage.id, "parent": stage.manifest.get("parent"), "record": record}
+
+
+def _row(found: Findings, m: Measurement) -> dict[str, Any]:
+    name, spec, batch = split_key(m.key)
+    variant = found.variants[0] if name == "fair" else next(v for v in found.variants if v.name == name)
+    quality = _quality(found, name, spec)
+    parity = variant.artifact.manifest["parity"].get(spec)
+    row = {
+        "variant": name,
+        "stage": variant.stage,
+        "artifact_id": variant.id,
+        "target": found.recipe.target,
+        "runner": spec.partition(":")[0],
+        "runner_options": m.variant.options,
+        "device": "cpu",
+        "precision": _precision(variant, spec, m),
+        "batch": batch,
+        **_sampler(found, name, variant),
+        "status": m.status,
+        "reason": m.reason,
+        "predicted": False,
+        **variant.artifact.manifest["count"],
+        "size_bytes": _size(variant, spec),
+        "quality": quality,
+        "parity": {k: parity[k] for k in ("max_abs", "relative_l2")} if parity else None,
+        "gates": {},
+        "targets": {},
+    }
+    return row | _times(found, m) if m.done else row
+
+
+def _times(found: Findings, m: Measurement) -> dict[str, Any]:
+    """Latencies in ms: of one call at this batch, and an image (a batch's time divided by its images)."""
+    call, image = m.call_latency(), m.image_latency()
+    return {
+        "call_latency_ms": _ms(call, 1),
+        "image_latency_ms": _ms(image, m.variant.batch),
+        "images_per_s": m.images_per_s().value,
+        "peak_memory_bytes": m.peak_memory_bytes,
+        "cold": m.cold,
+        "noisy": m.noisy,
+        "speedup": _speedups(found, m),
+    }
+
+
+def _ms(latency: dict[str, Any], per: int) -> dict[str, Any]:
+    return {k: latency[k] * 1e3 / per for k in ("p50", "p90", "p99")} | {"n": latency["n"]}
+
+
+def _speedups(found: Findings, m: Measurement) -> dict[str, Any]:
+    """Images a second against the baseline (torch eager) and against fair (its fastest runner), at the same batch."""
+    against = {
+        "vs_baseline": found.measured("baseline", EAGER, m.variant.batch),
+        "vs_fair": _fair(found, m.variant.batch),
+    }
+    return {k: _interval(speedup(other, m)) for k, other in against.items() if other is not None}
+
+
+def _interval(value: Any) -> dict[str, Any]:
+    return {"ratio": value.value, "low": value.low, "high": value.high}
+
+
+def _fair(found: Findings, batch: int | None = None) -> Measurement | None:
+    """The fair sampler on the FP32 runner that is fastest at this batch, among those whose parity holds."""
+    parity, limit = found.variants[0].artifact.manifest["parity"], found.recipe.gates.parity.fp32
+    right = [s for s in fp32_runners(found.recipe) if s in parity and parity[s]["relative_l2"] <= limit]
+    measured = [m for s in right if (m := found.measured("fair", s, batch))]
+    return max(measured, key=lambda m: m.images_per_s().value, default=None)
+
+
+def _quality(found: Findings, name: str, spec: str) -> dict[str, Any] | None:
+    """Quality of the images this runner drew, or of those the FP32 runner drew of the same network (parity is gated)."""
+    if name == "fair":
+        return found.fair["quality"] if found.fair else None
+    return found.quality.get((name, spec)) or (
+        None if ":" in spec else found.quality.get((name, fastest_fp32(found.recipe)))
+    )
+
+
+def _sampler(found: Findings, name: str, variant: Variant) -> dict[str, Any]:
+    if name == "fair" and found.fair:
+        return {k: found.fair[k] for k in ("solver", "steps", "nfe")}
+    sampler = variant.sampling["sampler"]
+    return {"solver": sampler["solver"], "steps": sampler["steps"], "nfe": variant.sampling["nfe"]}
+
+
+def _precision(variant: Variant, spec: str, m: Measurement) -> str:
+    """fp32, bf16, int8 or int8+bf16: the artifact's, and what the runner computes the rest in."""
+    asked = spec.partition(":")[2] or m.runner.get("precision", "")
+    rest = asked if asked in ("bf16", "fp16") else ""
+    if variant.precision == "int8":
+        return f"int8+{rest}" if rest else "int8"
+    return rest or "fp32"
+
+
+def _size(variant: Variant, spec: str) -> int:
+    """Bytes of the file this runner loads: ONNX where there is one, else the weights."""
+    files = variant.artifact.manifest["files"]
+    onnx = sum(f["bytes"] for n, f in files.items() if n.startswith("onnx/"))
+    return onnx if onnx and not spec.startswith("torch") else files["model.safetensors"]["bytes"]
+
+
+def _final(found: Findings, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last variant on its fastest runner at the largest batch, among the rows whose gates hold (else the fastest)."""
+    last = found.variants[-1]
+    mine = [r for r in rows if r["variant"] == last.name and r["batch"] == found.batch and r["status"] == "done"]
+    judged = [r | {"variant": "final", "gates": _gates(found, r)} for r in mine if r["quality"]]
+    if not judged:
+        return None
+    best = max(judged, key=lambda r: (hold(r["gates"]), r["images_per_s"]))
+    return best | {"targets": _targets(found, best)}
+
+
+def _gates(found: Findings, row: dict[str, Any]) -> dict[str, Any]:
+    """Quality of this row, and the parity of every export of every variant on every runner."""
+    gates = quality_gates(found.recipe.gates, row["quality"], _baseline_quality(found), found.half_split)
+    for variant in found.variants:
+        for spec, parity in variant.artifact.manifest["parity"].items():
+            rest = spec.partition(":")[2] or parity["runner"].get("precision", "fp32")
+            precision = "+".join(p for p in (variant.precision, rest) if p in ("int8", "bf16")) or "fp32"
+            gates[f"parity {variant.name} {spec}"] = parity_gate(found.recipe.gates, parity, precision)
+    return gates
+
+
+def _baseline_quality(found: Findings) -> dict[str, Any]:
+    return found.quality["baseline", fastest_fp32(found.recipe)]
+
+
+def _targets(found: Findings, row: dict[str, Any]) -> dict[str, Any]:
+    """Targets that the recipe asks for; a figure that was not measured is a miss."""
+    asked, speed = found.recipe.targets, row["speedup"]
+    values = {
+        "speedup_vs_baseline": (speed.get("vs_baseline", {}).get("ratio"), False),
+        "speedup_vs_fair": (speed.get("vs_fair", {}).get("ratio"), False),
+        "size_ratio": (
+            _onnx_bytes(found.variants[-1]) / found.variants[0].artifact.manifest["source"]["weights_bytes"],
+            True,
+        ),
+        "int8_speedup": (_int8_speedup(found, row), False),
+    }
+    limits = asked.to_json()
+    return {n: check(v, limits[n], at_most) for n, (v, at_most) in values.items() if limits[n] is not None}
+
+
+def _onnx_bytes(variant: Variant) -> int:
+    return sum(f["bytes"] for n, f in variant.artifact.manifest["files"].items() if n.startswith("onnx/"))
+
+
+def _int8_speedup(found: Findings, row: dict[str, Any]) -> float | None:
+    """Call time of the same network before quantization in FP32, over the final row's, on the same runner."""
+    before = found.measured(found.variants[-2].name, row["runner"]) if len(found.variants) > 1 else None
+    return before.call_latency()["p50"] * 1e3 / row["call_latency_ms"]["p50"] if before else None
+
+
+def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
+    """Ratios of successive image latencies from the baseline to the final row; their product is the whole speed-up."""
+    last = found.variants[-2].name if len(found.variants) > 1 else ""
+    precise = f"{final['runner']}:{p}" if (p := final["runner_options"].get("precision")) else final["runner"]
+    path = [
+        ("", found.measured("baseline", EAGER)),
+        ("guidance", found.measured("factor:guidance", EAGER)),
+        ("solver", found.measured("factor:solver", EAGER)),
+        ("distillation", found.measured("factor:distillation", EAGER)),
+        ("pruning", found.measured(last, EAGER)),
+        ("runner", found.measured(last, final["runner"])),
+        ("precision", found.measured(found.variants[-1].name, precise)),
+    ]
+    there = [(n, m) for n, m in path if m is not None]
+    return {name: b.images_per_s().value / a.images_per_s().value for (_, a), (name, b) in pairwise(there)}

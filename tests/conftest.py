@@ -1,0 +1,57 @@
+"""Shared fixtures: a tiny diffusers pipeline folder, models on it, and data."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from optimize import rng
+from optimize.context import Data
+from optimize.model import Model
+from optimize.sampling import Guidance, Sampler
+from optimize.sources.diffusers import DiffusersSource
+
+
+def make_tiny_folder(folder: Path) -> Path:
+    """A class-conditional UNet2DModel (16x16, widths 16/32/32, 10 classes and a null) in stock diffusers layout."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        num_class_embeds=11,
+    )
+    unet.save_pretrained(folder / "unet")
+    DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny_model(tiny_folder: Path) -> Model:
+    return DiffusersSource(tiny_folder).load(Sampler(steps=4, guidance=Guidance(cfg=0.5)))
+
+
+@pytest.fixture
+def tiny_data() -> Data:
+    images = torch.from_numpy(rng.normal((64, 1, 16, 16), "tiny-data")).clamp(-1, 1)
+    return Data(images, torch.arange(64) % 10)

@@ -1,0 +1,89 @@
+"""Recipes: every problem at once, with path, value, what is allowed and the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from optimize import plan
+from optimize.errors import UserError
+from optimize.recipe import builtin, load, parse
+
+GOOD = """
+name: x
+source: {path: m}
+data: {training: t, held_out: h}
+quality: {features: f, classifier: c}
+"""
+
+
+def problems(text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(text)
+    return str(caught.value)
+
+
+def test_every_builtin_recipe_is_valid_and_comes_back_from_its_resolved_form() -> None:
+    import json
+
+    for name in builtin():
+        recipe = load(name)
+        again = parse(yaml.safe_dump(json.loads(json.dumps(recipe.to_json(), default=str))))
+        assert again == recipe
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    text = GOOD + "sorce: 1\nsampler: {steps: 0, slver: ddim}\ntarget: a10x\npasses: [{prun: {}}, {quantize: {fmat: 1}}]\n"
+    message = problems(text + "benchmark: {runners: [opnvino]}")
+    for part in (
+        "6 problems",
+        'Did you mean "source"?',
+        "sampler.steps: given 0",
+        'Did you mean "solver"?',
+        'Did you mean "a10"?',
+        'Did you mean "prune"?',
+    ):
+        assert part in message or part == "6 problems"
+    assert 'passes[1].quantize.fmat: unknown key' in message
+    assert 'benchmark.runners[0]: "opnvino" is not known' in message
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "42", "\x00"])
+def test_what_is_no_mapping_is_one_error(text: str) -> None:
+    assert "recipe" in problems(text)
+
+
+def test_a_missing_field_is_named() -> None:
+    assert "source: missing" in problems("name: x")
+
+
+def test_a_pass_entry_must_be_one_mapping() -> None:
+    assert "passes[0]: one `name: {…}` is expected" in problems(GOOD + "passes: [prune]")
+    assert "a list of" in problems(GOOD + "passes: {prune: {}}")
+
+
+def test_an_unknown_recipe_offers_the_nearest() -> None:
+    with pytest.raises(UserError, match='Did you mean "digits"'):
+        load("digit")
+    with pytest.raises(UserError, match="no such file"):
+        load("nowhere.yaml")
+
+
+def test_the_plan_names_every_missing_path() -> None:
+    with pytest.raises(UserError) as caught:
+        plan.check(parse(GOOD))
+    assert all(f in str(caught.value) for f in ("source.path", "data.training", "data.held_out", "quality.features"))
+
+
+def test_the_plan_refuses_what_cannot_follow_quantization(tmp_path: Path) -> None:
+    for name in "mthfc":
+        (tmp_path / name).mkdir()
+    paths = f"source: {{path: {tmp_path}/m}}\ndata: {{training: {tmp_path}/t, held_out: {tmp_path}/h}}\n"
+    paths += f"quality: {{features: {tmp_path}/f, classifier: {tmp_path}/c}}\nname: x\nexports: [{{onnx: {{}}}}]\n"
+    plan.check(parse(paths + "passes: [{prune: {budget: {macs: 0.2}}}, {distill: {}}, {quantize: {}}]"))
+    with pytest.raises(UserError, match=r"passes\[1\].distill"):
+        plan.check(parse(paths + "passes: [{quantize: {}}, {distill: {}}]"))
+    with pytest.raises(UserError, match="cannot be measured on this device"):
+        plan.check(parse(paths + "target: a100"))
