@@ -1,5 +1,62 @@
-"""optimize: shrink trained diffusion models with composable passes, prove what it cost, export what a server loads."""
+"""optimize: shrink trained diffusion models with composable passes, prove what it cost, export what a server loads.
+
+`load`, `sample`, `apply`, `run`, `open_runner` are the whole of the Python interface; each imports what it needs when
+it is called.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["apply", "load", "open_runner", "run", "sample"]
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optimize.context import Context
+    from optimize.model import Model
+
+
+def load(path: str | Path, steps: int = 50, cfg: float | None = None) -> Model:
+    """The Model in an artifact folder, or in a folder in diffusers layout (then sampled by DDIM of `steps` with `cfg`).
+
+    Raises ArtifactError for what is missing, altered, truncated or pickled.
+    """
+    from optimize.artifact import MANIFEST, load_model
+    from optimize.sampling import Guidance, Sampler
+    from optimize.sources.diffusers import DiffusersSource
+
+    folder = Path(path)
+    if (folder / MANIFEST).exists():
+        return load_model(folder)
+    return DiffusersSource(folder).load(Sampler(steps=steps, guidance=Guidance(cfg=cfg)))
+
+
+def sample(model: Model, seeds: Sequence[int], batch: int = 64) -> Tensor:
+    """Images (N,C,H,W) float32 in [-1, 1], one a seed; a seed gives the same image in any batch."""
+    return model.sample(seeds, batch)
+
+
+def apply(model: Model, step: Any, context: Context | None = None) -> Model:
+    """The model after one pass, e.g. `apply(model, Prune(budget={"macs": 0.4}), Context(data=...))`."""
+    from optimize.context import Context
+
+    return step.apply(model, context or Context())[0]
+
+
+def run(recipe: str, exported: str | Path = "exported") -> dict[str, Any]:
+    """Carry out a recipe (a file or a built-in name) and return its summary; raises UserError for what cannot work."""
+    from optimize.pipeline import run as run_recipe
+    from optimize.recipe import load as load_recipe
+
+    return run_recipe(load_recipe(recipe), Path(exported))
+
+
+def open_runner(artifact: str | Path, name: str, **options: Any) -> Any:
+    """A context manager around one backend on an artifact folder; inside it is a Network."""
+    from optimize.runner import open_runner as open_
+
+    return open_(Path(artifact), name, **options)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def count(model: Model) -> dict[str, int]:
     """`{"params", "macs"}` of the model's torch network at batch 1. Raises TypeError for a runner (it has no module)."""
-    return {"params": sum(p.numel() for p in model.module.parameters()), "macs": sum(by_module(model).values())}
+    return {
+        "params": sum(p.numel() for p in model.module.parameters()),
+        "macs": sum(by_module(model).values()),
+    }
 
 
 def by_module(model: Model) -> dict[str, int]:
@@ -56,7 +59,9 @@ def _inclusive(model: Model) -> dict[str, int]:
         model.denoiser.network(**feed)
     root = type(module).__name__
     flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    found = {name.removeprefix(f"{root}."): n // 2 for name, n in flops.items() if name.startswith(f"{root}.")}
+    found = {
+        name.removeprefix(f"{root}."): n // 2 for name, n in flops.items() if name.startswith(f"{root}.")
+    }
     return {"": counter.get_total_flops() // 2, **found}
 
 

@@ -6,7 +6,7 @@ it stopped when the same command is given again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class _Run:
     recipe: Recipe
     store: Store
     progress: Progress
+    evaluators: dict[int, Any] = field(default_factory=dict)
 
     def apply(self, index: int, parent: Stage, source: Stage) -> Stage:
         """One pass."""
@@ -156,10 +157,14 @@ class _Run:
         return stages.images_stage(self.store, variant, spec, sampler, count, batch, self.progress)
 
     def _evaluator(self, replicates: int = 200) -> Any:
+        """The evaluator with this many bootstrap replicates; kept, since it holds the scans' features."""
         from optimize.quality.evaluate import Evaluator
 
-        q, data = self.recipe.quality, self.recipe.data
-        return Evaluator(q.features, q.classifier, data.held_out, data.training, replicates=replicates)
+        if replicates not in self.evaluators:
+            q, data = self.recipe.quality, self.recipe.data
+            paths = (q.features, q.classifier, data.held_out, data.training)
+            self.evaluators[replicates] = Evaluator(*paths, replicates=replicates)
+        return self.evaluators[replicates]
 
     def _judges(self) -> dict[str, str]:
         """Content of everything that judges: networks, scans, code."""

@@ -25,6 +25,7 @@ from pydantic import Field
 from optimize import artifact, rng
 from optimize.configs import Config, digest
 from optimize.context import Data, Progress, silent
+from optimize.environment import instructions
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
 from optimize.ops import distillation
 from optimize.weights import read_json, read_tensors
@@ -47,7 +48,7 @@ class TrainingConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW's decoupled weight decay
     max_norm: Annotated[float, Field(gt=0)] = 1.0  # the gradient's norm is clipped to this
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are kept; 0 keeps the last
-    precision: Literal["bf16", "fp32"] = "bf16"  # autocast of network calls; weights and optimizer stay float32
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of network calls; auto is bf16 where the device computes it
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0  # seconds between checkpoints; 0 writes one every step
 
 
@@ -96,6 +97,7 @@ def train(
     Raises OptimizeError naming the step where the loss is not finite; UserError for a batch that cannot be shared;
     EnvironmentLacks where the device is missing or a checkpoint cannot be written.
     """
+    config = config.model_copy(update={"precision": resolve_precision(config.precision, device)})
     about = {"config": config.model_dump(mode="json", exclude={"checkpoint_s"}), "seed": seed, "name": name}
     key = digest({**about, "identity": identity, "start": _weights_sha256(module)}) if checkpoints else ""
     with _trainable(module), _accelerator(device) as (accelerator, share):
@@ -110,7 +112,18 @@ def train(
                 advance(1, f"loss {value:.4g}")
         saver.save(run)
         run.finish()
-    return _record(run.losses)
+    return {**_record(run.losses), "precision": config.precision}
+
+
+def resolve_precision(wanted: str, device: str) -> str:
+    """`auto` as `bf16` or `fp32`; a CPU without bfloat16 instructions emulates them, some thirty times slower."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(instructions()) else "fp32"
 
 
 @dataclass(frozen=True)
@@ -263,7 +276,7 @@ class _Saver:
             try:
                 state = _read(folder, self.key)
             except ArtifactError as error:
-                log.warning("%s: this checkpoint is not used and its steps are trained again: %s", run.step, error)
+                log.warning("this checkpoint is not used, its steps are trained again: %s", error)
                 continue
             run.load(*state)
             log.info("training goes on from step %d of %d (%s)", run.step, run.config.steps, folder)

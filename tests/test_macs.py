@@ -37,7 +37,12 @@ class Small(nn.Module):
 
 def test_every_layer_counts_what_its_formula_says() -> None:
     model = wrapped(Small(), (3, 8, 8))
-    expected = {"conv": 16 * 8 * 3 * 9, "depthwise": 16 * 8 * 9, "blocks.0": 16 * 8 * 16, "": 2 * 2 * 16 * 16 * 8}
+    expected = {
+        "conv": 16 * 8 * 3 * 9,
+        "depthwise": 16 * 8 * 9,
+        "blocks.0": 16 * 8 * 16,
+        "": 2 * 2 * 16 * 16 * 8,
+    }
     assert macs.by_module(model) == expected
     assert macs.count(model) == {"params": 224 + 80 + 144, "macs": sum(expected.values())}
 

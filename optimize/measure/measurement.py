@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import Field
 
-from optimize import environment
 from optimize.configs import Config, canonical
 from optimize.errors import OptimizeError
 from optimize.measure import statistics
@@ -24,7 +23,9 @@ class Variant(Config):
     options: dict[str, Any] = Field(default_factory=dict)  # the runner's own options
     batch: int = Field(default=1, ge=1)  # images drawn at once; a guided batched sampler runs twice this
     sampler: Sampler | None = None  # instead of the artifact's own
-    threads: int | None = Field(default=None, ge=1)  # CPU threads; every core this process may use where not given
+    threads: int | None = Field(
+        default=None, ge=1
+    )  # CPU threads; every core this process may use where not given
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed
             raise OptimizeError(
                 f"{other.key} against {baseline.key}: {name} differ ({_unlike(a, b)}). Measure both in one bench."
             )
-    rounds = [m._samples(f"{what}_s") for m in (baseline, other)]
-    same = baseline.bench == other.bench and len(rounds[0]) == len(rounds[1])
-    ratio = statistics.ratio_interval(*rounds, seed=seed, paired=same)
+    above, below = (m._samples(f"{what}_s") for m in (baseline, other))
+    same = baseline.bench == other.bench and len(above) == len(below)
+    ratio = statistics.ratio_interval(above, below, seed=seed, paired=same)
     scale = other.variant.batch / baseline.variant.batch
     return Interval(ratio.value * scale, ratio.low * scale, ratio.high * scale, ratio.n)
 
@@ -128,7 +129,3 @@ def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed
 def _unlike(a: dict[str, Any], b: dict[str, Any]) -> str:
     return ", ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k))
 
-
-def here() -> dict[str, Any]:
-    """The environment measurements are made in."""
-    return environment.environment()

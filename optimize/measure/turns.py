@@ -58,7 +58,13 @@ def bench(
                 row.open(warm_s)
                 advance(1, row.variant.key)
             for round_ in range(rounds):
-                _round(rows, rng.generator("bench", seed, round_).permutation(len(rows)).tolist(), calls_per_round, turn_s, advance)
+                _round(
+                    rows,
+                    rng.generator("bench", seed, round_).permutation(len(rows)).tolist(),
+                    calls_per_round,
+                    turn_s,
+                    advance,
+                )
         return [row.close() for row in rows]
     finally:
         for row in rows:
@@ -98,7 +104,6 @@ class _Row:
         opened = self._ask({"do": "open", "variant": self.variant.to_json()})
         if opened is None or self.worker is None:
             return
-        self.found["threads"] |= {"torch_threads": opened.pop("torch_threads")}
         opened["cold"] = {"process_s": self.worker.start_s, **opened["cold"]}
         self.found |= opened
         self.found["warm_up"] = self._ask({"do": "warm", "limit_s": warm_s}) or {}
@@ -112,8 +117,12 @@ class _Row:
     def close(self) -> Measurement:
         """The Measurement; the worker has ended."""
         self.found["memory"] = self.found.get("memory", {}) | (self._ask({"do": "close"}) or {})
+        if self.worker is not None:
+            self.worker.wait(10.0)
         self.kill()
-        return Measurement(self.variant, bench=self.bench, environment=environment.environment(), **self.found)
+        return Measurement(
+            self.variant, bench=self.bench, environment=environment.environment(), **self.found
+        )
 
     def kill(self) -> None:
         """End the worker and whatever it started."""
@@ -188,6 +197,11 @@ class Worker:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
         return " | ".join(lines[-3:]) or "none"
+
+    def wait(self, limit_s: float) -> None:
+        """Let the process put its things away, for at most `limit_s`."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(limit_s)
 
     def kill(self) -> None:
         """End the process and its children; does nothing where they have ended."""

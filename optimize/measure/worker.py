@@ -31,6 +31,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
     """Answer requests until `close` or the end of `requests`."""
     with ExitStack() as opened:
         subject: Subject | None = None
+        answer: dict[str, Any]
         for request in map(json.loads, requests):
             if request["do"] == "open":
                 subject = opened.enter_context(Subject(Variant(**request["variant"])))
@@ -67,9 +68,8 @@ class Subject:
         cold["first_call_s"] = timing.timed(self.call, self.wait)
         cold["first_image_s"] = timing.timed(self.first_images, self.wait)
         self.opened = {
-            "runner": about,
+            "runner": {**about, "torch_threads": _torch_threads()},
             "nfe": self.sampler.nfe(self.model.denoiser.schedule),
-            "torch_threads": _torch_threads(),
             "memory": {"imported_bytes": resident, "loaded_bytes": memory.resident_bytes()},
             "cold": cold,
         }
@@ -107,7 +107,9 @@ class Subject:
     def first_images(self) -> None:
         """Images once, refused where they are not finite: what computes nonsense is not timed."""
         if not self.images().isfinite().all():
-            raise OptimizeError(f"{self.variant.key}: the images of runner {self.variant.runner} hold NaN or infinities")
+            raise OptimizeError(
+                f"{self.variant.key}: the images of runner {self.variant.runner} hold NaN or infinities"
+            )
 
     def warm(self, limit_s: float) -> dict[str, Any]:
         """Warm up calls and images until stable or `limit_s` each; then the memory peak starts again."""

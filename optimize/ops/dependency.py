@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,6 @@ class Coupled:
     norms: tuple[str, ...]
     norm_groups: int
     head_width: int
-    root: Any  # torch-pruning's dependency that removal starts from
 
 
 def trace(module: nn.Module, feed: dict[str, Tensor], output: Callable[[Any], Tensor]) -> Any:
@@ -53,10 +52,14 @@ def trace(module: nn.Module, feed: dict[str, Tensor], output: Callable[[Any], Te
     try:
         import torch_pruning
     except ImportError as error:
-        raise EnvironmentLacks(f"pruning needs torch-pruning ({error}). Install it: pip install torch-pruning") from error
+        raise EnvironmentLacks(
+            f"pruning needs torch-pruning ({error}). Install it: pip install torch-pruning"
+        ) from error
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch_pruning.DependencyGraph().build_dependency(module, feed, output_transform=output, verbose=False)
+        return torch_pruning.DependencyGraph().build_dependency(
+            module, feed, output_transform=output, verbose=False
+        )
 
 
 def coupled_groups(graph: Any, module: nn.Module) -> list[Coupled]:
@@ -65,21 +68,42 @@ def coupled_groups(graph: Any, module: nn.Module) -> list[Coupled]:
     Left out: channels that reach the network's output; groups of linear layers alone outside attention (embeddings of
     time and class, next to no MACs); attentions with one head, since part of a head would change its scale.
     """
+    from torch import nn
+
     paths = {child: path for path, child in module.named_modules()}
-    found = [_coupled(group, paths) for group in graph.get_all_groups()]
+    # Convolutions first: seen from a projection that is split later (scale and shift), channels would count twice.
+    traced = [g for kind in (nn.Conv2d, nn.Linear) for g in graph.get_all_groups(root_module_types=(kind,))]
+    found = [_coupled(group, paths) for group in traced]
     return sorted((g for g in found if g is not None), key=lambda g: g.name)
 
 
-def remove(graph: Any, group: Coupled, channels: list[int]) -> None:
-    """Remove channels of a group from every layer coupled to it, weights and gradients alike."""
-    graph.get_pruning_group(group.root.target.module, group.root.handler, channels).prune(record_history=False)
+def remove(graph: Any, chosen: Iterable[tuple[Coupled, Collection[int]]]) -> None:
+    """Remove the given channels of each group from every layer coupled to it, with torch-pruning's layer pruners.
+
+    All groups at once: behind a concatenation a layer belongs to several, and indices are those before any removal.
+    """
+    cuts: dict[tuple[nn.Module, bool], set[int]] = {}
+    for group, channels in chosen:
+        for part in group.slices:
+            own = {i for i, c in zip(part.own, part.channel, strict=True) if c in channels}
+            cuts.setdefault((part.layer, part.outputs), set()).update(own)
+    for (layer, outputs), own in cuts.items():
+        if own:
+            pruner = graph.get_pruner_of_module(layer)
+            (pruner.prune_out_channels if outputs else pruner.prune_in_channels)(layer, sorted(own))
 
 
 def _coupled(group: Any, paths: dict[nn.Module, str]) -> Coupled | None:
     from torch import nn
 
     slices = tuple(
-        Slice(paths[item.dep.target.module], item.dep.target.module, "out" in item.dep.handler.__name__, tuple(item.idxs), tuple(item.root_idxs))
+        Slice(
+            paths[item.dep.target.module],
+            item.dep.target.module,
+            "out" in item.dep.handler.__name__,
+            tuple(item.idxs),
+            tuple(item.root_idxs),
+        )
         for item in group
         if item.dep.target.module in paths
     )
@@ -87,11 +111,15 @@ def _coupled(group: Any, paths: dict[nn.Module, str]) -> Coupled | None:
         return None
     width, head_width = len(group[0].idxs), _head_width(slices, {path: m for m, path in paths.items()})
     convolutional = any(isinstance(s.layer, nn.Conv2d) for s in slices)
-    if not convolutional and (head_width == 0 or head_width >= width):
+    if isinstance(group[0].dep.target.module, nn.Linear) and (convolutional or not 0 < head_width < width):
         return None
     name = min(s.path for s in slices if s.outputs and not isinstance(s.layer, nn.GroupNorm))
-    norms = tuple(s.path for s in slices if isinstance(s.layer, nn.GroupNorm) and s.layer.num_channels == width)
-    return Coupled(name, width, slices, norms, _norm_groups(slices, width), 0 if convolutional else head_width, group[0].dep)
+    norms = tuple(
+        s.path for s in slices if isinstance(s.layer, nn.GroupNorm) and s.layer.num_channels == width
+    )
+    return Coupled(
+        name, width, slices, norms, _norm_groups(slices, width), 0 if convolutional else head_width
+    )
 
 
 def _head_width(slices: tuple[Slice, ...], modules: dict[str, nn.Module]) -> int:
@@ -116,10 +144,16 @@ def norm_sizes(module: nn.Module) -> dict[str, tuple[int, int]]:
     """(groups, channels) of every group norm by path."""
     from torch import nn
 
-    return {path: (m.num_groups, m.num_channels) for path, m in module.named_modules() if isinstance(m, nn.GroupNorm)}
+    return {
+        path: (m.num_groups, m.num_channels)
+        for path, m in module.named_modules()
+        if isinstance(m, nn.GroupNorm)
+    }
 
 
-def repair(module: nn.Module, norms: dict[str, tuple[int, int]], whole: set[str], feed: dict[str, Tensor]) -> None:
+def repair(
+    module: nn.Module, norms: dict[str, tuple[int, int]], whole: set[str], feed: dict[str, Tensor]
+) -> None:
     """Make the sizes that modules keep as attributes follow their weights, in place, and run the network once.
 
     `norms`: `norm_sizes` before; `whole`: the norms that lost whole groups. Resampling modules learn their width from
@@ -139,7 +173,9 @@ def repair(module: nn.Module, norms: dict[str, tuple[int, int]], whole: set[str]
         with torch.no_grad():
             module(**feed)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"prune: {type(module).__name__} with these blocks cannot be pruned: the result does not run ({error}).") from error
+        raise UserError(
+            f"prune: {type(module).__name__} with these blocks cannot be pruned: the result does not run ({error})."
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

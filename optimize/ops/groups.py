@@ -8,7 +8,7 @@ cost of a network is a sum of products of widths, so every candidate is counted 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,7 +50,11 @@ class Term:
     def macs(self, widths: Sequence[int]) -> float:
         """MACs at the groups' widths."""
         rows = self.fixed_inputs + sum(n * widths[g] for g, n in self.inputs.items())
-        return self.coefficient * rows * (self.fixed_outputs + sum(n * widths[g] for g, n in self.outputs.items()))
+        return (
+            self.coefficient
+            * rows
+            * (self.fixed_outputs + sum(n * widths[g] for g, n in self.outputs.items()))
+        )
 
 
 def even_units(importance: np.ndarray, blocks: int, step: int) -> Units:
@@ -77,6 +81,14 @@ def _cuts(count: int, step: int) -> list[tuple[int, int]]:
     return list(zip(edges, edges[1:], strict=False))
 
 
+def up_to(group: Group, share: float) -> Group:
+    """The group with only as many units as take `share` of its channels, at least one where it has any."""
+    within = sum(
+        group.width - group.width_after(n) <= share * group.width for n in range(1, len(group.units) + 1)
+    )
+    return replace(group, units=group.units[: max(within, 1)])
+
+
 def cost(terms: Sequence[Term], widths: Sequence[int]) -> float:
     """MACs of the network at these widths."""
     return sum(term.macs(widths) for term in terms)
@@ -87,7 +99,9 @@ def smallest(groups: Sequence[Group], terms: Sequence[Term]) -> float:
     return cost(terms, [g.width_after(len(g.units)) for g in groups])
 
 
-def select(groups: Sequence[Group], terms: Sequence[Term], target: float, per_mac: bool = True) -> tuple[int, ...]:
+def select(
+    groups: Sequence[Group], terms: Sequence[Term], target: float, per_mac: bool = True
+) -> tuple[int, ...]:
     """Units to take from each group so that the cost comes as near to `target` MACs as whole units allow.
 
     Takes the unit with the lowest importance per MAC it saves now (or the lowest importance, `per_mac=False`) while
@@ -113,7 +127,11 @@ def select(groups: Sequence[Group], terms: Sequence[Term], target: float, per_ma
 
 
 def _options(
-    groups: Sequence[Group], touching: Sequence[Sequence[Term]], taken: Sequence[int], widths: list[int], per_mac: bool
+    groups: Sequence[Group],
+    touching: Sequence[Sequence[Term]],
+    taken: Sequence[int],
+    widths: list[int],
+    per_mac: bool,
 ) -> list[tuple[float, float, int]]:
     """(score, MACs saved, group) of the next unit of every group that still has one and saves anything."""
     found = []

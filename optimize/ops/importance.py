@@ -36,7 +36,9 @@ def add_coupled(total_C: Tensor, sums_N: Tensor, own: Sequence[int], channel: Se
     """
     import torch
 
-    total_C.index_add_(0, torch.as_tensor(channel, device=total_C.device), sums_N[torch.as_tensor(own, device=sums_N.device)])
+    total_C.index_add_(
+        0, torch.as_tensor(channel, device=total_C.device), sums_N[torch.as_tensor(own, device=sums_N.device)]
+    )
 
 
 @dataclass

@@ -19,7 +19,10 @@ def snapshot(module: nn.Module) -> dict[str, dict[str, Any]]:
         path: {k: list(v) if isinstance(v, tuple) else v for k, v in vars(child).items() if _is_size(v)}
         for path, child in module.named_modules()
     }
-    return {"shapes": {name: list(p.shape) for name, p in module.named_parameters()}, "attributes": attributes}
+    return {
+        "shapes": {name: list(p.shape) for name, p in module.named_parameters()},
+        "attributes": attributes,
+    }
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TOLERANCE = 0.03  # fraction of the MACs by which the budget may be missed
-AFTER_QUANTIZED = "a quantized layer's scales belong to the channels it has; prune first, then recover, then quantize"
+AFTER_QUANTIZED = (
+    "a quantized layer's scales belong to the channels it has; prune first, then recover, then quantize"
+)
 
 
 class Budget(Config):
     """What to take away."""
 
-    macs: Annotated[float, Field(gt=0, lt=0.9)]  # fraction of the multiply-accumulates to remove, 0 to 0.9 exclusive
+    macs: Annotated[
+        float, Field(gt=0, lt=0.9)
+    ]  # fraction of the multiply-accumulates to remove, 0 to 0.9 exclusive
 
 
 @PASSES.register("prune")
@@ -44,11 +48,20 @@ class Prune(Config):
     """Remove whole channels and attention heads until `budget` is met; external channels never change."""
 
     budget: Budget
-    importance: Literal["diffusion_taylor", "magnitude", "random"] = "diffusion_taylor"  # the last two: for comparison
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05  # Taylor stops at the first loss below this share of the largest
+    importance: Literal["diffusion_taylor", "magnitude", "random"] = (
+        "diffusion_taylor"  # the last two: for comparison
+    )
+    threshold: Annotated[float, Field(ge=0, lt=1)] = (
+        0.05  # Taylor stops at the first loss below this share of the largest
+    )
     batch: Annotated[int, Field(ge=1)] = 64  # samples the importance is measured on
-    stride: Annotated[int, Field(ge=1)] = 20  # every stride-th timestep index is used; 1 is the paper, at its cost
+    stride: Annotated[int, Field(ge=1)] = (
+        40  # every stride-th timestep index is used; 1 is the paper, at its cost
+    )
     round_to: Literal[1, 2, 4, 8, 16, 32] = 8  # widths become multiples of this, where the budget allows it
+    max_share: Annotated[float, Field(gt=0, le=1)] = (
+        0.5  # most of a group that goes, where the budget allows it
+    )
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset({"pruned"})
@@ -72,9 +85,18 @@ class Prune(Config):
         change = reshape.difference(looked, reshape.snapshot(work.module))
         pruned = model.with_module(work.module, {"pass": "prune", "record": change})
         sizes = compared(before, macs.count(pruned))
-        log.info("prune: %.1f %% of the MACs and %.1f %% of the parameters removed", *(100 * sizes[k] for k in ("macs_removed", "params_removed")))
+        log.info(
+            "prune: %.1f %% of the MACs and %.1f %% of the parameters removed",
+            *(100 * sizes[k] for k in ("macs_removed", "params_removed")),
+        )
         regrouped = {k: v["num_groups"] for k, v in change["attributes"].items() if "num_groups" in v}
-        record = {"importance": self.importance, **scoring, **sizes, "round_to": plan.round_to}
+        record = {
+            "importance": self.importance,
+            **scoring,
+            **sizes,
+            "round_to": plan.round_to,
+            "share": plan.share,
+        }
         return pruned, {**record, "norm_groups": regrouped, "groups": groups}
 
     @staticmethod
@@ -88,11 +110,15 @@ class Prune(Config):
         if self.importance != "diffusion_taylor":
             return {}
         if context.data is None:
-            raise UserError('prune.importance: "diffusion_taylor" needs training data, none was given. Add data, or use "magnitude".')
+            raise UserError(
+                'prune.importance: "diffusion_taylor" needs training data, none was given. Add data, or use "magnitude".'
+            )
         return accumulate_gradients(work, context, self.batch, self.stride, self.threshold)
 
 
-def accumulate_gradients(model: Model, context: Context, batch: int, stride: int, threshold: float) -> dict[str, Any]:
+def accumulate_gradients(
+    model: Model, context: Context, batch: int, stride: int, threshold: float
+) -> dict[str, Any]:
     """Leave the gradients of sum_t L_t in `.grad`, t = 0, stride, 2 stride, ... until L_t / L_max < threshold.
 
     L_t is the MSE between the raw output and its true target on one seeded batch and one noise for all t (Diff-Pruning,
@@ -115,7 +141,13 @@ def accumulate_gradients(model: Model, context: Context, batch: int, stride: int
             losses.append(float(loss.detach()))
             advance(1, f"loss {losses[-1]:.4f}")
     model.module.to("cpu")
-    return {"timesteps_used": len(losses), "stride": stride, "stopped_at": stopped, "threshold": threshold, "losses": losses}
+    return {
+        "timesteps_used": len(losses),
+        "stride": stride,
+        "stopped_at": stopped,
+        "threshold": threshold,
+        "losses": losses,
+    }
 
 
 def _reached(cutoff: Any, loss: float, t: float) -> bool:
@@ -144,7 +176,9 @@ def scoring_batch(model: Model, context: Context, batch: int) -> tuple[Tensor, T
 
     data, conditioning = context.data, model.denoiser.conditioning
     assert data is not None
-    rows = torch.from_numpy(rng.generator("prune", "rows", context.seed).permutation(len(data.images))[:batch].copy())
+    rows = torch.from_numpy(
+        rng.generator("prune", "rows", context.seed).permutation(len(data.images))[:batch].copy()
+    )
     x = data.images[rows].to(context.device)
     e = torch.from_numpy(rng.normal(tuple(x.shape), "prune", "noise", context.seed)).to(x)
     if conditioning.kind == "none" or data.labels is None:
@@ -172,28 +206,34 @@ class Plan:
         from optimize.ops import dependency
 
         self.module, self.inputs, self.config, self.seed = model.module, model.inputs, config, seed
-        self.round_to: int = config.round_to
+        self.round_to, self.share = int(config.round_to), config.max_share
         self.graph = dependency.trace(model.module, example_inputs(model.inputs, 1), raw_output)
         self.coupled = dependency.coupled_groups(self.graph, model.module)
         self.scores = [self._importance(g) for g in self.coupled]
         self.terms = layer_terms(model.module, self.coupled, macs.by_module(model))
 
     def choose(self, budget: float) -> list[Group]:
-        """Each group cut down to the units to remove. Tries steps of `round_to`, then finer ones; sets `round_to`.
+        """Each group cut down to the units to remove. Tries steps of `round_to` and shares up to `max_share` first,
+        then larger shares and finer steps; sets `round_to` and `share` to what was used.
 
-        Raises UserError where no step comes within TOLERANCE of the budget.
+        A first-order importance does not see that a group runs dry, hence the share. Raises UserError where nothing
+        comes within TOLERANCE of the budget.
         """
-        from optimize.ops.groups import cost, select, smallest
+        from optimize.ops.groups import cost, select, smallest, up_to
 
         full, reachable = cost(self.terms, [g.width for g in self.coupled]), 0.0
-        best: tuple[float, int, list[Group]] = (math.inf, 0, [])
-        for step in sorted({self.config.round_to, min(self.config.round_to, 4)}, reverse=True):
-            groups = [self._group(g, s, step) for g, s in zip(self.coupled, self.scores, strict=True)]
-            taken = select(groups, self.terms, (1 - budget) * full, per_mac=self.config.importance != "random")
+        best: tuple[float, int, float, list[Group]] = (math.inf, 0, 0.0, [])
+        for step, share in self._ladder():
+            groups = [
+                up_to(self._group(g, s, step), share) for g, s in zip(self.coupled, self.scores, strict=True)
+            ]
+            taken = select(
+                groups, self.terms, (1 - budget) * full, per_mac=self.config.importance == "diffusion_taylor"
+            )
             left = cost(self.terms, [g.width_after(n) for g, n in zip(groups, taken, strict=True)])
             reachable = max(reachable, 1 - smallest(groups, self.terms) / full)
             chosen = [replace(g, units=g.units[:n]) for g, n in zip(groups, taken, strict=True)]
-            best = min(best, (abs(1 - left / full - budget), step, chosen), key=lambda b: b[0])
+            best = min(best, (abs(1 - left / full - budget), step, share, chosen), key=lambda b: b[0])
             if best[0] <= TOLERANCE / 2:
                 break
         if best[0] > TOLERANCE:
@@ -201,23 +241,27 @@ class Plan:
                 f"prune.budget.macs: {budget:g} cannot be met within {TOLERANCE:g}; whole channels in multiples of "
                 f"{step} remove at most {reachable:.2f} of this network. Ask for less, or set a smaller prune.round_to."
             )
-        self.round_to = best[1]
-        return best[2]
+        _, self.round_to, self.share, chosen = best
+        return chosen
+
+    def _ladder(self) -> list[tuple[int, float]]:
+        """(step, share) in the order they are tried."""
+        first, shares = self.config.round_to, [self.config.max_share, 0.75, 1.0]
+        finer = sorted({first, min(first, 4)}, reverse=True)
+        return [(step, share) for step in finer for share in shares if share >= self.config.max_share]
 
     def remove(self, chosen: list[Group]) -> list[dict[str, Any]]:
         """Remove the chosen channels from every coupled layer and repair the rest; returns what is kept, by group."""
         from optimize.network import example_inputs
         from optimize.ops import dependency
 
-        kept, norms = [], dependency.norm_sizes(self.module)
-        for coupled, group in zip(self.coupled, chosen, strict=True):
-            gone = group.removed(len(group.units)).tolist()
-            if gone:
-                dependency.remove(self.graph, coupled, gone)
-            kept.append({"name": group.name, "of": group.width, "kept": sorted(set(range(group.width)) - set(gone))})
+        norms = dependency.norm_sizes(self.module)
+        gone = [frozenset(g.removed(len(g.units)).tolist()) for g in chosen]
+        dependency.remove(self.graph, zip(self.coupled, gone, strict=True))
         whole = {p for c in self.coupled if self._whole(c, self.round_to) for p in c.norms}
         dependency.repair(self.module, norms, whole, example_inputs(self.inputs, 1))
-        return kept
+        kept = [sorted(set(range(g.width)) - cut) for g, cut in zip(chosen, gone, strict=True)]
+        return [{"name": g.name, "of": g.width, "kept": k} for g, k in zip(chosen, kept, strict=True)]
 
     def _group(self, coupled: Coupled, importance: np.ndarray, step: int) -> Group:
         """Units of whole heads, of whole norm groups, or of as many channels from every norm group."""
@@ -245,14 +289,17 @@ class Plan:
 
         if self.config.importance == "random":
             return rng.uniform((coupled.width,), "prune", "random", coupled.name, self.seed)
+        by_size = self.config.importance == "magnitude"
         total = torch.zeros(coupled.width, dtype=torch.float64)
         for part in coupled.slices:
             for weight, dim in sliced_parameters(part):
-                if self.config.importance == "magnitude":
+                if by_size:
                     add_coupled(total, magnitude(weight, dim), part.own, part.channel)
                 elif weight.grad is not None:
                     add_coupled(total, taylor(weight, weight.grad, dim), part.own, part.channel)
-        return total.numpy()
+        return (
+            total / total.mean() if by_size else total
+        ).numpy()  # weights of different layers do not compare
 
 
 def sliced_parameters(part: Slice) -> list[tuple[Tensor, int]]:
@@ -280,7 +327,9 @@ def layer_terms(module: nn.Module, coupled: list[Coupled], costs: dict[str, int]
                 (outputs if part.outputs else inputs)[part.path][number] = len(part.own) // group.width
             owner = part.path.rpartition(".")[0]
             if group.head_width and owner in costs and part.path.endswith("to_q"):
-                outputs[owner][number] = 1  # both products of an attention are proportional to its inner width
+                outputs[owner][number] = (
+                    1  # both products of an attention are proportional to its inner width
+                )
     widths, terms = [g.width for g in coupled], []
     for path, macs in costs.items():
         rows, columns = layer_size(module.get_submodule(path))

@@ -22,12 +22,19 @@ def counts(n: int, replicates: int, seed: int, labels: np.ndarray | None = None)
     groups = [np.arange(n)] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for group in groups:
         key = ("bootstrap", seed, n, int(group[0]))
-        drawn[:, group] = rng.generator(*key).multinomial(len(group), np.full(len(group), 1 / len(group)), replicates)
+        drawn[:, group] = rng.generator(*key).multinomial(
+            len(group), np.full(len(group), 1 / len(group)), replicates
+        )
     return drawn
 
 
 def figure(
-    value: float, replicates_R: np.ndarray, n: int, level: float = 0.95, least: float = -np.inf, most: float = np.inf
+    value: float,
+    replicates_R: np.ndarray,
+    n: int,
+    level: float = 0.95,
+    least: float = -np.inf,
+    most: float = np.inf,
 ) -> Figure:
     """`{value, low, high, n}`: the spread of the replicates around their mean, laid around the value.
 
@@ -35,6 +42,7 @@ def figure(
     The ends are kept within [least, most].
     """
     low, high = np.quantile(replicates_R - replicates_R.mean(), ((1 - level) / 2, (1 + level) / 2))
+    low, high = min(low, 0.0), max(high, 0.0)  # equal replicates leave only the rounding of their mean
     return {
         "value": float(value),
         "low": float(np.clip(value + low, least, most)),
@@ -43,6 +51,8 @@ def figure(
     }
 
 
-def difference(value: float, other: float, a_R: np.ndarray, b_R: np.ndarray, n: int, level: float = 0.95) -> Figure:
+def difference(
+    value: float, other: float, a_R: np.ndarray, b_R: np.ndarray, n: int, level: float = 0.95
+) -> Figure:
     """`figure` of value - other from replicates that share their counts."""
     return figure(value - other, a_R - b_R, n, level)

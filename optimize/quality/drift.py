@@ -21,7 +21,11 @@ def psnr_db(images: Tensor, baseline: Tensor) -> np.ndarray:
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     value = peak_signal_noise_ratio(
-        images.double(), baseline.double(), data_range=RANGE, reduction="none", dim=tuple(range(1, images.dim()))
+        images.double(),
+        baseline.double(),
+        data_range=RANGE,
+        reduction="none",
+        dim=tuple(range(1, images.dim())),
     )
     return value.clamp(max=IDENTICAL_DB).numpy()
 
@@ -31,7 +35,7 @@ def ssim(images: Tensor, baseline: Tensor) -> np.ndarray:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     value = structural_similarity_index_measure(images, baseline, data_range=RANGE, reduction="none")
-    return value.double().reshape(-1).numpy()  # type: ignore[union-attr]
+    return value.double().reshape(-1).numpy()
 
 
 def endpoint_error(images: Tensor, endpoint: Tensor) -> float:

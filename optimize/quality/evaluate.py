@@ -48,7 +48,13 @@ class Evaluator:
     """`features`, `classifier`: folders of an `ImageClassifier`; `held_out`, `training`: safetensors with `images`."""
 
     def __init__(
-        self, features: Path, classifier: Path, held_out: Path, training: Path, replicates: int = 500, batch: int = 250
+        self,
+        features: Path,
+        classifier: Path,
+        held_out: Path,
+        training: Path,
+        replicates: int = 500,
+        batch: int = 250,
     ) -> None:
         self._paths = {"features": Path(features), "classifier": Path(classifier)}
         self._scan_paths = {"held_out": Path(held_out), "training": Path(training)}
@@ -81,7 +87,9 @@ class Evaluator:
         n = len(subject.images)
         figures: dict[str, Any] = {k: _figure(k, *v, n) for k, v in own.items()}
         other = self._drawn(reference, seed) if reference else {}
-        differences: dict[str, Any] = {k: bootstrap.difference(own[k][0], other[k][0], own[k][1], other[k][1], n) for k in other}
+        differences: dict[str, Any] = {
+            k: bootstrap.difference(own[k][0], other[k][0], own[k][1], other[k][1], n) for k in other
+        }
         if reference:
             figures |= self._to_baseline(subject, reference, seed)
         if endpoint is not None:
@@ -97,11 +105,13 @@ class Evaluator:
         check_images(images, tuple(self.scans["all"].shape[1:]))
         asked = None if labels is None else np.asarray(labels)
         if asked is not None and asked.shape != (len(images),):
-            raise UserError(f"quality: {len(images)} images and labels of shape {asked.shape}; give one label an image")
+            raise UserError(
+                f"quality: {len(images)} images and labels of shape {asked.shape}; give one label an image"
+            )
         predicted = self._apply(self.classifier, images).argmax(axis=1)
         return Judged(images, asked, self._apply(self.feature_network.features, images), predicted)
 
-    def half_split(self, seed: int = 0, splits: int = 20) -> dict[str, Any]:
+    def half_split(self, seed: int = 0, splits: int = 100) -> dict[str, Any]:
         """FD between two random halves of all scans: `{value, low, high, n, std}`, the mean and the middle 95 % of splits.
 
         What two sets of real images of that size differ by: the natural noise floor of FD.
@@ -140,7 +150,9 @@ class Evaluator:
     @cached_property
     def scan_features(self) -> dict[str, np.ndarray]:
         """Features (N,D) of the scans by set."""
-        parts = {n: self._apply(self.feature_network.features, self.scans[n]) for n in ("training", "held_out")}
+        parts = {
+            n: self._apply(self.feature_network.features, self.scans[n]) for n in ("training", "held_out")
+        }
         return {"all": np.concatenate([parts["training"], parts["held_out"]]), **parts}
 
     @cached_property
@@ -156,7 +168,9 @@ class Evaluator:
         import torch
 
         with torch.inference_mode():
-            return np.concatenate([network(part.float()).double().numpy() for part in images.split(self.batch)])
+            return np.concatenate(
+                [network(part.float()).double().numpy() for part in images.split(self.batch)]
+            )
 
     def _drawn(self, subject: Judged, seed: int) -> Drawn:
         key = (seed, self.replicates)
@@ -169,13 +183,20 @@ class Evaluator:
             }
         return subject.drawn[key]
 
-    def _frechet(self, subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
+    def _frechet(
+        self, subject: Judged, counts_RN: np.ndarray
+    ) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
         resampled = [frechet.gaussian(subject.features, c) for c in counts_RN]
         for name in SETS:
             value = frechet.reference_distance(self.scan_features[name], subject.features)
-            yield _named("fd", name), (value, np.array([self._gaussians[name].distance(g) for g in resampled]))
+            yield (
+                _named("fd", name),
+                (value, np.array([self._gaussians[name].distance(g) for g in resampled])),
+            )
 
-    def _kernel(self, subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
+    def _kernel(
+        self, subject: Judged, counts_RN: np.ndarray
+    ) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
         own_NN = kernel.cubic(subject.features, subject.features)
         for name in SETS:
             pairing = kernel.Pairing(self._kernels[name], subject.features, own_NN)
@@ -202,12 +223,18 @@ class Evaluator:
 def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
     """Raise where `images` is no set of at least two finite images of `shape` (C,H,W) in [-1, 1]."""
     if images.dim() != 4 or tuple(images.shape[1:]) != shape:
-        raise UserError(f"quality: images of shape {tuple(images.shape)} given, the scans need (N, {', '.join(map(str, shape))})")
+        raise UserError(
+            f"quality: images of shape {tuple(images.shape)} given, the scans need (N, {', '.join(map(str, shape))})"
+        )
     if len(images) < 2:
-        raise UserError(f"quality: {len(images)} images given; a distribution needs at least 2, and 1,000 to say much")
+        raise UserError(
+            f"quality: {len(images)} images given; a distribution needs at least 2, and 1,000 to say much"
+        )
     bad = int((~images.isfinite()).flatten(1).any(1).sum())
     if bad:
-        raise OptimizeError(f"quality: {bad} of {len(images)} images hold NaN or infinities; the network or its sampler is broken")
+        raise OptimizeError(
+            f"quality: {bad} of {len(images)} images hold NaN or infinities; the network or its sampler is broken"
+        )
     largest = float(images.abs().max())
     if largest > 1.0 + 1e-3:
         raise UserError(f"quality: images reach {largest:.3g}; scale them to [-1, 1]")
@@ -216,7 +243,9 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
 def _scan_images(path: Path) -> Tensor:
     tensors = read_tensors(path)
     if "images" not in tensors:
-        raise UserError(f"quality: {path} holds {', '.join(sorted(tensors))}; it needs `images` (N,C,H,W) in [-1, 1]")
+        raise UserError(
+            f"quality: {path} holds {', '.join(sorted(tensors))}; it needs `images` (N,C,H,W) in [-1, 1]"
+        )
     return tensors["images"].float()
 
 
@@ -226,7 +255,9 @@ def _named(figure: str, scans: str) -> str:
 
 def _figure(name: str, value: float, replicates_R: np.ndarray, n: int) -> dict[str, Any]:
     kind = next((k for k in (*LEAST, *MOST) if name.startswith(k)), "")
-    return bootstrap.figure(value, replicates_R, n, least=LEAST.get(kind, -np.inf), most=MOST.get(kind, np.inf))
+    return bootstrap.figure(
+        value, replicates_R, n, least=LEAST.get(kind, -np.inf), most=MOST.get(kind, np.inf)
+    )
 
 
 def _accuracy(subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
@@ -269,7 +300,9 @@ def _endpoint(
     n = len(endpoint)
     check_images(endpoint, tuple(subject.images.shape[1:]))
     if n > len(subject.images):
-        raise UserError(f"quality: {n} endpoints for {len(subject.images)} images; give at most one an image, in order")
+        raise UserError(
+            f"quality: {n} endpoints for {len(subject.images)} images; give at most one an image, in order"
+        )
     counts_RN = bootstrap.counts(n, replicates, seed, None if subject.labels is None else subject.labels[:n])
     drawn = [_errors(s, endpoint, counts_RN) for s in (subject, baseline) if s is not None]
     figures["endpoint_error"] = _figure("endpoint_error", *drawn[0], n)
@@ -280,4 +313,6 @@ def _endpoint(
 
 def _errors(judged: Judged, endpoint: Tensor, counts_RN: np.ndarray) -> tuple[float, np.ndarray]:
     images = judged.images[: len(endpoint)]
-    return drift.endpoint_error(images, endpoint), drift.relative_l2(*drift.squares(images, endpoint), counts_RN)
+    return drift.endpoint_error(images, endpoint), drift.relative_l2(
+        *drift.squares(images, endpoint), counts_RN
+    )

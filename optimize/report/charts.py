@@ -156,7 +156,7 @@ def _whisker(fd: object, x: float, y, colour: str) -> str:  # type: ignore[no-un
 
 
 def _dot(row: Row, x: float, y: float, radius: float, colour: str, chosen: bool, fd: float) -> str:
-    about = f"{row.get('variant')} · {row.get('runner')} · {row.get('precision') or ''}: {figures.digits(figures.latency(row, 'image', 'p50'))} ms, FD {figures.digits(fd)}, {figures.bytes_text(row.get('size_bytes'))}"
+    about = f"{row.get('variant')} · {figures.runner(row)} · {row.get('precision') or ''}: {figures.digits(figures.latency(row, 'image', 'p50'))} ms, FD {figures.digits(fd)}, {figures.bytes_text(row.get('size_bytes'))}"
     fill, line = (".35", "1.5") if chosen else (".06", ".7")
     return f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}' fill='{colour}' fill-opacity='{fill}' stroke='{colour}' stroke-width='{line}' stroke-opacity='{1 if chosen else 0.45}'><title>{escape(about)}</title></circle>"
 

@@ -1,0 +1,138 @@
+"""report.md: the same findings as text, for a terminal, a pull request or a diff."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from optimize.report import figures
+from optimize.report.figures import DASH, Row, Summary
+from optimize.report.html import fair_rows
+
+HEADER = ("variant", "runner", "batch", "NFE", "size", "params", "MACs", "call ms p50 / p99", "image ms p50 / p99",
+          "images/s", "peak memory", "FD", "PSNR dB", "× baseline", "× fair", "gates", "targets")  # fmt: skip
+
+
+def render_markdown(summary: Summary) -> str:
+    """The report of a summary as Markdown, misses first."""
+    head = figures.headline(summary)
+    parts = [
+        f"# {summary.get('recipe') or 'run'}",
+        _misses(summary),
+        f"**{head.sentence}**\n\n{head.cost}".strip(),
+        "## Gates and targets\n\n" + _checks(summary),
+        "## Variants\n\n" + _variants(summary),
+        _factors(summary),
+        "## Every measurement\n\n" + table(HEADER, (_cells(summary, r) for r in figures.rows(summary))),
+        _refused(summary),
+        _fair(summary),
+        _stages(summary),
+        _environment(summary),
+    ]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; bars and line ends inside cells are made harmless."""
+    names = list(header)
+    lines = [names, ["---"] * len(names), *(list(row) for row in body)]
+    return "\n".join("| " + " | ".join(_safe(cell) for cell in line) + " |" for line in lines)
+
+
+def _safe(cell: str) -> str:
+    return " ".join(str(cell).split()).replace("|", "\\|")
+
+
+def _misses(summary: Summary) -> str:
+    lines = [
+        f"- ✗ **{'GATE FAILED' if c.kind == 'gate' else 'target missed'}**: {c.name} is {c.value}, asked for {c.sign} {c.limit}"
+        + (f" ({c.note})" if c.note else "")
+        for c in figures.misses(summary)
+    ]
+    flagged = {"failed": "- ✗ **The gates did not pass**", "missed": "- ✗ **The targets were not met**"}
+    return "\n".join(lines) or flagged.get(figures.verdict(summary), "")
+
+
+def _checks(summary: Summary) -> str:
+    found = [c for kind in ("gate", "target") for c in figures.checks(summary, kind)]
+    if not found:
+        return "None was judged."
+    body = ((c.kind, c.name, c.value, f"{c.sign} {c.limit}", _mark(c), c.note) for c in found)
+    return table(("kind", "name", "value", "limit", "verdict", "note"), body)
+
+
+def _mark(check: figures.Check) -> str:
+    return {"holds": "✓ holds", "unknown": "not judged"}.get(check.verdict, f"✗ {check.verdict}")
+
+
+def _variants(summary: Summary) -> str:
+    batch = figures.headline_batch(summary)
+    found = [r for v in figures.variants(summary) if (r := figures.shown(summary, v, batch)) is not None]
+    if not found:
+        return "No row has figures."
+    about = f"At batch {batch}; the baseline in eager torch, every other variant on its fastest runner. `[low, high]` are 95 % intervals."
+    return f"{about}\n\n{table(HEADER, (_cells(summary, r) for r in found))}"
+
+
+def _cells(summary: Summary, row: Row) -> list[str]:
+    f = figures
+    return [
+        f.any_text(row.get("variant")), f.runner(row), f.any_text(row.get("batch")), f.any_text(row.get("nfe")),
+        f.bytes_text(row.get("size_bytes")), f.count_text(row.get("params")), f.count_text(row.get("macs")),
+        *(f"{f.digits(f.latency(row, k, 'p50'))} / {f.digits(f.latency(row, k, 'p99'))}" for k in ("call", "image")),
+        f.digits(row.get("images_per_s")) + (" (noisy)" if row.get("noisy") else ""),
+        f.bytes_text(row.get("peak_memory_bytes")),
+        _with_interval(f.quality(summary, row, "fd"), f.digits), f.digits(f.quality(summary, row, "psnr_db")),
+        *(_with_interval(f.speedup(row, k), f.ratio_text) for k in ("vs_baseline", "vs_fair")),
+        f.tally(row.get("gates")), f.tally(row.get("targets")),
+    ]  # fmt: skip
+
+
+def _with_interval(value: object, text) -> str:  # type: ignore[no-untyped-def]
+    return f"{text(value)} {figures.interval_text(value)}".strip()
+
+
+def _factors(summary: Summary) -> str:
+    known = {k: v for k, v in (summary.get("factors") or {}).items() if figures.number(v) is not None}
+    if not known:
+        return ""
+    whole = 1.0
+    for value in known.values():
+        whole *= figures.number(value) or 1.0
+    body = [(figures.plain(k), f"×{figures.digits(v)}") for k, v in known.items()]
+    return "## Factors of the speed-up\n\n" + table(("step", "factor"), [*body, ("**all together**", f"**×{figures.digits(whole)}**")])
+
+
+def _refused(summary: Summary) -> str:
+    lost = [r for r in figures.rows(summary) if r.get("status", "done") != "done"]
+    return "\n".join(f"- {r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}" for r in lost)
+
+
+def _fair(summary: Summary) -> str:
+    found = fair_rows(summary)
+    if not found:
+        return ""
+    f = figures
+    body = (
+        (f.any_text(r.get("solver")), f.any_text(r.get("steps")), f.any_text(r.get("spacing")), f.any_text(r.get("guided")), f.any_text(r.get("nfe")),
+         f.digits(r.get("fd")), f.percent_text(r.get("class_accuracy_min")),
+         "**chosen**" if r["chosen"] else "passes" if r.get("passes") else str(r.get("reason") or "fails a gate"))
+        for r in found
+    )  # fmt: skip
+    return "## The fair search\n\n" + table(("solver", "steps", "spacing", "guided", "NFE", "FD", "worst class", "verdict"), body)
+
+
+def _stages(summary: Summary) -> str:
+    found = summary.get("stages") or []
+    if not found:
+        return ""
+    f = figures
+    body = (
+        (str(s.get("name") or DASH), f"`{f.short_id(s.get('id'))}`", f"`{f.short_id(s.get('parent'))}`" if s.get("parent") else DASH, f.seconds_text(s.get("seconds")))
+        for s in found
+    )
+    return "## Stages\n\n" + table(("stage", "id", "from", "time"), body)
+
+
+def _environment(summary: Summary) -> str:
+    found = figures.flat(summary.get("environment") or {})
+    return "## Environment\n\n" + table(("", ""), ((f.replace(".", " · "), v) for f, v in found)) if found else ""

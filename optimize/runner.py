@@ -1,0 +1,77 @@
+"""A Runner is a Network with a lifetime: one backend, opened on an artifact folder, used in a `with` block.
+
+    with open_runner(folder, "openvino", threads=1) as network: network(sample=z, timestep=t, class_labels=y)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from pydantic import ValidationError
+
+from optimize.errors import ArtifactError, UserError
+from optimize.network import TensorSpec
+from optimize.registry import RUNNERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ONNX_FILE = "onnx/model.onnx"
+
+
+class Runner(Protocol):
+    """`describe()` is JSON: backend, version, device, precision, threads, and `lowered`: what was changed in the graph."""
+
+    inputs: tuple[TensorSpec, ...]
+
+    def __call__(self, **tensors: Tensor) -> Tensor: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+def open_runner(folder: Path | str, name: str, **options: Any) -> Runner:
+    """The artifact in `folder` run by the backend `name` with its options (see the files in `optimize/runners/`).
+
+    Raises UserError for an unknown backend or option, ArtifactError where the artifact lacks the file the backend runs,
+    EnvironmentLacks where the backend is not installed.
+    """
+    plugin = RUNNERS.get(name)
+    try:
+        config = plugin(**options)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}" for e in error.errors())
+        raise UserError(f'runner "{name}": {problems}. Allowed options: {", ".join(plugin.model_fields)}.') from None
+    return config.open(Path(folder))
+
+
+def onnx_file(folder: Path) -> Path:
+    """`onnx/model.onnx` of an artifact folder; ArtifactError where it was not exported."""
+    path = folder / ONNX_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file. Export the artifact first (exports: [onnx]).")
+    return path
+
+
+class Closing:
+    """`with` for a runner that holds its backend's objects in `_held`: they are let go at the end."""
+
+    _held: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._held = None
+
+    @property
+    def held(self) -> Any:
+        """The backend's objects; RuntimeError after the `with` block."""
+        if self._held is None:
+            raise RuntimeError(f"{type(self).__name__} was closed; open it again")
+        return self._held

@@ -1,0 +1,181 @@
+"""The interleaved bench: real worker processes around made-up runners, and the torch runner on a tiny artifact."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from optimize.artifact import commit, save_model
+from optimize.errors import UserError
+from optimize.measure.measurement import Measurement, Variant, speedup
+from optimize.measure.turns import Worker, WorkerFailed, bench, thread_environment
+from optimize.model import Model
+from optimize.sampling import Guidance, Sampler
+
+RUNNERS = """
+    import os, sys, time, types
+
+    def open_runner(folder, name, **options):
+        import contextlib, torch
+        from optimize.network import TensorSpec
+        if name == "missing":
+            from optimize.errors import EnvironmentLacks
+            raise EnvironmentLacks("missing: not installed")
+        specs = (TensorSpec("sample", ("B", 1, 16, 16)), TensorSpec("timestep", ("B",)), TensorSpec("class_labels", ("B",), "int64"))
+
+        class Fake(contextlib.AbstractContextManager):
+            inputs, calls = specs, 0
+
+            def __exit__(self, *_):
+                return None
+
+            def describe(self):
+                return {"runner": name, "device": "cpu", "threads": os.environ["OMP_NUM_THREADS"]}
+
+            def __call__(self, **tensors):
+                self.calls += 1
+                print("a library talks on stdout")
+                os.write(1, b"and so does its C code")
+                if self.calls > options.get("dies_after", 10**9):
+                    os.abort()
+                if self.calls > options.get("hangs_after", 10**9):
+                    time.sleep(3600)
+                time.sleep(options.get("seconds", 0.001))
+                return tensors["sample"] * options.get("gain", 0.5)
+
+        return Fake()
+
+    sys.modules["optimize.runner"] = types.SimpleNamespace(open_runner=open_runner)
+"""
+
+
+@pytest.fixture
+def artifact(tiny_model: Model, tmp_path: Path) -> Path:
+    def write(folder: Path) -> dict[str, str]:
+        save_model(folder, tiny_model)
+        return {"id": "tiny"}
+
+    commit(tmp_path / "artifact", write)
+    return tmp_path / "artifact"
+
+
+@pytest.fixture
+def fake_runners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python runs a `sitecustomize` it finds at start: the workers get a module of made-up runners."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(RUNNERS))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+
+
+def variant(artifact: Path, key: str, runner: str = "fake", batch: int = 2, **options: object) -> Variant:
+    return Variant(key=key, folder=str(artifact), runner=runner, batch=batch, options=options, threads=1)
+
+
+@pytest.mark.usefixtures("fake_runners")
+def test_variants_are_timed_in_turns_and_failures_stay_with_their_row(artifact: Path):
+    asked = [
+        variant(artifact, "a", seconds=0.004),
+        variant(artifact, "b", seconds=0.001),
+        variant(artifact, "missing", "missing"),
+        variant(artifact, "nan", gain=float("inf")),
+        variant(artifact, "dies", dies_after=1),
+    ]
+    seen: list[str] = []
+
+    class Progress:
+        def __call__(self, description: str, total: float) -> Progress:
+            self.total = total
+            return self
+
+        def __enter__(self):
+            return lambda n=1, note="": seen.append(note)
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    progress = Progress()
+    a, b, *failed = bench(asked, rounds=3, calls_per_round=4, warm_s=0.2, progress=progress)
+    assert (a.status, a.reason, b.reason) == ("done", "", "")
+    assert [len(r) for r in a.call_s] == [len(r) for r in b.image_s] == [4, 4, 4]
+    assert a.call_latency()["p50"] > 0.004 > b.call_latency()["p50"] > 0.001
+    assert a.nfe == 8 and a.image_latency()["min"] > 4 * 0.004  # four guided steps, both branches in one call
+    assert a.runner["threads"] == "1" and a.threads["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert a.peak_memory_bytes and a.peak_memory_bytes >= a.memory["loaded_bytes"] > 0
+    assert {"process_s", "import_s", "load_s", "first_call_s", "first_image_s"} == set(a.cold)
+    assert speedup(a, b).value > 1.5
+
+    reasons = {m.key: m.reason for m in failed}
+    assert all(m.status == "failed" and not m.done for m in failed)
+    assert reasons["missing"] == "missing: not installed"
+    assert "hold NaN or infinities" in reasons["nan"]
+    assert "ended with code -6 at open" in reasons["dies"]
+    assert len(seen) == progress.total == 5 * 4 and len({*zip(seen[5::5], seen[6::5])}) > 1  # orders differ
+    assert [Measurement.from_json(json.loads(json.dumps(m.to_json()))) for m in (a, *failed)] == [a, *failed]
+
+
+@pytest.mark.usefixtures("fake_runners")
+def test_a_slow_variant_gives_one_sample_a_round_and_its_sampler_can_be_replaced(artifact: Path):
+    short = Sampler(steps=1, guidance=Guidance())
+    slow = variant(artifact, "slow", seconds=0.05).model_copy(update={"sampler": short})
+    (found,) = bench([slow], rounds=2, turn_s=0.01, warm_s=0.1)
+    assert [len(r) for r in found.image_s] == [1, 1] and found.nfe == 1
+    assert found.image_latency()["p50"] < 0.09
+
+
+@pytest.mark.usefixtures("fake_runners")
+def test_a_worker_that_hangs_is_given_up_and_killed(artifact: Path):
+    worker = Worker(thread_environment(1), timeout_s=120)
+    try:
+        slept = variant(artifact, "hangs", hangs_after=5)  # one call and four of the first images
+        assert worker.ask({"do": "open", "variant": slept.to_json()})["nfe"] == 8
+        worker.timeout_s = 0.2
+        with pytest.raises(WorkerFailed, match="worker: no answer to turn within 0.2 s; killed"):
+            worker.ask({"do": "turn", "calls": 1, "limit_s": 0.1})
+    finally:
+        worker.kill()
+
+
+@pytest.mark.usefixtures("fake_runners")
+def test_no_worker_outlives_a_bench_that_is_broken_off(artifact: Path):
+    import psutil
+
+    class Stop(Exception):
+        pass
+
+    class Progress:
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self):
+            def advance(n: float = 1, note: str = "") -> None:
+                raise Stop
+
+            return advance
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    with pytest.raises(Stop):
+        bench([variant(artifact, "a")], progress=Progress, warm_s=0.1)
+    time.sleep(0.1)
+    assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
+
+
+def test_keys_given_twice_and_empty_rounds_are_refused(artifact: Path):
+    with pytest.raises(UserError, match="keys given twice: a"):
+        bench([variant(artifact, "a"), variant(artifact, "a")])
+    with pytest.raises(UserError, match="rounds = 0"):
+        bench([variant(artifact, "a")], rounds=0)
+
+
+@pytest.mark.slow
+def test_an_artifact_against_itself_is_neither_faster_nor_slower(artifact: Path):
+    pytest.importorskip("optimize.runner")
+    a, b = bench([variant(artifact, k, "torch", batch=4) for k in "ab"], rounds=7, turn_s=0.2, warm_s=1.0)
+    assert (a.status, a.reason, b.reason) == ("done", "", "")
+    ratio = speedup(a, b)
+    assert ratio.low <= 1.0 <= ratio.high
