@@ -67,7 +67,7 @@ class _Run:
         """Export every stage; the source's is the baseline."""
         names = ["baseline", *_distinct([p.name for p in self.recipe.passes])]
         return [
-            stages.artifact_stage(
+            stages.export_stage(
                 self.store, self.recipe, name, stage, runners_of(self.recipe, i, len(made)), self.progress
             )
             for i, (name, stage) in enumerate(zip(names, made))

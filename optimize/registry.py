@@ -54,7 +54,8 @@ class Registry:
         if name not in self._found:
             if name not in self.names():
                 raise unknown(self.kind, name, self.names())
-            importlib.import_module(f"{self.package}.{name}")
+            if name not in self._found:  # third parties have registered by now
+                importlib.import_module(f"{self.package}.{name}")
         return self._found[name]
 
     def _load_third_parties(self) -> None:

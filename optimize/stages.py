@@ -32,6 +32,7 @@ class Variant:
     name: str
     stage: str  # the pass that made it, or "source"
     artifact: Stage  # weights, structure, sampler and every exported file
+    parity: dict[str, Any]  # runner spec -> figures against the torch network, and the runner's description
 
     @property
     def folder(self) -> Path:
@@ -144,18 +145,13 @@ def open_model(stage: Stage) -> Model:
     return replace(load_model(stage.folder), id=stage.id)
 
 
-def artifact_stage(
+def export_stage(
     store: Store, recipe: Recipe, name: str, made: Stage, runners: Sequence[str], progress: Progress
 ) -> Variant:
-    """Model files, exported files, size and work counted, and parity with the torch network on every runner."""
-    key = {
-        "model": made.id,
-        "exports": [{e.name: e.to_json()} for e in recipe.exports],
-        "code": [code_hash(type(e).__module__) for e in recipe.exports]
-        + [code_hash("optimize.parity"), code_hash("optimize.macs")],
-        "runners": [(r, runner_code(r)) for r in runners],
-        **_numerics(),
-    }
+    """Model files and exported files in one folder, size and work counted; then their parity on every runner."""
+    codes = [code_hash(m) for m in (*(type(e).__module__ for e in recipe.exports), "optimize.macs")]
+    exports = [{e.name: e.to_json()} for e in recipe.exports]
+    key = {"model": made.id, "exports": exports, "code": codes, **_numerics()}
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:
         from optimize.macs import count
@@ -165,13 +161,31 @@ def artifact_stage(
         model = open_model(made)
         records = {e.name: e.export(model, folder, Context(recipe.seed, progress=progress)) for e in recipe.exports}
         fields = {k: v for k, v in made.manifest.items() if k not in ("schema", "files", "id", "stage")}
-        return fields | {
-            "count": count(model),
-            "exports": records,
-            "parity": _parities(name, model, folder, runners, progress),
-        }
+        return fields | {"count": count(model), "exports": records}
 
-    return Variant(name, made.name, store.stage("export", key, compute))
+    stage = store.stage("export", key, compute)
+    return Variant(name, made.name, stage, _parity_stage(store, name, stage, runners, progress))
+
+
+def _parity_stage(
+    store: Store, name: str, artifact: Stage, runners: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """Relative L2 and largest difference between each runner and the torch network, at ten noise levels."""
+    specs = [(r, runner_code(r)) for r in runners]
+    key = {"artifact": artifact.id, "runners": specs, "code": code_hash("optimize.parity"), **_numerics()}
+
+    def compute() -> dict[str, Any]:
+        from optimize.parity import parity
+
+        found, model = {}, open_model(artifact)
+        with progress(f"parity {name}", len(runners)) as advance:
+            for spec in runners:
+                with open_spec(artifact.folder, spec) as network:
+                    found[spec] = parity(model, network) | {"runner": network.describe()}
+                advance(1, spec)
+        return found
+
+    return json_stage(store, "parity", key, compute)
 
 
 def runner_code(spec: str) -> str:
@@ -185,18 +199,6 @@ def open_spec(folder: Path, spec: str, **options: Any) -> Any:
 
     name, _, precision = spec.partition(":")
     return open_runner(folder, name, **({"precision": precision} if precision else {}), **options)
-
-
-def _parities(name: str, model: Model, folder: Path, runners: Sequence[str], progress: Progress) -> dict[str, Any]:
-    from optimize.parity import parity
-
-    found = {}
-    with progress(f"parity {name}", len(runners)) as advance:
-        for spec in runners:
-            with open_spec(folder, spec) as network:
-                found[spec] = parity(model, network) | {"runner": network.describe()}
-            advance(1, spec)
-    return found
 
 
 def images_stage(
@@ -243,20 +245,22 @@ def json_stage(store: Store, name: str, key: dict[str, Any], compute: Callable[[
 def publish(variant: Variant, name: str, out: Path) -> Path:
     """Copy an artifact to `out/name`, whole or not at all; an identical one is left alone."""
     folder = out / name
-    if published(folder) == variant.artifact.id:
+    if published(folder) == (variant.artifact.id, variant.parity):
         return folder
 
     def write(temporary: Path) -> dict[str, Any]:
         shutil.copytree(variant.folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        return {k: v for k, v in variant.artifact.manifest.items() if k not in ("schema", "files")}
+        fields = {k: v for k, v in variant.artifact.manifest.items() if k not in ("schema", "files")}
+        return fields | {"parity": variant.parity}
 
     commit(folder, write)
     return folder
 
 
-def published(folder: Path) -> str | None:
-    """The id of the whole artifact in `folder`; None where there is none, or a damaged one."""
+def published(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Id and parity of the whole artifact in `folder`; None where there is none, or a damaged one."""
     try:
-        return str(verify(folder)["id"])
+        manifest = verify(folder)
     except ArtifactError:
         return None
+    return manifest["id"], manifest["parity"]

@@ -58,7 +58,7 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
         "factors": _factors(found, final) if final else {},
         "rows": rows,
         "fair_search": found.fair_search,
-        "stages": [_stage(s) for s in store.done if s.name not in ("images", "export")],
+        "stages": [_stage(s) for s in store.done if s.name in {"source", *(p.name for p in found.recipe.passes)}],
     }
 
 
@@ -72,7 +72,7 @@ def _row(found: Findings, m: Measurement) -> dict[str, Any]:
     name, spec, batch = split_key(m.key)
     variant = found.variants[0] if name == "fair" else next(v for v in found.variants if v.name == name)
     quality = _quality(found, name, spec)
-    parity = variant.artifact.manifest["parity"].get(spec)
+    parity = variant.parity.get(spec)
     row = {
         "variant": name,
         "stage": variant.stage,
@@ -130,7 +130,7 @@ def _interval(value: Any) -> dict[str, Any]:
 
 def _fair(found: Findings, batch: int | None = None) -> Measurement | None:
     """The fair sampler on the FP32 runner that is fastest at this batch, among those whose parity holds."""
-    parity, limit = found.variants[0].artifact.manifest["parity"], found.recipe.gates.parity.fp32
+    parity, limit = found.variants[0].parity, found.recipe.gates.parity.fp32
     right = [s for s in fp32_runners(found.recipe) if s in parity and parity[s]["relative_l2"] <= limit]
     measured = [m for s in right if (m := found.measured("fair", s, batch))]
     return max(measured, key=lambda m: m.images_per_s().value, default=None)
@@ -183,7 +183,7 @@ def _gates(found: Findings, row: dict[str, Any]) -> dict[str, Any]:
     """Quality of this row, and the parity of every export of every variant on every runner."""
     gates = quality_gates(found.recipe.gates, row["quality"], _baseline_quality(found), found.half_split)
     for variant in found.variants:
-        for spec, parity in variant.artifact.manifest["parity"].items():
+        for spec, parity in variant.parity.items():
             rest = spec.partition(":")[2] or parity["runner"].get("precision", "fp32")
             precision = "+".join(p for p in (variant.precision, rest) if p in ("int8", "bf16")) or "fp32"
             gates[f"parity {variant.name} {spec}"] = parity_gate(found.recipe.gates, parity, precision)

@@ -44,11 +44,11 @@ class TrainingConfig(Config):
     steps: Annotated[int, Field(ge=1)] = 300  # optimizer steps
     batch: Annotated[int, Field(ge=1)] = 64  # samples a step, over all processes together
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4  # AdamW's peak rate, reached after the warm-up
-    warmup: Annotated[int, Field(ge=0)] = 20  # steps of linear warm-up; after it a cosine falls to 0 at the last step
+    warmup: Annotated[int, Field(ge=0)] = 20  # steps of linear warm-up, then a cosine to 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW's decoupled weight decay
     max_norm: Annotated[float, Field(gt=0)] = 1.0  # the gradient's norm is clipped to this
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are kept; 0 keeps the last
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of network calls; auto is bf16 where the device computes it
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are kept; 0 is off
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is fast
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0  # seconds between checkpoints; 0 writes one every step
 
 
@@ -122,7 +122,11 @@ def resolve_precision(wanted: str, device: str) -> str:
     if wanted != "auto":
         return wanted
     if torch.device(device).type == "cuda":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+        return (
+            "bf16"
+            if torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
+            else "fp32"
+        )
     return "bf16" if {"avx512_bf16", "amx_bf16"} & set(instructions()) else "fp32"
 
 
@@ -343,7 +347,9 @@ def _accelerator(device: str) -> Iterator[tuple[Any, Share]]:
         yield accelerator, Share(accelerator.process_index, accelerator.num_processes, place)
     finally:
         accelerator.free_memory()
-        if not many:  # Accelerate keeps the device in a process-wide singleton; a later run may use another one
+        if (
+            not many
+        ):  # Accelerate keeps the device in a process-wide singleton; a later run may use another one
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -352,4 +358,7 @@ def _record(losses: list[float]) -> dict[str, Any]:
     size = math.ceil(len(losses) / CURVE_POINTS)
     parts = [losses[i : i + size] for i in range(0, len(losses), size)]
     means = [sum(p) / len(p) for p in parts]
-    return {"steps": len(losses), "loss": {"first": means[0], "last": means[-1], "curve": means, "stretch": size}}
+    return {
+        "steps": len(losses),
+        "loss": {"first": means[0], "last": means[-1], "curve": means, "stretch": size},
+    }

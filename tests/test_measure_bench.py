@@ -16,40 +16,51 @@ from optimize.measure.turns import Worker, WorkerFailed, bench, thread_environme
 from optimize.model import Model
 from optimize.sampling import Guidance, Sampler
 
-RUNNERS = """
-    import os, sys, time, types
+PLUGIN = """
+    import contextlib, os, time
 
-    def open_runner(folder, name, **options):
-        import contextlib, torch
-        from optimize.network import TensorSpec
-        if name == "missing":
-            from optimize.errors import EnvironmentLacks
-            raise EnvironmentLacks("missing: not installed")
-        specs = (TensorSpec("sample", ("B", 1, 16, 16)), TensorSpec("timestep", ("B",)), TensorSpec("class_labels", ("B",), "int64"))
+    from optimize.configs import Config
+    from optimize.errors import EnvironmentLacks
+    from optimize.network import TensorSpec
+    from optimize.registry import RUNNERS
 
-        class Fake(contextlib.AbstractContextManager):
-            inputs, calls = specs, 0
+    @RUNNERS.register("fake")
+    class Fake(Config):
+        threads: int = 7
+        seconds: float = 0.001
+        gain: str = "0.5"
+        dies_after: int = 10**9
+        hangs_after: int = 10**9
+        installed: bool = True
 
-            def __exit__(self, *_):
-                return None
+        def open(self, folder):
+            if not self.installed:
+                raise EnvironmentLacks("fake: not installed")
+            return FakeRunner(self)
 
-            def describe(self):
-                return {"runner": name, "device": "cpu", "threads": os.environ["OMP_NUM_THREADS"]}
+    class FakeRunner(contextlib.AbstractContextManager):
+        inputs = (TensorSpec("sample", ("B", 1, 16, 16)), TensorSpec("timestep", ("B",)), TensorSpec("class_labels", ("B",), "int64"))
+        calls = 0
 
-            def __call__(self, **tensors):
-                self.calls += 1
-                print("a library talks on stdout")
-                os.write(1, b"and so does its C code")
-                if self.calls > options.get("dies_after", 10**9):
-                    os.abort()
-                if self.calls > options.get("hangs_after", 10**9):
-                    time.sleep(3600)
-                time.sleep(options.get("seconds", 0.001))
-                return tensors["sample"] * options.get("gain", 0.5)
+        def __init__(self, config):
+            self.config = config
 
-        return Fake()
+        def __exit__(self, *_):
+            return None
 
-    sys.modules["optimize.runner"] = types.SimpleNamespace(open_runner=open_runner)
+        def describe(self):
+            return {"device": "cpu", "threads": self.config.threads, "omp": os.environ["OMP_NUM_THREADS"]}
+
+        def __call__(self, **tensors):
+            self.calls += 1
+            print("a library talks on stdout")
+            os.write(1, b"and so does its C code")
+            if self.calls > self.config.dies_after:
+                os.abort()
+            if self.calls > self.config.hangs_after:
+                time.sleep(3600)
+            time.sleep(self.config.seconds)
+            return tensors["sample"] * float(self.config.gain)
 """
 
 
@@ -64,10 +75,13 @@ def artifact(tiny_model: Model, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake_runners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python runs a `sitecustomize` it finds at start: the workers get a module of made-up runners."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(RUNNERS))
+def fake_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third party's package in the workers' path, found by its entry point."""
+    about = tmp_path / "site" / "fake_runner-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-runner\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[optimize.plugins]\nfake = fake_runner\n")
+    (tmp_path / "site" / "fake_runner.py").write_text(textwrap.dedent(PLUGIN))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
 
 
@@ -75,13 +89,13 @@ def variant(artifact: Path, key: str, runner: str = "fake", batch: int = 2, **op
     return Variant(key=key, folder=str(artifact), runner=runner, batch=batch, options=options, threads=1)
 
 
-@pytest.mark.usefixtures("fake_runners")
+@pytest.mark.usefixtures("fake_runner")
 def test_variants_are_timed_in_turns_and_failures_stay_with_their_row(artifact: Path):
     asked = [
         variant(artifact, "a", seconds=0.004),
         variant(artifact, "b", seconds=0.001),
-        variant(artifact, "missing", "missing"),
-        variant(artifact, "nan", gain=float("inf")),
+        variant(artifact, "missing", installed=False),
+        variant(artifact, "nan", gain="inf"),
         variant(artifact, "dies", dies_after=1),
     ]
     seen: list[str] = []
@@ -103,21 +117,21 @@ def test_variants_are_timed_in_turns_and_failures_stay_with_their_row(artifact: 
     assert [len(r) for r in a.call_s] == [len(r) for r in b.image_s] == [4, 4, 4]
     assert a.call_latency()["p50"] > 0.004 > b.call_latency()["p50"] > 0.001
     assert a.nfe == 8 and a.image_latency()["min"] > 4 * 0.004  # four guided steps, both branches in one call
-    assert a.runner["threads"] == "1" and a.threads["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert (a.runner["omp"], a.runner["threads"]) == ("1", 1) and a.threads["OMP_WAIT_POLICY"] == "PASSIVE"
     assert a.peak_memory_bytes and a.peak_memory_bytes >= a.memory["loaded_bytes"] > 0
     assert {"process_s", "import_s", "load_s", "first_call_s", "first_image_s"} == set(a.cold)
     assert speedup(a, b).value > 1.5
 
     reasons = {m.key: m.reason for m in failed}
     assert all(m.status == "failed" and not m.done for m in failed)
-    assert reasons["missing"] == "missing: not installed"
+    assert reasons["missing"] == "fake: not installed"
     assert "hold NaN or infinities" in reasons["nan"]
     assert "ended with code -6 at open" in reasons["dies"]
     assert len(seen) == progress.total == 5 * 4 and len({*zip(seen[5::5], seen[6::5])}) > 1  # orders differ
     assert [Measurement.from_json(json.loads(json.dumps(m.to_json()))) for m in (a, *failed)] == [a, *failed]
 
 
-@pytest.mark.usefixtures("fake_runners")
+@pytest.mark.usefixtures("fake_runner")
 def test_a_slow_variant_gives_one_sample_a_round_and_its_sampler_can_be_replaced(artifact: Path):
     short = Sampler(steps=1, guidance=Guidance())
     slow = variant(artifact, "slow", seconds=0.05).model_copy(update={"sampler": short})
@@ -126,20 +140,20 @@ def test_a_slow_variant_gives_one_sample_a_round_and_its_sampler_can_be_replaced
     assert found.image_latency()["p50"] < 0.09
 
 
-@pytest.mark.usefixtures("fake_runners")
+@pytest.mark.usefixtures("fake_runner")
 def test_a_worker_that_hangs_is_given_up_and_killed(artifact: Path):
     worker = Worker(thread_environment(1), timeout_s=120)
     try:
         slept = variant(artifact, "hangs", hangs_after=5)  # one call and four of the first images
         assert worker.ask({"do": "open", "variant": slept.to_json()})["nfe"] == 8
         worker.timeout_s = 0.2
-        with pytest.raises(WorkerFailed, match="worker: no answer to turn within 0.2 s; killed"):
+        with pytest.raises(WorkerFailed, match=r"worker: no answer to turn within 0.2 s; killed"):
             worker.ask({"do": "turn", "calls": 1, "limit_s": 0.1})
     finally:
         worker.kill()
 
 
-@pytest.mark.usefixtures("fake_runners")
+@pytest.mark.usefixtures("fake_runner")
 def test_no_worker_outlives_a_bench_that_is_broken_off(artifact: Path):
     import psutil
 

@@ -21,13 +21,17 @@ from optimize.context import Data
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.training import Share, TrainingConfig, draw, train
 
-CONFIG = TrainingConfig(steps=12, batch=8, learning_rate=0.02, warmup=2, ema=0.9, precision="fp32", checkpoint_s=0)
+CONFIG = TrainingConfig(
+    steps=12, batch=8, learning_rate=0.02, warmup=2, ema=0.9, precision="fp32", checkpoint_s=0
+)
 INPUTS, OUTPUTS = 6, 3
 
 
 def network() -> nn.Module:
     """A net with dropout and a buffer-carrying layer, weights from a key."""
-    module = nn.Sequential(nn.Linear(INPUTS, 16), nn.Dropout(0.5), nn.BatchNorm1d(16), nn.SiLU(), nn.Linear(16, OUTPUTS))
+    module = nn.Sequential(
+        nn.Linear(INPUTS, 16), nn.Dropout(0.5), nn.BatchNorm1d(16), nn.SiLU(), nn.Linear(16, OUTPUTS)
+    )
     for name, p in module.named_parameters():
         if p.dim() > 1:
             p.data = torch.from_numpy(rng.normal(tuple(p.shape), "network", name)) / 4
@@ -42,7 +46,9 @@ def regression(module: nn.Module, step: int, share: Share, batch: int = 8) -> to
     return (module(x) - y).square().mean()
 
 
-def run(folder: Path | None, loss: training.Loss = regression, config: TrainingConfig = CONFIG) -> tuple[dict, dict]:
+def run(
+    folder: Path | None, loss: training.Loss = regression, config: TrainingConfig = CONFIG
+) -> tuple[dict, dict]:
     module = network()
     record = train(module, loss, config, seed=0, name="test", checkpoints=folder)
     return module.state_dict(), record
@@ -67,7 +73,9 @@ def killed_at(fatal: int) -> training.Loss:
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("fatal", [0, 1, 7, 11])
-def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bits(tmp_path: Path, fatal: int, ema: float) -> None:
+def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, fatal: int, ema: float
+) -> None:
     config = CONFIG.model_copy(update={"ema": ema})
     whole = run(None, config=config)
     with pytest.raises(Killed):
@@ -81,7 +89,9 @@ def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bits(tmp_path: 
     resumed = run(tmp_path, counted, config)
     assert same(resumed[0], whole[0])
     assert resumed[1] == whole[1]
-    assert seen == list(range(fatal, config.steps))  # nothing trained twice: a checkpoint lies after every step
+    assert seen == list(
+        range(fatal, config.steps)
+    )  # nothing trained twice: a checkpoint lies after every step
 
 
 def test_when_checkpoints_are_written_changes_no_bit(tmp_path: Path) -> None:
@@ -141,7 +151,9 @@ def test_a_process_killed_with_signal_9_goes_on_to_the_same_bits(tmp_path: Path)
     assert same(load_file(tmp_path / "resumed"), whole)
 
 
-def test_a_damaged_checkpoint_is_said_and_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_said_and_trained_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(Killed):
         run(tmp_path, killed_at(5))
     state = next(tmp_path.glob("step-*")) / "state.safetensors"
@@ -152,7 +164,9 @@ def test_a_damaged_checkpoint_is_said_and_trained_again(tmp_path: Path, caplog: 
     assert same(weights, run(None)[0])
 
 
-def test_a_checkpoint_of_other_settings_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_of_other_settings_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(Killed):
         run(tmp_path, killed_at(5), CONFIG.model_copy(update={"learning_rate": 0.5}))
     with caplog.at_level(logging.WARNING):
@@ -260,7 +274,13 @@ def ranked(result: str) -> None:
 @pytest.mark.slow
 def test_two_gloo_ranks_give_one_ranks_weights(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
-    common = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29631"}
+    common = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29631",
+    }
     started = []
     for rank in range(2):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
@@ -276,4 +296,3 @@ def test_the_state_holds_nothing_but_tensors_and_json(tmp_path: Path) -> None:
     run(tmp_path)
     names = sorted(p.name for p in next(tmp_path.glob("step-*")).iterdir())
     assert names == ["manifest.json", "state.safetensors", "training.json"]
-    assert save_file is not None

@@ -128,4 +128,3 @@ def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed
 
 def _unlike(a: dict[str, Any], b: dict[str, Any]) -> str:
     return ", ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k))
-

@@ -17,9 +17,11 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from optimize import environment
 from optimize.errors import OptimizeError
 from optimize.measure import memory, timing
 from optimize.measure.measurement import Variant
+from optimize.registry import RUNNERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +87,7 @@ class Subject:
 
         imported, resident, folder = perf_counter(), memory.resident_bytes(), Path(self.variant.folder)
         self._stack.enter_context(torch.inference_mode())
-        runner = open_runner(folder, self.variant.runner, **self.variant.options)
+        runner = open_runner(folder, self.variant.runner, **runner_options(self.variant))
         self.network = self._stack.enter_context(runner)
         self.model = model_around(folder, self.network)
         self.sampler = self.variant.sampler or self.model.sampler
@@ -141,6 +143,13 @@ def _device_memory() -> Iterator[tuple[str, int]]:
 
     if torch.cuda.is_initialized():
         yield "device_peak_bytes", torch.cuda.max_memory_reserved()
+
+
+def runner_options(variant: Variant) -> dict[str, Any]:
+    """The variant's options, and its thread count where the runner takes one and was not given it."""
+    takes = getattr(RUNNERS.get(variant.runner), "model_fields", {})
+    threads = {"threads": variant.threads or environment.cores()} if "threads" in takes else {}
+    return threads | variant.options
 
 
 def _torch_threads() -> int:

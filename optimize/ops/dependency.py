@@ -127,7 +127,7 @@ def _head_width(slices: tuple[Slice, ...], modules: dict[str, nn.Module]) -> int
     for s in slices:
         owner = modules[s.path.rpartition(".")[0]]
         if s.outputs and s.path.rpartition(".")[2] == "to_q" and hasattr(owner, "heads"):
-            return len(s.own) // int(owner.heads)  # type: ignore[arg-type]
+            return len(s.own) // int(owner.heads)
     return 0
 
 
@@ -163,7 +163,7 @@ def repair(
 
     for path, child in module.named_modules():
         if path in norms:
-            child.num_groups = regrouped(child.num_channels, *norms[path], path in whole)  # type: ignore[assignment, arg-type]
+            child.num_groups = regrouped(child.num_channels, *norms[path], path in whole)
         fix = _SIZES.get(type(child).__name__)
         if fix:
             fix(child)
@@ -194,7 +194,7 @@ def regrouped(channels: int, groups_before: int, channels_before: int, whole: bo
 def _learn_width(module: Any, inputs: tuple[Tensor, ...]) -> None:
     module.channels = inputs[0].shape[1]
     conv = getattr(module, "conv", None) or getattr(module, "Conv2d_0", None)
-    module.out_channels = conv.out_channels if hasattr(conv, "out_channels") else module.channels
+    module.out_channels = getattr(conv, "out_channels", module.channels)
 
 
 def _resnet(m: Any) -> None:

@@ -17,7 +17,9 @@ import numpy as np
 Level = tuple[Any, Any]  # (alpha, sigma) at one time
 
 
-def consistency_target(z_t: Any, x_teacher: Any, f: Callable[[Any], Any], t: Level, s: Level, step: Level, at_step: Any) -> Any:
+def consistency_target(
+    z_t: Any, x_teacher: Any, f: Callable[[Any], Any], t: Level, s: Level, step: Level, at_step: Any
+) -> Any:
     """The x that the student shall predict at z_t (Heek et al., algorithm 1), shaped like z_t.
 
     The teacher goes from t to s by one DDIM step on `x_teacher`; the student `f(z_s)` -> x^ goes on from s to the end
@@ -60,9 +62,15 @@ def segment_times(uniform_B: np.ndarray, segments: int, teacher_steps: int) -> S
     """
     per_segment, rest = divmod(teacher_steps, segments)
     if rest or per_segment < 1:
-        raise ValueError(f"teacher_steps {teacher_steps} must be a positive multiple of the {segments} segments")
-    j = np.minimum((uniform_B * teacher_steps).astype(np.int64), teacher_steps - 1)  # the teacher step (j+1)/T -> j/T
-    return SegmentTimes((j + 1) / teacher_steps, j / teacher_steps, (j // per_segment) * per_segment / teacher_steps)
+        raise ValueError(
+            f"teacher_steps {teacher_steps} must be a positive multiple of the {segments} segments"
+        )
+    j = np.minimum(
+        (uniform_B * teacher_steps).astype(np.int64), teacher_steps - 1
+    )  # the teacher step (j+1)/T -> j/T
+    return SegmentTimes(
+        (j + 1) / teacher_steps, j / teacher_steps, (j // per_segment) * per_segment / teacher_steps
+    )
 
 
 def stratified(uniform_B: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def chunk_units(importance: np.ndarray, size: int, step: int) -> Units:
 def _cuts(count: int, step: int) -> list[tuple[int, int]]:
     """[start, end) of consecutive units over `count` items; the remainder goes first, one whole unit is kept."""
     edges = [0, *range(count % step or step, count, step)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def up_to(group: Group, share: float) -> Group:
@@ -105,8 +106,8 @@ def select(
     """Units to take from each group so that the cost comes as near to `target` MACs as whole units allow.
 
     Takes the unit with the lowest importance per MAC it saves now (or the lowest importance, `per_mac=False`) while
-    the cost stays above the target; the last unit is the one that lands nearest. Deterministic: ties go to the
-    earlier group.
+    the cost stays above the target; the last unit is the one that lands nearest. Deterministic: of equals the one
+    that saves less, then the earlier group.
     """
     taken, widths = [0] * len(groups), [g.width for g in groups]
     now = cost(terms, widths)

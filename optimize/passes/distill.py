@@ -36,11 +36,11 @@ class Distill(TrainingConfig):
     method: Literal["multistep_consistency"] = "multistep_consistency"  # how the student is taught
     nfe: Annotated[int, Field(ge=1, le=64)] = 2  # network calls of the student: segments of time
     steps: Annotated[int, Field(ge=1)] = 800  # optimizer steps
-    guidance: Annotated[float, Field(ge=0)] | None = None  # weight folded in; None takes the teacher's, 0 is none
+    guidance: Annotated[float, Field(ge=0)] | None = None  # weight to fold in; None is the teacher's, 0 none
     teacher: str = "baseline"  # which model teaches
-    teacher_steps: tuple[int, int] = (64, 1280)  # DDIM steps of the teacher over all time, annealed from first to second
+    teacher_steps: tuple[int, int] = (64, 1280)  # teacher's DDIM steps over all time, from first to second
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4  # AdamW's peak rate
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98  # decay of the averaged weights that are kept; 0 keeps the last
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98  # decay of the averaged weights that are kept; 0 is off
 
     requires: ClassVar[frozenset[str]] = frozenset({"data"})
     provides: ClassVar[frozenset[str]] = frozenset({"trained", "distilled"})
@@ -50,7 +50,9 @@ class Distill(TrainingConfig):
     @classmethod
     def _rising(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not 1 <= value[0] <= value[1]:
-            raise ValueError(f"{list(value)} given; two numbers >= 1 are needed, the second not below the first")
+            raise ValueError(
+                f"{list(value)} given; two numbers >= 1 are needed, the second not below the first"
+            )
         return value
 
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
@@ -60,9 +62,13 @@ class Distill(TrainingConfig):
         head on a schedule that ends without signal.
         """
         if context.data is None:
-            raise UserError("distill: training data is needed and none was given. Name it in the recipe (data: path).")
+            raise UserError(
+                "distill: training data is needed and none was given. Name it in the recipe (data: path)."
+            )
         if context.teacher is None:
-            raise UserError("distill.teacher: no teacher is there. Run it in a pipeline, which provides the baseline.")
+            raise UserError(
+                "distill.teacher: no teacher is there. Run it in a pipeline, which provides the baseline."
+            )
         teacher = context.teacher(self.teacher).clone()
         refuse(model, teacher)
         student = model.clone()
@@ -129,19 +135,21 @@ class Distill(TrainingConfig):
 
 def refuse(model: Model, teacher: Model) -> None:
     """Raise UserError where distillation of `model` from `teacher` cannot work, saying why and what does."""
-    guidance, head = model.sampler.guidance, model.denoiser.parameterization.prediction
+    guidance = model.sampler.guidance
     if guidance.folded is not None:
         raise UserError(
             f"distill: the model already has guidance {guidance.folded:g} folded in; folding it again would amplify the "
             "condition twice. Distil the model from before that pass, with the nfe you want."
         )
     if teacher.sampler.guidance.folded is not None:
-        raise UserError("distill.teacher: the teacher is a folded student; name the untouched model, teacher: baseline.")
+        raise UserError(
+            "distill.teacher: the teacher is a folded student; name the untouched model, teacher: baseline."
+        )
     for denoiser in (model.denoiser, teacher.denoiser):
         alpha = float(denoiser.schedule.alpha(denoiser.schedule.noisiest))
         if denoiser.parameterization.prediction == "epsilon" and alpha < ALPHA_MIN:
             raise UserError(
-                f"distill: an {head} head says nothing about the image where alpha goes to 0 (here {alpha:.1e} at the "
+                f"distill: an epsilon head says nothing about the image where alpha goes to 0 (here {alpha:.1e} at the "
                 f"noisiest time, allowed >= {ALPHA_MIN}). Convert the head to v by a short regression, then distil that."
             )
 
@@ -168,7 +176,9 @@ class Guide:
 
         null = self.denoiser.conditioning.null
         if null is None or labels is None:
-            raise UserError(f"distill.guidance: {self.weight:g} given, but the teacher has no null class. Set it to 0.")
+            raise UserError(
+                f"distill.guidance: {self.weight:g} given, but the teacher has no null class. Set it to 0."
+            )
         both = torch.cat([labels, torch.full_like(labels, null)])
         x_c, x_u = self.denoiser(torch.cat([z, z]), torch.cat([t_B, t_B]), both)[0].chunk(2)
         return x_c + self._weights(t_B, z) * (x_c - x_u)

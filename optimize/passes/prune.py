@@ -30,17 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TOLERANCE = 0.03  # fraction of the MACs by which the budget may be missed
-AFTER_QUANTIZED = (
-    "a quantized layer's scales belong to the channels it has; prune first, then recover, then quantize"
-)
+AFTER_QUANTIZED = "a quantized layer's scales belong to the channels it has; prune first, then quantize"
 
 
 class Budget(Config):
     """What to take away."""
 
-    macs: Annotated[
-        float, Field(gt=0, lt=0.9)
-    ]  # fraction of the multiply-accumulates to remove, 0 to 0.9 exclusive
+    macs: Annotated[float, Field(gt=0, lt=0.9)]  # fraction of the MACs to remove, between 0 and 0.9
 
 
 @PASSES.register("prune")
@@ -49,15 +45,11 @@ class Prune(Config):
 
     budget: Budget
     importance: Literal["diffusion_taylor", "magnitude", "random"] = (
-        "diffusion_taylor"  # the last two: for comparison
+        "diffusion_taylor"  # the others: to compare
     )
-    threshold: Annotated[float, Field(ge=0, lt=1)] = (
-        0.05  # Taylor stops at the first loss below this share of the largest
-    )
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05  # Taylor stops below this share of the largest loss
     batch: Annotated[int, Field(ge=1)] = 64  # samples the importance is measured on
-    stride: Annotated[int, Field(ge=1)] = (
-        40  # every stride-th timestep index is used; 1 is the paper, at its cost
-    )
+    stride: Annotated[int, Field(ge=1)] = 40  # every stride-th timestep is used; 1 is the paper, at its cost
     round_to: Literal[1, 2, 4, 8, 16, 32] = 8  # widths become multiples of this, where the budget allows it
     max_share: Annotated[float, Field(gt=0, le=1)] = (
         0.5  # most of a group that goes, where the budget allows it
@@ -89,7 +81,6 @@ class Prune(Config):
             "prune: %.1f %% of the MACs and %.1f %% of the parameters removed",
             *(100 * sizes[k] for k in ("macs_removed", "params_removed")),
         )
-        regrouped = {k: v["num_groups"] for k, v in change["attributes"].items() if "num_groups" in v}
         record = {
             "importance": self.importance,
             **scoring,
@@ -97,7 +88,10 @@ class Prune(Config):
             "round_to": plan.round_to,
             "share": plan.share,
         }
-        return pruned, {**record, "norm_groups": regrouped, "groups": groups}
+        record["norm_groups"] = {
+            k: v["num_groups"] for k, v in change["attributes"].items() if "num_groups" in v
+        }
+        return pruned, {**record, "groups": groups}
 
     @staticmethod
     def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
@@ -137,7 +131,7 @@ def accumulate_gradients(
             if _reached(cutoff, float(loss.detach()), t):
                 stopped = t
                 break
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             losses.append(float(loss.detach()))
             advance(1, f"loss {losses[-1]:.4f}")
     model.module.to("cpu")
@@ -222,14 +216,12 @@ class Plan:
         from optimize.ops.groups import cost, select, smallest, up_to
 
         full, reachable = cost(self.terms, [g.width for g in self.coupled]), 0.0
+        target, per_mac = (1 - budget) * full, self.config.importance == "diffusion_taylor"
         best: tuple[float, int, float, list[Group]] = (math.inf, 0, 0.0, [])
         for step, share in self._ladder():
-            groups = [
-                up_to(self._group(g, s, step), share) for g, s in zip(self.coupled, self.scores, strict=True)
-            ]
-            taken = select(
-                groups, self.terms, (1 - budget) * full, per_mac=self.config.importance == "diffusion_taylor"
-            )
+            whole = [self._group(g, s, step) for g, s in zip(self.coupled, self.scores, strict=True)]
+            groups = [up_to(g, share) for g in whole]
+            taken = select(groups, self.terms, target, per_mac)
             left = cost(self.terms, [g.width_after(n) for g, n in zip(groups, taken, strict=True)])
             reachable = max(reachable, 1 - smallest(groups, self.terms) / full)
             chosen = [replace(g, units=g.units[:n]) for g, n in zip(groups, taken, strict=True)]
@@ -297,9 +289,8 @@ class Plan:
                     add_coupled(total, magnitude(weight, dim), part.own, part.channel)
                 elif weight.grad is not None:
                     add_coupled(total, taylor(weight, weight.grad, dim), part.own, part.channel)
-        return (
-            total / total.mean() if by_size else total
-        ).numpy()  # weights of different layers do not compare
+        # Weights of different layers do not compare, so magnitude is measured within its group.
+        return (total / total.mean() if by_size else total).numpy()
 
 
 def sliced_parameters(part: Slice) -> list[tuple[Tensor, int]]:
@@ -308,11 +299,11 @@ def sliced_parameters(part: Slice) -> list[tuple[Tensor, int]]:
 
     layer = part.layer
     dim = int(isinstance(layer, nn.Embedding)) if part.outputs else 1
-    found = [(layer.weight, dim if layer.weight.dim() > 1 else 0)]  # type: ignore[union-attr, operator]
+    found = [(layer.weight, dim if layer.weight.dim() > 1 else 0)]
     bias = getattr(layer, "bias", None)
-    if bias is not None and (part.outputs or bias.shape == layer.weight.shape):  # type: ignore[union-attr]
+    if bias is not None and (part.outputs or bias.shape == layer.weight.shape):
         found.append((bias, 0))
-    return found  # type: ignore[return-value]
+    return found
 
 
 def layer_terms(module: nn.Module, coupled: list[Coupled], costs: dict[str, int]) -> list[Term]:
@@ -327,9 +318,7 @@ def layer_terms(module: nn.Module, coupled: list[Coupled], costs: dict[str, int]
                 (outputs if part.outputs else inputs)[part.path][number] = len(part.own) // group.width
             owner = part.path.rpartition(".")[0]
             if group.head_width and owner in costs and part.path.endswith("to_q"):
-                outputs[owner][number] = (
-                    1  # both products of an attention are proportional to its inner width
-                )
+                outputs[owner][number] = 1  # an attention's products are proportional to its inner width
     widths, terms = [g.width for g in coupled], []
     for path, macs in costs.items():
         rows, columns = layer_size(module.get_submodule(path))

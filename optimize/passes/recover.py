@@ -34,9 +34,9 @@ class Recover(TrainingConfig):
     """Finetune on the data, with the untouched model as teacher."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4  # AdamW's peak rate
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98  # decay of the averaged weights that are kept; 0 keeps the last
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98  # decay of the averaged weights that are kept; 0 is off
     denoising: Annotated[float, Field(ge=0)] = 1.0  # weight of the loss against the data
-    output_distillation: Annotated[float, Field(ge=0)] = 1.0  # weight of the loss against the teacher; 0 needs no teacher
+    output_distillation: Annotated[float, Field(ge=0)] = 1.0  # weight of the teacher's loss; 0 needs none
     condition_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of labels replaced by the null class
     teacher: str = "baseline"  # which model teaches
 
@@ -47,7 +47,9 @@ class Recover(TrainingConfig):
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
         """The finetuned model and the record of its losses; structure and sampler stay. Raises UserError without data."""
         if context.data is None:
-            raise UserError("recover: training data is needed and none was given. Name it in the recipe (data: path).")
+            raise UserError(
+                "recover: training data is needed and none was given. Name it in the recipe (data: path)."
+            )
         student = model.clone()
         teacher = self._teacher(context)
         record = train(
@@ -94,7 +96,9 @@ class Recover(TrainingConfig):
 
         return loss
 
-    def _dropped(self, labels: Tensor | None, about: Conditioning, share: Share, *key: rng.Key) -> Tensor | None:
+    def _dropped(
+        self, labels: Tensor | None, about: Conditioning, share: Share, *key: rng.Key
+    ) -> Tensor | None:
         """Labels (B,) with some replaced by the null class, where there is one."""
         import torch
 

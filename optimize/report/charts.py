@@ -7,14 +7,18 @@ saved as a file still draws. Both axes of time are logarithmic: factors multiply
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from html import escape
 from itertools import pairwise
 
 from optimize.report import figures
 from optimize.report.figures import Row, Summary
 
+HALO = "var(--card, #ffffff)"
 INK, FAINT, GRID = "var(--ink, #1d2330)", "var(--faint, #667085)", "var(--grid, #dfe3ea)"
 GAIN, LOSS, TOTAL = "var(--accent, #2f6fde)", "var(--warn, #b4610a)", "var(--ink, #1d2330)"
+Scale = Callable[[float], float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 FONT = "font-family='system-ui, sans-serif'"
 
 
@@ -32,11 +36,13 @@ def waterfall(factors: dict[str, float | None]) -> str:
     left, width, row = 118, 620, 34
     x = _log_scale(min(ends), max(*ends, 1.5), left, left + width - 90)
     bottom = row * (len(known) + 1) + 8
-    parts = [_vertical(x(v), 4, bottom, f"{figures.digits(v)}×") for v in _log_ticks(min(ends), max(ends))]
+    parts = [_vertical(x(v), 4, bottom, f"{v:g}×") for v in _log_ticks(min(ends), max(ends))]
     for i, ((name, factor), (start, end)) in enumerate(zip(known.items(), pairwise(ends))):
         colour = GAIN if factor >= 1 else LOSS
         parts.append(_bar(name, f"×{figures.digits(factor)}", x(start), x(end), row * i + 8, colour, i))
-        parts.append(f"<line x1='{x(end):.1f}' x2='{x(end):.1f}' y1='{row * i + 30}' y2='{row * (i + 1) + 8}' stroke='{FAINT}'/>")
+        parts.append(
+            f"<line x1='{x(end):.1f}' x2='{x(end):.1f}' y1='{row * i + 30}' y2='{row * (i + 1) + 8}' stroke='{FAINT}'/>"
+        )
     total = figures.ratio_text(ends[-1])
     parts.append(_bar("all together", total, x(1.0), x(ends[-1]), row * len(known) + 8, TOTAL, len(known)))
     label = f"Speed-up factors, together {total}"
@@ -66,25 +72,26 @@ def pareto(summary: Summary) -> str:
     limit = _fd_limit(summary)
     places = [p for r in points if (p := _place(summary, r)) is not None]
     times = [p[0] for p in places]
-    heights = [v for r in points for v in (figures.number(_fd(summary, r)), *figures.bounds(_fd(summary, r))) if v is not None]
+    heights = [
+        v for r in points for v in (figures.number(_fd(summary, r)), *figures.bounds(_fd(summary, r))) if v is not None
+    ]
     heights += [] if limit is None else [limit]
     box = (62.0, 18.0, 734.0, 344.0)  # left, top, right, bottom
-    x = _log_scale(min(times) / 1.5, max(times) * 1.8, box[0], box[2])
-    low, high = max(0.0, min(heights) - 0.15 * _spread(heights)), max(heights) + 0.15 * _spread(heights)
-    parts, y = _frame(x, (min(times) / 1.5, max(times) * 1.8), low, high, box)
+    span = (min(times) / 1.5, max(times) * 2.0)
+    x = _log_scale(*span, box[0], box[2])
+    y, ticks = _height_scale(heights, box)
+    parts = _frame(x, y, _log_ticks(*span), ticks, box)
+    parts.append(_frontier([(x(a), y(b)) for a, b in places], box))
+    taken: list[Box] = []
     if limit is not None:
         parts.append(_limit_line(y(limit), limit, box))
-    parts.append(_frontier([(x(a), y(b)) for a, b in places], box))
-    parts += _dots(summary, points, x, y, batch)
+        taken.append((box[2] - 110, y(limit) - 18, box[2], y(limit)))
+    parts += _dots(summary, points, x, y, batch, taken)
     return _svg(752, 392, f"FD against latency per image at batch {batch}", parts)
 
 
 def _fd(summary: Summary, row: Row) -> object:
     return figures.quality(summary, row, "fd")
-
-
-def _spread(values: list[float]) -> float:
-    return max(values) - min(values) or abs(values[0]) or 1.0
 
 
 def _place(summary: Summary, row: Row) -> tuple[float, float] | None:
@@ -98,21 +105,34 @@ def _fd_limit(summary: Summary) -> float | None:
     return figures.number(((summary.get("gates") or {}).get("fd") or {}).get("limit"))
 
 
-def _frame(x, span: tuple[float, float], low: float, high: float, box: tuple[float, ...]) -> tuple[list[str], object]:  # type: ignore[no-untyped-def]
-    """Grid, ticks and axis titles, and the scale of the y axis."""
+def _height_scale(values: list[float], box: tuple[float, ...]) -> tuple[Scale, list[float]]:
+    """Scale of the y axis with its ticks: logarithmic where the values span a factor of six or more, else linear."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low >= 6:
+        low, high = low / 1.35, high * 1.35
+        return _log_scale(low, high, box[3], box[1]), _log_ticks(low, high)
+    margin = 0.2 * (high - low) or 0.2 * abs(high) or 1.0
+    low, high = max(0.0, low - margin), high + margin
+    return (lambda v: box[3] - (v - low) / (high - low) * (box[3] - box[1])), _linear_ticks(low, high)
+
+
+def _frame(x: Scale, y: Scale, times: list[float], heights: list[float], box: tuple[float, ...]) -> list[str]:
+    """Grid, ticks and axis titles."""
     left, top, right, bottom = box
-
-    def y(value: float) -> float:
-        return bottom - (value - low) / (high - low) * (bottom - top)
-
-    parts = [_vertical(x(v), top, bottom, figures.digits(v)) for v in _log_ticks(*span) if span[0] <= v <= span[1]]
-    for value in _linear_ticks(low, high):
+    parts = [_vertical(x(v), top, bottom, f"{v:g}") for v in times]
+    for value in heights:
         parts.append(f"<line x1='{left}' x2='{right}' y1='{y(value):.1f}' y2='{y(value):.1f}' stroke='{GRID}'/>")
         parts.append(f"<text x='{left - 8}' y='{y(value) + 4:.1f}' text-anchor='end' fill='{FAINT}'>{value:g}</text>")
     middle = (top + bottom) / 2
-    parts.append(f"<text x='{(left + right) / 2}' y='{bottom + 38}' text-anchor='middle' fill='{FAINT}'>image latency p50, ms (log) — faster is left</text>")
-    parts.append(f"<text x='16' y='{middle}' text-anchor='middle' fill='{FAINT}' transform='rotate(-90 16 {middle})'>FD — better is down</text>")
-    return parts, y
+    parts.append(
+        f"<text x='{(left + right) / 2}' y='{bottom + 38}' text-anchor='middle' fill='{FAINT}'>"
+        "image latency p50, ms (logarithmic) — faster is left</text>"
+    )
+    parts.append(
+        f"<text x='16' y='{middle}' text-anchor='middle' fill='{FAINT}' transform='rotate(-90 16 {middle})'>"
+        "FD — better is down</text>"
+    )
+    return parts
 
 
 def _limit_line(y: float, limit: float, box: tuple[float, ...]) -> str:
@@ -129,59 +149,87 @@ def _frontier(places: list[tuple[float, float]], box: tuple[float, ...]) -> str:
     for px, py in sorted(places, key=lambda p: (p[0], -p[1])):
         if not best or py > best[-1][1]:
             best.append((px, py))
-    path = f"M{best[0][0]:.1f} {box[1]}" + "".join(f" V{py:.1f} H{after:.1f}" for (_, py), after in zip(best, [*(p[0] for p in best[1:]), box[2]]))
+    path = f"M{best[0][0]:.1f} {box[1]}" + "".join(
+        f" V{py:.1f} H{after:.1f}" for (_, py), after in zip(best, [*(p[0] for p in best[1:]), box[2]])
+    )
     return f"<path d='{path}' fill='none' stroke='{FAINT}' stroke-opacity='.55' stroke-width='1.5'/>"
 
 
-def _dots(summary: Summary, points: list[Row], x, y, batch: int | None) -> list[str]:  # type: ignore[no-untyped-def]
+def _dots(summary: Summary, points: list[Row], x: Scale, y: Scale, batch: int | None, taken: list[Box]) -> list[str]:
+    """Circles, whiskers and names; `taken` are boxes where no name may lie."""
     largest = max((figures.number(r.get("size_bytes")) or 0.0 for r in points), default=0.0) or 1.0
-    labelled = [s for v in figures.variants(summary) if (s := figures.shown(summary, v, batch)) is not None]
+    standing = [s for v in figures.variants(summary) if (s := figures.shown(summary, v, batch)) is not None]
     parts: list[str] = []
-    labels: list[tuple[float, float, str, str]] = []
-    for row in sorted(points, key=lambda r: any(r is s for s in labelled)):
+    names: dict[tuple[float, float], list[str]] = {}
+    for row in sorted(points, key=lambda r: any(r is s for s in standing)):
         time, fd = _place(summary, row) or (1.0, 0.0)
-        radius = 22 * math.sqrt((figures.number(row.get("size_bytes")) or largest * 0.02) / largest)
-        chosen, variant = any(row is s for s in labelled), str(row.get("variant"))
+        radius = max(20 * math.sqrt((figures.number(row.get("size_bytes")) or 0.0) / largest), 3.5)
+        chosen, variant = any(row is s for s in standing), str(row.get("variant"))
         colour = {"final": GAIN, "fair": LOSS}.get(variant, FAINT)
         if chosen:
             parts.append(_whisker(_fd(summary, row), x(time), y, colour))
-            labels.append((x(time), y(fd), variant, colour))
-        parts.append(_dot(row, x(time), y(fd), max(radius, 3.5), colour, chosen, fd))
-    return parts + _labels(labels)
+            names.setdefault((x(time), y(fd)), []).append(variant)
+            taken.append((x(time) - radius, y(fd) - radius, x(time) + radius, y(fd) + radius))
+        parts.append(_dot(row, x(time), y(fd), radius, colour, chosen, fd))
+    return parts + _labels({k: " = ".join(v) for k, v in names.items()}, taken)
 
 
-def _whisker(fd: object, x: float, y, colour: str) -> str:  # type: ignore[no-untyped-def]
+def _whisker(fd: object, x: float, y: Scale, colour: str) -> str:
     low, high = figures.bounds(fd)
-    return "" if low is None else f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{y(low):.1f}' y2='{y(high):.1f}' stroke='{colour}' stroke-width='1.5'/>"
+    if low is None or high is None:
+        return ""
+    return (
+        f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{y(low):.1f}' y2='{y(high):.1f}' stroke='{colour}' stroke-width='1.5'/>"
+    )
 
 
 def _dot(row: Row, x: float, y: float, radius: float, colour: str, chosen: bool, fd: float) -> str:
-    about = f"{row.get('variant')} · {figures.runner(row)} · {row.get('precision') or ''}: {figures.digits(figures.latency(row, 'image', 'p50'))} ms, FD {figures.digits(fd)}, {figures.bytes_text(row.get('size_bytes'))}"
-    fill, line = (".35", "1.5") if chosen else (".06", ".7")
-    return f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}' fill='{colour}' fill-opacity='{fill}' stroke='{colour}' stroke-width='{line}' stroke-opacity='{1 if chosen else 0.45}'><title>{escape(about)}</title></circle>"
+    time, size = figures.digits(figures.latency(row, "image", "p50")), figures.bytes_text(row.get("size_bytes"))
+    name = " · ".join(str(v) for v in (row.get("variant"), figures.runner(row), row.get("precision")) if v)
+    about = f"{name}: {time} ms, FD {figures.digits(fd)}, {size}"
+    fill, stroke, line = (0.35, 1, 1.5) if chosen else (0.06, 0.45, 0.7)
+    return (
+        f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}' fill='{colour}' fill-opacity='{fill}' stroke='{colour}' "
+        f"stroke-width='{line}' stroke-opacity='{stroke}'><title>{escape(about)}</title></circle>"
+    )
 
 
-def _labels(labels: list[tuple[float, float, str, str]]) -> list[str]:
-    """Names beside their dots with a leader, moved up or down until no two overlap."""
-    placed: list[tuple[float, float, float]] = []
+def _labels(names: dict[tuple[float, float], str], taken: list[Box]) -> list[str]:
+    """Names near their dots with a leader, where they cover neither a dot nor another name."""
     parts = []
-    for x, y, text, colour in sorted(labels, key=lambda p: p[0]):
-        width = 7.6 * len(text) + 6
-        left = x + 26 if x + 26 + width < 734 else x - 26 - width
-        offsets = (d * s for d in range(0, 200, 4) for s in (-1, 1))
-        top = next((y - 14 + d for d in offsets if 16 < y - 14 + d < 340 and not _hits(left, y - 14 + d, width, placed)), y - 14)
-        placed.append((left, top, width))
-        end = left - 2 if left > x else left + width
-        parts.append(f"<line x1='{x:.1f}' y1='{y:.1f}' x2='{end:.1f}' y2='{top:.1f}' stroke='{colour}' stroke-width='.8'/>")
-        parts.append(f"<text x='{left:.1f}' y='{top + 4:.1f}' fill='{INK}' font-weight='600'>{escape(text)}</text>")
+    for (x, y), text in sorted(names.items()):
+        left, top = _free_place(x, y, 7.8 * len(text), taken)
+        width = 7.8 * len(text)
+        taken.append((left, top - 9, left + width, top + 7))
+        end = min(max(x, left), left + width)
+        edge = top + (7 if top < y else -9)
+        parts.append(
+            f"<line x1='{x:.1f}' y1='{y:.1f}' x2='{end:.1f}' y2='{edge:.1f}' stroke='{FAINT}' stroke-width='.8'/>"
+        )
+        parts.append(
+            f"<text x='{left:.1f}' y='{top + 4:.1f}' fill='{INK}' font-weight='600' paint-order='stroke' "
+            f"stroke='{HALO}' stroke-width='4'>{escape(text)}</text>"
+        )
     return parts
 
 
-def _hits(left: float, top: float, width: float, placed: list[tuple[float, float, float]]) -> bool:
-    return any(left < a + w and a < left + width and abs(top - b) < 16 for a, b, w in placed)
+def _free_place(x: float, y: float, width: float, taken: list[Box]) -> tuple[float, float]:
+    """Left end and middle height of a text near (x, y) inside the frame that hits nothing taken; the nearest one."""
+    offers = [
+        (left, y + rise)
+        for rise in range(-150, 151, 6)
+        for left in (x + 6, x - width / 2, x - width - 6)
+        if left > 66 and left + width < 732 and 28 < y + rise < 334
+    ]
+    free = [p for p in offers if not any(_overlap((p[0], p[1] - 9, p[0] + width, p[1] + 7), t) for t in taken)]
+    return min(free or offers or [(x, y)], key=lambda p: abs(p[1] - y) + 0.3 * abs(p[0] + width / 2 - x))
 
 
-def _log_scale(low: float, high: float, start: float, end: float):  # type: ignore[no-untyped-def]
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _log_scale(low: float, high: float, start: float, end: float) -> Scale:
     """Function from a positive value to pixels, low at `start` and high at `end`."""
     span = math.log(high / low) or 1.0
     return lambda value: start + math.log(value / low) / span * (end - start)
@@ -189,7 +237,7 @@ def _log_scale(low: float, high: float, start: float, end: float):  # type: igno
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """1, 10, 100 … inside the span, or 1, 2, 5 … where it is under two decades."""
-    steps = (1, 2, 5) if high / low < 100 else (1,)
+    steps = (1, 2, 5) if high / low < 200 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [s * 10.0**d for d in decades for s in steps if low * 0.999 <= s * 10.0**d <= high * 1.001]
 

@@ -1,4 +1,4 @@
-"""The table at the end of a run: a row a variant, one line where the terminal is wide, two stacked where it is not."""
+"""The table at the end of a run: a row a variant, on one line where the terminal is wide, on two or three where not."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ from optimize.report import figures
 from optimize.report.figures import DASH, Check, Row, Summary
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.table import Table
 
-ONE_LINE = 172  # columns from which every figure has a column of its own
+ONE_LINE = 160  # columns from which every figure has a column of its own
 
-# titles of two figures that share a column where space is short, and what they show
-PAIRS: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
-    (("variant", "runner"), ("variant", "runner")),
-    (("size", "params"), ("size", "params")),
-    (("MACs", "NFE"), ("macs", "nfe")),
+TWO_LINES = 100  # columns from which two figures share a column; below, some share it in threes
+
+# (titles, keys) of the figures that share a column where space is short
+Groups = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+TIMES: Groups = (
     (("call ms", "p99"), ("call50", "call99")),
     (("image ms", "p99"), ("image50", "image99")),
     (("images/s", "peak mem"), ("rate", "memory")),
     (("FD", "PSNR"), ("fd", "psnr")),
     (("speed-up", "interval"), ("ratio", "interval")),
     (("gates", "targets"), ("gates", "targets")),
+)
+TWOS: Groups = (
+    (("variant", "runner"), ("variant", "runner")),
+    (("size", "params"), ("size", "params")),
+    (("MACs", "NFE"), ("macs", "nfe")),
+    *TIMES,
+)
+THREES: Groups = (
+    (("variant", "runner", "NFE"), ("variant", "runner", "evaluations")),
+    (("size", "params", "MACs"), ("size", "params", "macs")),
+    *TIMES,
 )
 
 
@@ -46,26 +57,24 @@ def _table(summary: Summary, batch: int | None, width: int) -> Table:
     from rich.table import Table
 
     title = f"{summary.get('recipe') or 'run'} · batch {batch if batch is not None else DASH} · baseline is eager torch, others on their fastest runner"
-    wide = width >= ONE_LINE
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1) if width >= 110 else (0, 1, 0, 0),
-        pad_edge=False, show_lines=False, collapse_padding=True, leading=0 if wide or width < 110 else 0,
-    )  # fmt: skip
-    for titles, _ in PAIRS:
-        left = titles[0] == "variant"
-        for title_text in titles if wide else ("\n".join(titles),):
-            table.add_column(title_text, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+    groups = _groups(width)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for titles, keys in groups:
+        left = keys[0] in ("variant", "runner")
+        table.add_column("\n".join(titles), justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
     for variant in figures.variants(summary):
         row = figures.shown(summary, variant, batch)
         if row is not None:
-            table.add_row(*_cells(_texts(summary, row), wide), style="bold" if variant == "final" else "")
+            texts = _texts(summary, row)
+            cells = [_styled(*(texts[k] for k in keys)) for _, keys in groups]
+            table.add_row(*cells, style="bold" if variant == "final" else "")
     return table
 
 
-def _cells(texts: dict[str, str], wide: bool) -> list[RenderableType]:
-    if wide:
-        return [_styled(texts[k]) for _, keys in PAIRS for k in keys]
-    return [_styled(texts[a], texts[b]) for _, (a, b) in PAIRS]
+def _groups(width: int) -> Groups:
+    if width >= ONE_LINE:
+        return tuple(((title,), (key,)) for titles, keys in TWOS for title, key in zip(titles, keys))
+    return TWOS if width >= TWO_LINES else THREES
 
 
 def _styled(*lines: str) -> Any:
@@ -90,6 +99,7 @@ def _texts(summary: Summary, row: Row) -> dict[str, str]:
         "params": figures.count_text(row.get("params")),
         "macs": figures.count_text(row.get("macs")),
         "nfe": figures.any_text(row.get("nfe")),
+        "evaluations": f"{figures.any_text(row.get('nfe'))} NFE",
         "rate": figures.digits(row.get("images_per_s")) + (" ~" if row.get("noisy") else ""),
         "memory": figures.bytes_text(row.get("peak_memory_bytes")),
         "fd": figures.digits(figures.quality(summary, row, "fd")),
@@ -104,7 +114,10 @@ def _texts(summary: Summary, row: Row) -> dict[str, str]:
 def _problems(summary: Summary) -> list[Any]:
     """A line for every row that has no figures, with its reason."""
     lost = [r for r in figures.rows(summary) if r.get("status", "done") != "done"]
-    lines = [f"{r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}" for r in lost]
+    lines = [
+        f"{r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}"
+        for r in lost
+    ]
     if any(r.get("noisy") for r in figures.done(summary)):
         lines.append("~ noisy: other work on this machine disturbed the timing; its interval says by how much")
     return [_text(line, "yellow") for line in lines]
@@ -120,7 +133,9 @@ def _miss(check: Check) -> Any:
 def _verdict(summary: Summary) -> Any:
     verdict = figures.verdict(summary)
     if verdict != "passed":
-        return _text({"failed": "✗ The gates did not pass", "missed": "✗ The targets were not met"}[verdict], "bold red")
+        return _text(
+            {"failed": "✗ The gates did not pass", "missed": "✗ The targets were not met"}[verdict], "bold red"
+        )
     counts = {kind: len(figures.checks(summary, kind)) for kind in ("gate", "target")}
     if not any(counts.values()):
         return _text("No gate and no target was judged", "yellow")

@@ -60,7 +60,10 @@ def headline(summary: Summary) -> Headline:
     sentence = f"The final model makes {_rate(final)} on {runner(final)} at batch {final.get('batch', DASH)}"
     gains = [
         f"{ratio_text(speedup(final, key))} {words}"
-        for key, words in (("vs_baseline", "the baseline's rate"), ("vs_fair", "that of the fastest uncompressed configuration"))
+        for key, words in (
+            ("vs_baseline", "the baseline's rate"),
+            ("vs_fair", "that of the fastest uncompressed configuration"),
+        )
         if ratio(final, key) is not None
     ]
     sentence += f": {' and '.join(gains)}" if gains else ""
@@ -104,7 +107,10 @@ def _cost(final: Row, base: Row | None) -> str:
 
 def _tiles(summary: Summary, final: Row, base: Row | None) -> list[tuple[str, str, str]]:
     tiles = []
-    for key, caption in (("vs_baseline", "images a second against the baseline"), ("vs_fair", "against the fair configuration")):
+    for key, caption in (
+        ("vs_baseline", "images a second against the baseline"),
+        ("vs_fair", "against the fair configuration"),
+    ):
         if ratio(final, key) is not None:
             low, high = bounds(speedup(final, key))
             detail = "" if low is None else f"95 % interval {digits(low)} to {digits(high)}×"
@@ -116,7 +122,9 @@ def _tiles(summary: Summary, final: Row, base: Row | None) -> list[tuple[str, st
     fd = quality(summary, final, "fd")
     if number(fd) is not None:
         theirs = quality(summary, base, "fd") if base else None
-        tiles.append((digits(number(fd)), "FD, lower is better", f"baseline {digits(number(theirs))}" if number(theirs) else ""))
+        tiles.append(
+            (digits(number(fd)), "FD, lower is better", f"baseline {digits(number(theirs))}" if number(theirs) else "")
+        )
     cost = _share(base or {}, final, "images_per_s")
     if cost is not None:
         tiles.append((f"{digits(100 * cost)} %", "of the cost per 1,000 images", "machine time, same machine"))
@@ -205,7 +213,9 @@ def quality(summary: Summary, row: Row | None, key: str) -> Any:
     own = (row.get("quality") or {}).get(key)
     if own is not None or row.get("artifact_id") is None:
         return own
-    same = [r for r in rows(summary) if all(r.get(k) == row.get(k) for k in ("artifact_id", "variant", "precision", "nfe"))]
+    same = [
+        r for r in rows(summary) if all(r.get(k) == row.get(k) for k in ("artifact_id", "variant", "precision", "nfe"))
+    ]
     return next((q[key] for r in same if (q := r.get("quality") or {}).get(key) is not None), None)
 
 
@@ -306,9 +316,9 @@ def any_text(value: Any) -> str:
     """Any JSON value in a cell: numbers with four digits, truth in words, the rest as it is."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if number(value) is not None:
-        x = number(value)
-        return f"{x:,.0f}" if x is not None and x == round(x) and abs(x) < 1e12 else digits(x, 4)
+    if isinstance(value, int | float) and math.isfinite(value):
+        x = float(value)
+        return f"{x:,.0f}" if x == round(x) or abs(x) >= 1000 else f"{x:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(any_text(v) for v in value)
     return DASH if value is None or value == "" else str(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +18,54 @@ MIME = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
 # key, title, what it is
 COLUMNS = (
-    ("variant", "Variant", "Stage of the recipe; fair is the fastest uncompressed FP32 configuration that passes the gates"),
+    (
+        "variant",
+        "Variant",
+        "Stage of the recipe; fair is the fastest uncompressed FP32 configuration that passes the gates",
+    ),
     ("runner", "Runner", "What executes the network"),
     ("precision", "Precision", "Of weights and activations"),
     ("batch", "Batch", "Images drawn together"),
     ("sampler", "Sampler", "Solver × steps"),
     ("nfe", "NFE", "Network evaluations per image; a guided step is two"),
-    ("size", "Size", "Bytes of the file that the runner loads"),
-    ("params", "Params", "Parameters"),
-    ("macs", "MACs", "Multiply-accumulates of one network call for one sample"),
-    ("call50", "Call p50 ms", "One network call at this batch, median"),
-    ("call99", "Call p99", "One network call at this batch, 99th percentile"),
-    ("image50", "Image p50 ms", "A batch's time divided by its images, median"),
-    ("image99", "Image p99", "A batch's time divided by its images, 99th percentile"),
     ("rate", "Images/s", "Throughput at this batch"),
-    ("memory", "Peak mem", "Of the worker process"),
-    ("fd", "FD", "Fréchet distance to all scans, lower is better"),
-    ("accuracy", "Acc", "Share of images in which an independent classifier sees the class asked for"),
-    ("worst", "Acc min", "The same for the worst class"),
-    ("psnr", "PSNR dB", "Drift: same seeds against the baseline's images, higher is nearer"),
-    ("ssim", "SSIM", "Drift: structural similarity to the baseline's images"),
     ("base", "× baseline", "Images a second against the baseline (eager torch) at the same batch, 95 % interval"),
     ("fair", "× fair", "Images a second against the fair configuration at the same batch, 95 % interval"),
+    ("fd", "FD", "Fréchet distance to all scans, lower is better"),
+    ("worst", "Acc min", "The same for the worst class"),
+    ("size", "Size", "Bytes of the file that the runner loads"),
+    ("image50", "Image p50 ms", "A batch's time divided by its images, median"),
+    ("image99", "Image p99", "A batch's time divided by its images, 99th percentile"),
+    ("call50", "Call p50 ms", "One network call at this batch, median"),
+    ("call99", "Call p99", "One network call at this batch, 99th percentile"),
+    ("accuracy", "Acc", "Share of images in which an independent classifier sees the class asked for"),
+    ("psnr", "PSNR dB", "Drift: same seeds against the baseline's images, higher is nearer"),
+    ("ssim", "SSIM", "Drift: structural similarity to the baseline's images"),
+    ("params", "Params", "Parameters"),
+    ("macs", "MACs", "Multiply-accumulates of one network call for one sample"),
+    ("memory", "Peak mem", "Of the worker process"),
     ("parity", "Parity", "Relative L2 distance to the torch network, worst noise level"),
     ("gates", "Gates", "Gates held of those judged on this row"),
     ("targets", "Targets", "Targets met of those judged on this row"),
     ("status", "Status", "done, or refused or failed with the reason"),
+)
+QUALITY = (
+    ("fd", "FD"),
+    ("fd_held_out", "FD held-out"),
+    ("fd_training", "FD training"),
+    ("kid", "KID"),
+    ("class_accuracy", "Accuracy"),
+    ("class_accuracy_min", "Worst class"),
+    ("psnr_db", "PSNR dB"),
+    ("ssim", "SSIM"),
+    ("endpoint_error", "Endpoint error"),
 )
 TEXT_COLUMNS = {"variant", "runner", "precision", "sampler", "gates", "targets", "status"}
 
 
 def render_html(summary: Summary, folder: Path | None = None) -> str:
     """The page of a summary. `folder` is the run's, for the pictures in `samples/`; without it they are left out."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
+    return _template().render(
         recipe=str(summary.get("recipe") or "run"),
         subtitle=_subtitle(summary),
         verdict=figures.verdict(summary),
@@ -64,6 +77,8 @@ def render_html(summary: Summary, folder: Path | None = None) -> str:
         columns=[(k, title, about, k in TEXT_COLUMNS) for k, title, about in COLUMNS],
         rows=_rows(summary),
         batches=sorted({r["batch"] for r in figures.rows(summary) if isinstance(r.get("batch"), int)}),
+        quality=_quality_table(summary),
+        quality_names=[title for _, title in QUALITY],
         pictures=pictures(summary, folder),
         stages=[_stage(s) for s in summary.get("stages") or []],
         fair=fair_rows(summary),
@@ -71,6 +86,14 @@ def render_html(summary: Summary, folder: Path | None = None) -> str:
         environment=figures.flat(summary.get("environment") or {}),
         f=figures,
     )
+
+
+@lru_cache
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
 
 
 def _subtitle(summary: Summary) -> str:
@@ -151,6 +174,35 @@ def _quality_cells(summary: Summary, row: Row) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _quality_table(summary: Summary) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """For every variant with quality: (value, its interval, its difference to the baseline with interval) by figure."""
+    batch, found = figures.headline_batch(summary), []
+    for variant in figures.variants(summary):
+        row = figures.shown(summary, variant, batch)
+        differences = {} if variant == "baseline" else figures.quality(summary, row, "difference") or {}
+        cells = [_figure(k, figures.quality(summary, row, k), differences.get(k)) for k, _ in QUALITY]
+        if any(value != figures.DASH for value, _, _ in cells):
+            found.append((variant, cells))
+    return found
+
+
+def _figure(key: str, value: Any, difference: Any) -> tuple[str, str, str]:
+    text = figures.percent_text if key.startswith("class_accuracy") else figures.digits
+    low, high = figures.bounds(value)
+    interval = "" if low is None else f"{text(low)} to {text(high)}"
+    if figures.number(difference) is None:
+        return text(value), interval, ""
+    low, high = figures.bounds(difference)
+    change = f"Δ {_signed(text, difference)}" + (
+        "" if low is None else f" [{_signed(text, low)}, {_signed(text, high)}]"
+    )
+    return text(value), interval, change
+
+
+def _signed(text: Callable[[Any], str], value: Any) -> str:
+    return ("+" if (figures.number(value) or 0) > 0 else "") + text(value).replace("-", "−")
+
+
 def pictures(summary: Summary, folder: Path | None) -> list[tuple[str, str]]:
     """(caption, data URI) of the sample grids the summary names, or of all in `folder/samples`; missing ones are skipped."""
     if folder is None:
@@ -169,7 +221,11 @@ def _stage(stage: dict[str, Any]) -> dict[str, Any]:
     """A stage with the plain values of its record apart, and its whole record as text (cut where long)."""
     record = stage.get("record") or {}
     facts = [(figures.plain(k), figures.any_text(v)) for k, v in record.items() if not isinstance(v, dict | list)]
-    text = json.dumps(record, indent=1, ensure_ascii=False) if any(isinstance(v, dict | list) for v in record.values()) else ""
+    text = (
+        json.dumps(record, indent=1, ensure_ascii=False)
+        if any(isinstance(v, dict | list) for v in record.values())
+        else ""
+    )
     cut = len(text) - RECORD_CHARACTERS
     if cut > 0:
         text = f"{text[:RECORD_CHARACTERS]}\n… {cut:,} more characters in the variant's manifest.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from optimize.report import figures
 from optimize.report.figures import DASH, Row, Summary
@@ -87,7 +87,7 @@ def _cells(summary: Summary, row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def _with_interval(value: object, text) -> str:  # type: ignore[no-untyped-def]
+def _with_interval(value: object, text: Callable[[object], str]) -> str:
     return f"{text(value)} {figures.interval_text(value)}".strip()
 
 
@@ -99,12 +99,17 @@ def _factors(summary: Summary) -> str:
     for value in known.values():
         whole *= figures.number(value) or 1.0
     body = [(figures.plain(k), f"×{figures.digits(v)}") for k, v in known.items()]
-    return "## Factors of the speed-up\n\n" + table(("step", "factor"), [*body, ("**all together**", f"**×{figures.digits(whole)}**")])
+    return "## Factors of the speed-up\n\n" + table(
+        ("step", "factor"), [*body, ("**all together**", f"**×{figures.digits(whole)}**")]
+    )
 
 
 def _refused(summary: Summary) -> str:
     lost = [r for r in figures.rows(summary) if r.get("status", "done") != "done"]
-    return "\n".join(f"- {r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}" for r in lost)
+    return "\n".join(
+        f"- {r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}"
+        for r in lost
+    )
 
 
 def _fair(summary: Summary) -> str:
@@ -118,7 +123,9 @@ def _fair(summary: Summary) -> str:
          "**chosen**" if r["chosen"] else "passes" if r.get("passes") else str(r.get("reason") or "fails a gate"))
         for r in found
     )  # fmt: skip
-    return "## The fair search\n\n" + table(("solver", "steps", "spacing", "guided", "NFE", "FD", "worst class", "verdict"), body)
+    return "## The fair search\n\n" + table(
+        ("solver", "steps", "spacing", "guided", "NFE", "FD", "worst class", "verdict"), body
+    )
 
 
 def _stages(summary: Summary) -> str:
@@ -127,7 +134,12 @@ def _stages(summary: Summary) -> str:
         return ""
     f = figures
     body = (
-        (str(s.get("name") or DASH), f"`{f.short_id(s.get('id'))}`", f"`{f.short_id(s.get('parent'))}`" if s.get("parent") else DASH, f.seconds_text(s.get("seconds")))
+        (
+            str(s.get("name") or DASH),
+            f"`{f.short_id(s.get('id'))}`",
+            f"`{f.short_id(s.get('parent'))}`" if s.get("parent") else DASH,
+            f.seconds_text(s.get("seconds")),
+        )
         for s in found
     )
     return "## Stages\n\n" + table(("stage", "id", "from", "time"), body)

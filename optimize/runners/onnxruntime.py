@@ -1,7 +1,7 @@
 """ONNX Runtime: the exported file in a session of the provider asked for, and no other.
 
-On the CPU its Q/DQ fusions want a Q/DQ after each layer as well, which this graph rightly lacks, so a quantized graph is
-rewritten at load; `describe()` says how.
+On the CPU its Q/DQ fusions want a Q/DQ after each layer as well, which this graph rightly lacks; unfused, a quantized
+graph is slower than FP32. So it is widened at load, and `describe()` says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OnnxRuntime(Config):
     threads: Annotated[int, Field(ge=1)] | None = None  # intra-op threads; None: all cores
     provider: str = "CPUExecutionProvider"  # ONNX Runtime's name of the execution provider
     spinning: bool = False  # whether idle threads spin: faster alone, harmful beside other processes
-    int8: Literal["integer", "float", "as_is"] = "integer"  # how Q/DQ layers run on the CPU: see onnx_lowering
+    int8: Literal["widen", "as_is"] = "widen"  # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says
 
     def open(self, folder: Path) -> OnnxRuntimeRunner:
         """Open a session; EnvironmentLacks without ONNX Runtime or the provider."""
@@ -73,15 +73,15 @@ class OnnxRuntimeRunner(Closing):
 
 
 def prepared(path: Path, options: OnnxRuntime) -> tuple[str | bytes, list[str]]:
-    """What the session is made of: the path, or the bytes of the rewritten graph, and what was changed."""
+    """What the session is made of: the path, or the bytes of the widened graph, and what was changed."""
     if options.provider != "CPUExecutionProvider" or options.int8 == "as_is":
         return str(path), []
     import onnx_ir as ir
 
-    from optimize.onnx_lowering import lower
+    from optimize.onnx_lowering import widen
 
     model = ir.load(path)
-    said = lower(model, options.int8)
+    said = widen(model)
     return (ir.to_proto(model).SerializeToString(), said) if said else (str(path), [])
 
 
