@@ -18,7 +18,9 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Steps = dict[str, tuple[np.ndarray, np.ndarray]]  # layer -> step sizes of its weight (O,) and of its input (), float32
+Steps = dict[
+    str, tuple[np.ndarray, np.ndarray]
+]  # layer -> step sizes of its weight (O,) and of its input (), float32
 
 
 def simplify(model: ir.Model) -> None:
@@ -72,9 +74,11 @@ def quantize_layers(model: ir.Model, steps: Steps) -> list[str]:
                 continue
             decoded = _stored_int8(model, value, of_weight, axis)
             for node, index in list(value.uses()):
-                key = (id(node.inputs[0]), float(of_input))
+                x = node.inputs[0]
+                assert x is not None
+                key = (id(x), float(of_input))
                 if key not in shared:
-                    shared[key] = _through_int8(model, node.inputs[0], of_input, before=node)
+                    shared[key] = _through_int8(model, x, of_input, before=node)
                 node.replace_input_with(0, shared[key])
                 node.replace_input_with(index, decoded)
             found.append(path)
@@ -124,7 +128,12 @@ def _narrowed(x: np.ndarray, dtype: ir.DataType) -> np.ndarray:
 
 
 def put(
-    model: ir.Model, op: str, inputs: list[ir.Value], name: str, before: ir.Node | None = None, **attributes: Any
+    model: ir.Model,
+    op: str,
+    inputs: list[ir.Value],
+    name: str,
+    before: ir.Node | None = None,
+    **attributes: Any,
 ) -> ir.Value:
     """Add a node (at the front, or before another) and return its output, called `name`."""
     import onnx_ir as ir
@@ -178,6 +187,10 @@ def anonymize(model: ir.Model) -> None:
         for index, value in enumerate(node.outputs):
             value.metadata_props.clear()
             if id(value) not in outputs:
-                value.name, value.shape, value.type = f"v{number}_{index}" if index else f"v{number}", None, None
+                value.name, value.shape, value.type = (
+                    f"v{number}_{index}" if index else f"v{number}",
+                    None,
+                    None,
+                )
     for value in [*graph.inputs, *graph.initializers.values(), *graph.outputs]:
         value.metadata_props.clear()

@@ -27,12 +27,18 @@ def widen(model: ir.Model) -> list[str]:
         assert source is not None
         before = source.producer()
         if before is not None and before.op_type == "QuantizeLinear":
+            x = before.inputs[0]
+            assert x is not None
             layers += len(list(result.uses()))
-            result.replace_all_uses_with(before.inputs[0])
+            result.replace_all_uses_with(x)
         elif source.name in model.graph.initializers:
             result.replace_all_uses_with(initializer(model, f"{source.name}.fp32", _decoded(node)))
     drop_unused(model)
-    return [f"activations of {layers} INT8 layers not rounded, INT8 weights widened to FP32 at load"] if layers else []
+    return (
+        [f"activations of {layers} INT8 layers not rounded, INT8 weights widened to FP32 at load"]
+        if layers
+        else []
+    )
 
 
 def _decoded(node: ir.Node) -> np.ndarray:

@@ -20,7 +20,9 @@ from optimize.ops.quantization import from_codes, to_codes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Table = list[dict[str, Any]]  # [{"module": path, "weight": {bits, axis, shape}, "input": {bits, axis, shape}}]
+Table = list[
+    dict[str, Any]
+]  # [{"module": path, "weight": {bits, axis, shape}, "input": {bits, axis, shape}}]
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -40,7 +42,9 @@ def insert(module: nn.Module, table: Table) -> nn.Module:
         setattr(module.get_submodule(parent), name, quantized)
         for kind in ("weight", "input"):
             quantizer, spec = getattr(quantized, f"{kind}_quantizer"), entry[kind]
-            quantizer.set_from_attribute_config({"num_bits": spec["bits"], "axis": spec["axis"], "enable": True})
+            quantizer.set_from_attribute_config(
+                {"num_bits": spec["bits"], "axis": spec["axis"], "enable": True}
+            )
             if spec.get("shape") is not None:
                 quantizer.amax = torch.empty(spec["shape"], device=device)
     return module
@@ -112,7 +116,9 @@ def round_weights(module: nn.Module, table: Table, kept: str) -> None:
     """Replace every weight by the value that its stored form has."""
     import torch
 
-    layers = {f"{row['module']}.weight": module.get_submodule(row["module"]).weight_quantizer for row in table}
+    layers = {
+        f"{row['module']}.weight": module.get_submodule(row["module"]).weight_quantizer for row in table
+    }
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name in layers:

@@ -1,6 +1,6 @@
 """A Runner is a Network with a lifetime: one backend, opened on an artifact folder, used in a `with` block.
 
-    with open_runner(folder, "openvino", threads=1) as network: network(sample=z, timestep=t, class_labels=y)
+with open_runner(folder, "openvino", threads=1) as network: network(sample=z, timestep=t, class_labels=y)
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Runner(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def describe(self) -> dict[str, Any]: ...
 
@@ -46,7 +48,9 @@ def open_runner(folder: Path | str, name: str, **options: Any) -> Runner:
         config = plugin(**options)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}" for e in error.errors())
-        raise UserError(f'runner "{name}": {problems}. Allowed options: {", ".join(plugin.model_fields)}.') from None
+        raise UserError(
+            f'runner "{name}": {problems}. Allowed options: {", ".join(plugin.model_fields)}.'
+        ) from None
     return config.open(Path(folder))
 
 
@@ -66,7 +70,9 @@ class Closing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._held = None
 
     @property

@@ -130,6 +130,29 @@ def resolve_precision(wanted: str, device: str) -> str:
     return "bf16" if {"avx512_bf16", "amx_bf16"} & set(instructions()) else "fp32"
 
 
+def kept(folder: Path | None, key: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of `make()`, from `folder` where an earlier run with the same `key` (JSON) has left them whole."""
+    from safetensors.torch import save_file
+
+    if folder is None:
+        return make()
+    if folder.is_dir():
+        try:
+            if artifact.verify(folder)["id"] == digest(key):
+                return read_tensors(folder / "state.safetensors")
+            log.warning("%s is not used: it belongs to other settings", folder)
+        except ArtifactError as error:
+            log.warning("it is not used and made again: %s", error)
+    tensors = make()
+
+    def write(temporary: Path) -> dict[str, Any]:
+        save_file(tensors, temporary / "state.safetensors")
+        return {"id": digest(key)}
+
+    artifact.commit(folder, write)
+    return tensors
+
+
 @dataclass(frozen=True)
 class Batch:
     """One process's share of a training batch; x and eps (B,C,H,W) float32, labels (B,) int64, uniform (B,) in [0, 1)."""

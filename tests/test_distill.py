@@ -220,3 +220,64 @@ def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"nfe": 0}, {"teacher_steps": (64, 8)}, {"guidance": -1}, {"method": "magic"}, {"step": 3}):
         with pytest.raises(ValidationError):
             Distill(**wrong)
+
+
+REGRESSION = SHORT.model_copy(
+    update={"method": "trajectory_regression", "trajectories": 8, "trajectory_steps": 4}
+)
+
+
+def test_stored_trajectories_are_the_guided_teachers_states_at_the_segments_ends(
+    tiny_model: Model, tiny_data: Data
+) -> None:
+    pool = REGRESSION._trajectories(tiny_model, 0.5, context(tiny_model, tiny_data))
+    assert pool.states.shape == (3, 8, *tiny_model.shape) and pool.labels is not None
+    solver = Sampler(solver="dpmpp_2m", steps=4, guidance=Guidance(cfg=0.5))
+    expected = sample(solver, tiny_model.denoiser, pool.states[0], pool.labels)
+    assert torch.allclose(pool.states[2].double(), expected, atol=1e-4)
+
+
+def test_a_student_that_makes_the_teachers_jumps_has_no_regression_loss(
+    tiny_model: Model, tiny_data: Data
+) -> None:
+    """The exact student of Gaussian data on exact states: one DDIM step a segment lands on the flow."""
+    from optimize.passes.distill import Trajectories
+
+    schedule = tiny_model.denoiser.schedule
+    noise = tiny_model.noise(range(16)).double()
+    spread = [
+        float(np.hypot(schedule.alpha(t) * WIDTH, schedule.sigma(t)))
+        for t in schedule.time(np.array([1.0, 0.5, 0.0]))
+    ]
+    pool = Trajectories(torch.stack([noise * s / spread[0] for s in spread]).float(), None)
+    config = REGRESSION.model_copy(update={"batch": 16})
+    losses = []
+    for segments in (2, None):
+        student = exact(tiny_model, segments)
+        loss = config.regression(student, pool, 0)(student.network.module, 0, Share())  # type: ignore[attr-defined]
+        losses.append(float(loss.detach()))
+    assert losses[0] < 1e-3 < losses[1]
+
+
+def test_trajectories_are_kept_for_a_killed_run(tiny_model: Model, tiny_data: Data, tmp_path: Path) -> None:
+    whole = REGRESSION.apply(tiny_model, context(tiny_model, tiny_data))
+    first = REGRESSION.apply(tiny_model, context(tiny_model, tiny_data, checkpoints=tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "trajectories"]
+    seen: list[str] = []
+
+    def watching(description: str, total: float) -> Any:
+        from optimize.context import silent
+
+        seen.append(description)
+        return silent(description, total)
+
+    again = REGRESSION.apply(
+        tiny_model, context(tiny_model, tiny_data, checkpoints=tmp_path, progress=watching)
+    )
+    assert seen == ["distill"]  # the trajectories were found
+    assert same(whole[0], first[0]) and same(first[0], again[0])
+
+
+def test_trajectory_steps_must_divide_into_the_segments() -> None:
+    with pytest.raises(ValidationError, match="trajectory_steps: 8 given, allowed are multiples of nfe 3"):
+        Distill(method="trajectory_regression", nfe=3)

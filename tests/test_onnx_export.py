@@ -26,7 +26,9 @@ def models(tiny_folder: Path) -> dict[str, Model]:
 
 
 @pytest.fixture(scope="module")
-def exported(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+def exported(
+    models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, dict[str, Any]]]:
     made = {}
     for name, model in models.items():
         folder = tmp_path_factory.mktemp(name)
@@ -38,7 +40,10 @@ def exported(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory)
 def test_inputs_have_diffusers_names_and_a_symbolic_batch(exported: dict[str, Any], name: str) -> None:
     graph = onnx.load(exported[name][0]).graph
     found = {
-        v.name: (v.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim])
+        v.name: (
+            v.type.tensor_type.elem_type,
+            [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
+        )
         for v in [*graph.input, *graph.output]
     }
     assert found == {
@@ -57,13 +62,17 @@ def test_the_record_names_the_file_and_its_size(exported: dict[str, Any]) -> Non
     assert exported["fp32"][1]["int8_layers"] == 0
 
 
-def test_int8_weights_are_stored_as_int8_and_nothing_big_as_fp32(exported: dict[str, Any], models: dict[str, Model]) -> None:
+def test_int8_weights_are_stored_as_int8_and_nothing_big_as_fp32(
+    exported: dict[str, Any], models: dict[str, Model]
+) -> None:
     graph = onnx.load(exported["int8"][0]).graph
     kinds = Counter()
     for tensor in graph.initializer:
         kinds[tensor.data_type] += len(tensor.raw_data)
         if tensor.data_type == TensorProto.FLOAT:
-            assert tensor.name.endswith(".scale") or ".scale." in tensor.name or np.prod(tensor.dims) < 16, tensor.name
+            assert tensor.name.endswith(".scale") or ".scale." in tensor.name or np.prod(tensor.dims) < 16, (
+                tensor.name
+            )
     parameters = sum(p.numel() for p in models["fp32"].module.parameters())
     assert kinds[TensorProto.INT8] > 0.7 * parameters
     assert exported["int8"][0].stat().st_size < 0.4 * exported["fp32"][0].stat().st_size
@@ -73,7 +82,9 @@ def test_every_quantized_layer_lies_between_dequantize_nodes(exported: dict[str,
     graph = onnx.load(exported["int8"][0]).graph
     made = {o: n.op_type for n in graph.node for o in n.output}
     quantized = [
-        n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul") and made.get(n.input[1]) == "DequantizeLinear"
+        n
+        for n in graph.node
+        if n.op_type in ("Conv", "Gemm", "MatMul") and made.get(n.input[1]) == "DequantizeLinear"
     ]
     assert len(quantized) == exported["int8"][1]["int8_layers"]
     assert all(made[n.input[0]] == "DequantizeLinear" for n in quantized)
@@ -84,7 +95,9 @@ def test_layers_that_share_an_input_share_its_rounding(exported: dict[str, Any])
     assert nodes["QuantizeLinear"] < exported["int8"][1]["int8_layers"]
 
 
-def test_equal_models_give_equal_bytes_without_paths_or_traces(exported: dict[str, Any], models: dict[str, Model], tmp_path: Path) -> None:
+def test_equal_models_give_equal_bytes_without_paths_or_traces(
+    exported: dict[str, Any], models: dict[str, Model], tmp_path: Path
+) -> None:
     Onnx().export(models["int8"].clone(), tmp_path, Context())
     data = (tmp_path / FILE).read_bytes()
     assert data == exported["int8"][0].read_bytes()
@@ -95,6 +108,7 @@ def test_the_exported_model_is_left_as_it_was(models: dict[str, Model], exported
     assert any(k.endswith("weight_quantizer._amax") for k in models["int8"].module.state_dict())
 
 
+@pytest.mark.slow
 def test_kept_weights_can_be_widened(models: dict[str, Model], tmp_path: Path) -> None:
     record = Onnx(weights="fp32").export(models["int8"], tmp_path, Context())
     assert record["kept_dtype"] == "fp32"

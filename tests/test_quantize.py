@@ -62,7 +62,10 @@ def test_our_rounding_is_modelopts_bit_for_bit(quantized: tuple[Model, dict]) ->
         weight = torch.from_numpy(rng.normal(tuple(layer.weight.shape), "w", row["module"]))
         quantizer = layer.weight_quantizer
         assert torch.equal(
-            quantizer(weight), from_codes(to_codes(weight, quantizer.amax, row["weight"]["bits"]), quantizer.amax, row["weight"]["bits"])
+            quantizer(weight),
+            from_codes(
+                to_codes(weight, quantizer.amax, row["weight"]["bits"]), quantizer.amax, row["weight"]["bits"]
+            ),
         )
 
 
@@ -92,7 +95,9 @@ def test_the_record_is_json_and_says_what_it_cost(quantized: tuple[Model, dict])
     assert set(record["layer_error"]) == {row["module"] for row in record["quantizers"]}
 
 
-def test_the_float_model_is_untouched_and_the_result_is_deterministic(float_model: Model, quantized: tuple[Model, dict]) -> None:
+def test_the_float_model_is_untouched_and_the_result_is_deterministic(
+    float_model: Model, quantized: tuple[Model, dict]
+) -> None:
     assert not any("quantizer" in k for k in float_model.module.state_dict())
     again, record = QUICK.apply(float_model, Context())
     assert record == quantized[1]
@@ -100,7 +105,9 @@ def test_the_float_model_is_untouched_and_the_result_is_deterministic(float_mode
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def test_weights_are_stored_in_8_bits_the_kept_in_16_and_load_to_the_same_network(quantized: tuple[Model, dict], tmp_path: Path) -> None:
+def test_weights_are_stored_in_8_bits_the_kept_in_16_and_load_to_the_same_network(
+    quantized: tuple[Model, dict], tmp_path: Path
+) -> None:
     model, record = quantized
     state = model.module.state_dict()
     assert all(state[f"{row['module']}.weight"].dtype == torch.int8 for row in record["quantizers"])
@@ -125,18 +132,26 @@ save_file({"x": load_model(Path(sys.argv[1])).sample(range(2))}, sys.argv[2])
 """
 
 
-def test_a_fresh_process_without_torch_pruning_or_torch_load_gives_the_same_images(quantized: tuple[Model, dict], tmp_path: Path) -> None:
+def test_a_fresh_process_without_torch_pruning_or_torch_load_gives_the_same_images(
+    quantized: tuple[Model, dict], tmp_path: Path
+) -> None:
     from safetensors.torch import load_file
 
     commit(tmp_path / "a", lambda t: (save_model(t, quantized[0]), {"id": "x"})[1])
-    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "a"), str(tmp_path / "x.safetensors")], check=True, timeout=240)
+    subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path / "a"), str(tmp_path / "x.safetensors")],
+        check=True,
+        timeout=240,
+    )
     assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], quantized[0].sample(range(2)))
 
 
 def test_layers_that_err_too_much_are_taken_back(float_model: Model, quantized: tuple[Model, dict]) -> None:
     limit = sorted(quantized[1]["layer_error"].values())[-5]
     model, record = QUICK.model_copy(update={"max_layer_error": limit}).apply(float_model, Context())
-    back = {row["module"] for row in quantized[1]["quantizers"]} - {row["module"] for row in record["quantizers"]}
+    back = {row["module"] for row in quantized[1]["quantizers"]} - {
+        row["module"] for row in record["quantizers"]
+    }
     assert 0 < len(back) <= 5 and back <= set(record["kept"])
     assert all(type(model.module.get_submodule(n)) in (torch.nn.Conv2d, torch.nn.Linear) for n in back)
     assert record["error"] < quantized[1]["error"]

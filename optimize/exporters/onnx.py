@@ -33,7 +33,9 @@ class Onnx(Config):
     """The network as ONNX."""
 
     opset: Annotated[int, Field(ge=18, le=20)] = 18  # ONNX operator set
-    weights: Literal["as_stored", "fp32"] = "as_stored"  # kept weights of a quantized model: 16 bit, or widened to FP32
+    weights: Literal["as_stored", "fp32"] = (
+        "as_stored"  # kept weights of a quantized model: 16 bit, or widened to FP32
+    )
 
     def export(self, model: Model, folder: Path, context: Context) -> dict[str, Any]:
         """Write `folder/onnx/model.onnx`; returns the record {file, bytes, opset, inputs, output, int8_layers, kept_dtype}.
@@ -50,16 +52,27 @@ class Onnx(Config):
             save(graph, path)
             advance(1, f"{path.stat().st_size} bytes")
         names = [s.name for s in model.inputs]
-        return {"file": FILE, "bytes": path.stat().st_size, "opset": self.opset, "inputs": names, "output": OUTPUT, **record}
+        return {
+            "file": FILE,
+            "bytes": path.stat().st_size,
+            "opset": self.opset,
+            "inputs": names,
+            "output": OUTPUT,
+            **record,
+        }
 
-    def _finish(self, graph: ir.Model, model: Model, table: list[dict[str, Any]], kept: str) -> dict[str, Any]:
+    def _finish(
+        self, graph: ir.Model, model: Model, table: list[dict[str, Any]], kept: str
+    ) -> dict[str, Any]:
         from optimize import onnx_graph as g
 
         g.simplify(graph)
         layers = g.quantize_layers(graph, _steps(model.module, table))
         missing = {row["module"] for row in table} - set(layers)
         if missing:
-            raise RuntimeError(f"onnx: quantized layers not found in the traced graph: {', '.join(sorted(missing))}")
+            raise RuntimeError(
+                f"onnx: quantized layers not found in the traced graph: {', '.join(sorted(missing))}"
+            )
         stored = kept if self.weights == "as_stored" else "fp32"
         if stored != "fp32":
             g.store_16_bit(graph, stored)
@@ -75,7 +88,8 @@ def traced(module: nn.Module, inputs: tuple[TensorSpec, ...], opset: int) -> ir.
     from optimize.onnx_graph import quiet
 
     feed = tuple(example_inputs(inputs, batch=3).values())
-    batch = torch.export.Dim("B", min=1, max=1 << 20)
+    # diffusers' upsampling copies memory from a batch of 64 on, a branch that bounds the trace but not the graph
+    batch = torch.export.Dim("B", min=1, max=63)
     shapes = tuple({i: batch for i, d in enumerate(s.dims) if d == "B"} for s in inputs)
     names = [s.name for s in inputs]
     with quiet("torch.onnx"):

@@ -1,7 +1,8 @@
 """Step distillation: a student of a few network calls, with the guidance of its teacher folded into its weights.
 
 Multistep consistency distillation (Heek et al. 2024, arXiv 2403.06807) of the guided teacher (Meng et al. 2022, arXiv
-2210.03142). Within each of `nfe` segments of time the student learns to jump from any z_t to the segment's end.
+2210.03142): within each of `nfe` segments of time the student learns to jump from any z_t to the segment's end. Or
+trajectory regression (Luhman & Luhman 2021, arXiv 2101.02388, by segments): it learns the jumps of stored trajectories.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from optimize.errors import UserError
 from optimize.registry import PASSES
@@ -33,12 +34,18 @@ ALPHA_MIN = 0.01  # with less signal than this at the noisiest time, an epsilon 
 class Distill(TrainingConfig):
     """Teach the incoming model to sample in `nfe` calls what the guided teacher samples in many."""
 
-    method: Literal["multistep_consistency"] = "multistep_consistency"  # how the student is taught
+    method: Literal["multistep_consistency", "trajectory_regression"] = (
+        "multistep_consistency"  # how it is taught
+    )
     nfe: Annotated[int, Field(ge=1, le=64)] = 2  # network calls of the student: segments of time
     steps: Annotated[int, Field(ge=1)] = 800  # optimizer steps
     guidance: Annotated[float, Field(ge=0)] | None = None  # weight to fold in; None is the teacher's, 0 none
     teacher: str = "baseline"  # which model teaches
     teacher_steps: tuple[int, int] = (64, 1280)  # teacher's DDIM steps over all time, from first to second
+    trajectories: Annotated[int, Field(ge=1)] = (
+        2048  # trajectory_regression: how many the teacher draws, once
+    )
+    trajectory_steps: Annotated[int, Field(ge=1)] = 8  # their DPM-Solver++ steps, a multiple of nfe
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4  # AdamW's peak rate
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.98  # decay of the averaged weights that are kept; 0 is off
 
@@ -54,6 +61,14 @@ class Distill(TrainingConfig):
                 f"{list(value)} given; two numbers >= 1 are needed, the second not below the first"
             )
         return value
+
+    @model_validator(mode="after")
+    def _divides(self) -> Distill:
+        if self.method == "trajectory_regression" and self.trajectory_steps % self.nfe:
+            raise ValueError(
+                f"trajectory_steps: {self.trajectory_steps} given, allowed are multiples of nfe {self.nfe}"
+            )
+        return self
 
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
         """The student with its sampler (DDIM, `nfe` steps, guidance folded in) and the record of its training.
@@ -72,19 +87,27 @@ class Distill(TrainingConfig):
         teacher = context.teacher(self.teacher).clone()
         refuse(model, teacher)
         student = model.clone()
-        guide = Guide(teacher.denoiser, teacher.sampler, self._weight(teacher))
+        weight = self._weight(teacher)
+        if self.method == "multistep_consistency":
+            guide = Guide(teacher.denoiser, teacher.sampler, weight)
+            loss = self.loss(student.denoiser, guide, context.data, context.seed)
+        else:
+            loss = self.regression(
+                student.denoiser, self._trajectories(teacher, weight, context), context.seed
+            )
         record = train(
             student.module,
-            self.loss(student.denoiser, guide, context.data, context.seed),
+            loss,
             self,
             seed=context.seed,
             name="distill",
+            identity={"guidance": weight, "teacher": teacher.id},
             checkpoints=context.checkpoints,
             progress=context.progress,
             device=context.device,
         )
-        about = {"method": self.method, "nfe": self.nfe, "guidance": guide.weight, "teacher": self.teacher}
-        return replace(student, sampler=self.sampler(student, guide.weight)), {**about, **record}
+        about = {"method": self.method, "nfe": self.nfe, "guidance": weight, "teacher": self.teacher}
+        return replace(student, sampler=self.sampler(student, weight)), {**about, **record}
 
     def _weight(self, teacher: Model) -> float:
         return (teacher.sampler.guidance.cfg or 0.0) if self.guidance is None else self.guidance
@@ -127,6 +150,54 @@ class Distill(TrainingConfig):
 
         return loss
 
+    def regression(self, student: Denoiser, pool: Trajectories, seed: int) -> Loss:
+        """The loss of one step: at the segments' beginnings, |x^ - x| for the x whose DDIM step lands where the
+        teacher's trajectory does, weighted to the norm of v's error."""
+        from optimize import rng
+        from optimize.network import TorchNetwork
+        from optimize.ops import distillation as ops
+
+        u = (*ops.segment_grid(self.nfe), 0.0)
+
+        def loss(module: nn.Module, step: int, share: Share) -> Tensor:
+            import numpy as np
+            import torch
+
+            part = share.of(self.batch)
+            segment = torch.arange(self.batch)[part] % self.nfe
+            key = ("distill", seed, step, "trajectory")
+            index = torch.from_numpy(rng.integers(0, pool.states.shape[1], (self.batch,), *key)[part])
+            z_t, z_s = (pool.states[segment + i, index].to(share.device).double() for i in (0, 1))
+            labels = None if pool.labels is None else pool.labels[index].to(share.device)
+            level = Levels(student, z_t)
+            (t, at_t), (_, at_s) = (level(np.take(u, segment.numpy() + i)) for i in (0, 1))
+            target = ops.inv_ddim(z_s, z_t, *at_s, *at_t)
+            learner = student.with_network(TorchNetwork(module, student.network.inputs))
+            squared = (learner(z_t, t, labels)[0] - target).square().flatten(1).sum(1)
+            distance = ops.pseudo_huber(squared, ops.huber_width(target[0].numel()))
+            return (ops.snr_plus_one(*at_t).flatten() ** 0.5 * distance).mean()
+
+        return loss
+
+    def _trajectories(self, teacher: Model, weight: float, context: Context) -> Trajectories:
+        """Drawn once; kept beside the checkpoints, so that a killed run finds them again."""
+        from optimize.training import kept
+
+        folder = context.checkpoints / "trajectories" if context.checkpoints else None
+        key = {"config": self.to_json(), "seed": context.seed, "teacher": teacher.id, "weight": weight}
+        sampler = self._teacher_sampler(teacher, weight)
+        tensors = kept(folder, key, lambda: draw_trajectories(teacher, sampler, self, context))
+        return Trajectories(tensors["states"], tensors.get("labels"))
+
+    def _teacher_sampler(self, teacher: Model, weight: float) -> Sampler:
+        import numpy as np
+
+        steps = self.trajectory_steps
+        times = tuple(teacher.denoiser.schedule.time(np.arange(steps, 0, -1) / steps).tolist())
+        guidance = teacher.sampler.guidance.model_copy(update={"cfg": weight or None})
+        changed = {"solver": "dpmpp_2m", "steps": steps, "timesteps": times, "guidance": guidance}
+        return teacher.sampler.model_copy(update=changed)
+
     @staticmethod
     def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
         """Weights only: the skeleton stays as it is."""
@@ -152,6 +223,44 @@ def refuse(model: Model, teacher: Model) -> None:
                 f"distill: an epsilon head says nothing about the image where alpha goes to 0 (here {alpha:.1e} at the "
                 f"noisiest time, allowed >= {ALPHA_MIN}). Convert the head to v by a short regression, then distil that."
             )
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """The guided teacher's states at the ends of all segments, (nfe+1, N, C, H, W) float32, noise first; labels (N,)."""
+
+    states: Tensor
+    labels: Tensor | None
+
+
+def draw_trajectories(
+    teacher: Model, sampler: Sampler, config: Distill, context: Context
+) -> dict[str, Tensor]:
+    """`states` and, for a conditional teacher, `labels` of `config.trajectories` seeded trajectories, on the CPU."""
+    import torch
+
+    from optimize import rng
+    from optimize.sampling import Step, trajectory
+
+    about, count, stride = teacher.denoiser.conditioning, config.trajectories, sampler.steps // config.nfe
+    drawn = {}
+    if about.kind == "class":
+        labels = rng.integers(0, about.classes, (count,), "distill", context.seed, "labels")
+        drawn["labels"] = torch.from_numpy(labels)
+    teacher.module.to(context.device)
+    parts = []
+    with torch.inference_mode(), context.progress("teacher trajectories", count) as advance:
+        for start in range(0, count, config.batch):
+            seeds = range(start, min(start + config.batch, count))
+            z = torch.stack(
+                [torch.from_numpy(rng.normal(teacher.shape, "distill", context.seed, "z", i)) for i in seeds]
+            )
+            given = drawn["labels"][start : seeds.stop].to(context.device) if drawn else None
+            path = trajectory(sampler, teacher.denoiser, z.to(context.device), given)
+            states = [(s.z if isinstance(s, Step) else s).float().cpu() for s in path]
+            parts.append(torch.stack(states[::stride]))
+            advance(len(seeds))
+    return {"states": torch.cat(parts, dim=1), **drawn}
 
 
 @dataclass(frozen=True)

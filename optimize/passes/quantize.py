@@ -32,18 +32,30 @@ class Quantize(Config):
     """INT8 weights and activations by post-training calibration."""
 
     format: Literal["int8"] = "int8"  # what weights and activations become
-    samples: Annotated[int, Field(ge=1)] = 256  # images drawn for calibration; every network call of them counts
+    samples: Annotated[int, Field(ge=1)] = (
+        256  # images drawn for calibration; every network call of them counts
+    )
     batch: Annotated[int, Field(ge=1)] = 64  # images drawn at once
-    calibration: Literal["max", "percentile"] = "max"  # range of an activation: its largest value, or a percentile
+    calibration: Literal["max", "percentile"] = (
+        "max"  # range of an activation: its largest value, or a percentile
+    )
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99  # of |activation|, for calibration: percentile
-    weight_bits: Literal[7, 8] = 7  # 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
-    keep: tuple[str, ...] = KEEP  # regular expressions; a module path that matches one stays in high precision
+    weight_bits: Literal[7, 8] = (
+        7  # 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
+    )
+    keep: tuple[str, ...] = (
+        KEEP  # regular expressions; a module path that matches one stays in high precision
+    )
     kept_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"  # how the weights that are kept are stored
-    max_layer_error: Annotated[float, Field(gt=0)] | None = None  # a layer whose output is off by more (relative L2) is kept
+    max_layer_error: Annotated[float, Field(gt=0)] | None = (
+        None  # a layer whose output is off by more (relative L2) is kept
+    )
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses_after: ClassVar[dict[str, str]] = {"quantized": "the network is quantized already; quantize once, last"}
+    refuses_after: ClassVar[dict[str, str]] = {
+        "quantized": "the network is quantized already; quantize once, last"
+    }
 
     @field_validator("keep")
     @classmethod
@@ -79,7 +91,11 @@ class Quantize(Config):
         quantized = model.with_module(module, {"pass": "quantize", "record": structure})
         record = {
             **structure,
-            "kept": [n for n, m in module.named_modules() if quantizable(m) and n not in {r["module"] for r in table}],
+            "kept": [
+                n
+                for n, m in module.named_modules()
+                if quantizable(m) and n not in {r["module"] for r in table}
+            ],
             "layer_error": {n: round(e, 6) for n, e in sorted(errors.items(), key=lambda x: -x[1])},
             "error_by_time": call_errors(model, quantized, feeds),
             "error": parity(model, TorchNetwork(module, model.inputs))["relative_l2"],
@@ -90,7 +106,9 @@ class Quantize(Config):
         """Whether the module at `path` stays in high precision by its name."""
         return any(re.search(text, path) for text in self.keep)
 
-    def _calibrate(self, module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed], advance: Advance) -> None:
+    def _calibrate(
+        self, module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed], advance: Advance
+    ) -> None:
         """Set every quantizer's amax: weights from themselves, inputs from the recorded calls through the float network."""
         import torch
 
@@ -120,7 +138,9 @@ class Quantize(Config):
     def _options(self) -> dict[str, float]:
         return {"percentile": self.percentile} if self.calibration == "percentile" else {}
 
-    def _take_back(self, module: nn.Module, table: list[dict[str, Any]], errors: dict[str, float]) -> list[dict[str, Any]]:
+    def _take_back(
+        self, module: nn.Module, table: list[dict[str, Any]], errors: dict[str, float]
+    ) -> list[dict[str, Any]]:
         """The calibrated table, without the layers that err too much; those become plain modules again."""
         from optimize import quantizers as q
 
@@ -139,7 +159,9 @@ class Quantize(Config):
         """Insert the record's quantizers; scales and weights come with the state dict."""
         from optimize import quantizers as q
 
-        return q.store_compactly(q.insert(module, record["quantizers"]), record["quantizers"], record["kept_dtype"])
+        return q.store_compactly(
+            q.insert(module, record["quantizers"]), record["quantizers"], record["kept_dtype"]
+        )
 
 
 def quantizable(module: nn.Module) -> bool:

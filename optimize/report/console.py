@@ -113,7 +113,7 @@ def _texts(summary: Summary, row: Row) -> dict[str, str]:
 
 def _problems(summary: Summary) -> list[Any]:
     """A line for every row that has no figures, with its reason."""
-    lost = [r for r in figures.rows(summary) if r.get("status", "done") != "done"]
+    lost = [r for r in figures.rows(summary) if figures.status(r) != "done"]
     lines = [
         f"{r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}"
         for r in lost

@@ -179,7 +179,12 @@ def rows(summary: Summary) -> list[Row]:
 
 def done(summary: Summary) -> list[Row]:
     """Rows with figures."""
-    return [r for r in rows(summary) if r.get("status", "done") == "done"]
+    return [r for r in rows(summary) if status(r) == "done"]
+
+
+def status(row: Row) -> str:
+    """`done`, `refused` or `failed`; a row that does not say has figures."""
+    return str(row.get("status") or "done")
 
 
 def variants(summary: Summary) -> list[str]:

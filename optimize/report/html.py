@@ -110,7 +110,7 @@ def _rows(summary: Summary) -> list[dict[str, Any]]:
     stand = {id(s) for v in figures.variants(summary) for b in _batches(summary) if (s := figures.shown(summary, v, b))}
     return [
         {"variant": r.get("variant"), "batch": r.get("batch"), "best": id(r) in stand, "cells": _cells(summary, r),
-         "status": r.get("status", "done")}
+         "status": figures.status(r), "runner": figures.runner(r), "reason": r.get("reason") or "no reason given"}
         for r in figures.rows(summary)
     ]  # fmt: skip
 
@@ -124,7 +124,7 @@ def _cells(summary: Summary, row: Row) -> list[dict[str, Any]]:
     for key in ("base", "fair"):
         value = figures.speedup(row, {"base": "vs_baseline", "fair": "vs_fair"}[key])
         cells[key] = _cell(figures.ratio_text(value), figures.number(value), figures.interval_text(value))
-    status, reason = str(row.get("status") or "done"), str(row.get("reason") or "")
+    status, reason = figures.status(row), str(row.get("reason") or "")
     marks = [m for m, on in (("noisy", row.get("noisy")), ("predicted", row.get("predicted"))) if on]
     cells["status"] = _cell(status, status, reason or ", ".join(marks))
     return [{"key": key, **cells[key]} for key, _, _ in COLUMNS]

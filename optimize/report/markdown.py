@@ -105,7 +105,7 @@ def _factors(summary: Summary) -> str:
 
 
 def _refused(summary: Summary) -> str:
-    lost = [r for r in figures.rows(summary) if r.get("status", "done") != "done"]
+    lost = [r for r in figures.rows(summary) if figures.status(r) != "done"]
     return "\n".join(
         f"- {r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}"
         for r in lost

@@ -28,14 +28,18 @@ class OnnxRuntime(Config):
     threads: Annotated[int, Field(ge=1)] | None = None  # intra-op threads; None: all cores
     provider: str = "CPUExecutionProvider"  # ONNX Runtime's name of the execution provider
     spinning: bool = False  # whether idle threads spin: faster alone, harmful beside other processes
-    int8: Literal["widen", "as_is"] = "widen"  # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says
+    int8: Literal["widen", "as_is"] = (
+        "widen"  # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says
+    )
 
     def open(self, folder: Path) -> OnnxRuntimeRunner:
         """Open a session; EnvironmentLacks without ONNX Runtime or the provider."""
         try:
             import onnxruntime
         except ImportError as error:
-            raise EnvironmentLacks("runner onnxruntime: ONNX Runtime is not installed. pip install onnxruntime") from error
+            raise EnvironmentLacks(
+                "runner onnxruntime: ONNX Runtime is not installed. pip install onnxruntime"
+            ) from error
         path, available = onnx_file(folder), onnxruntime.get_available_providers()
         if self.provider not in available:
             raise EnvironmentLacks(
@@ -54,7 +58,9 @@ class OnnxRuntimeRunner(Closing):
         graph, self._lowered = prepared(path, options)
         session = onnxruntime.InferenceSession(graph, _settings(options), providers=[options.provider])
         if session.get_providers()[0] != options.provider:
-            raise EnvironmentLacks(f"runner onnxruntime: {options.provider} fell back to {session.get_providers()[0]}.")
+            raise EnvironmentLacks(
+                f"runner onnxruntime: {options.provider} fell back to {session.get_providers()[0]}."
+            )
         self._held, self._options = session, options
         self.inputs = tuple(_spec(i) for i in session.get_inputs())
 
@@ -68,7 +74,11 @@ class OnnxRuntimeRunner(Closing):
         """Backend facts, JSON."""
         import onnxruntime
 
-        about = {"backend": "onnxruntime", "version": onnxruntime.__version__, "device": self._options.provider}
+        about = {
+            "backend": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "device": self._options.provider,
+        }
         return {**about, "precision": "fp32", "threads": self._options.threads, "lowered": self._lowered}
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class TorchCompile(Config):
     """Options of the compiled runner."""
 
-    threads: Annotated[int, Field(ge=1)] | None = None  # torch's intra-op threads, of the whole process; None: unchanged
+    threads: Annotated[int, Field(ge=1)] | None = (
+        None  # torch's intra-op threads, of the whole process; None: unchanged
+    )
 
     def open(self, folder: Path) -> CompiledRunner:
         """Load the artifact; compilation happens at the first call of each batch size. EnvironmentLacks without a C++
@@ -77,5 +79,14 @@ class CompiledRunner(Closing):
         """Backend facts, JSON."""
         import torch
 
-        about = {"backend": "torch_compile", "version": torch.__version__, "device": "cpu", "precision": "fp32"}
-        return {**about, "threads": torch.get_num_threads(), "lowered": ["compiled by Inductor for each batch size"]}
+        about = {
+            "backend": "torch_compile",
+            "version": torch.__version__,
+            "device": "cpu",
+            "precision": "fp32",
+        }
+        return {
+            **about,
+            "threads": torch.get_num_threads(),
+            "lowered": ["compiled by Inductor for each batch size"],
+        }
