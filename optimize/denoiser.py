@@ -65,4 +65,4 @@ def coefficients(schedule: Schedule, t: float | Tensor, z: Tensor) -> tuple[Any,
         return float(schedule.alpha(t)), float(schedule.sigma(t))
     shape = (-1,) + (1,) * (z.dim() - 1)
     times = t.detach().cpu().double().numpy()
-    return tuple(torch.as_tensor(f(times)).to(z).view(shape) for f in (schedule.alpha, schedule.sigma))  # type: ignore[return-value]
+    return tuple(torch.as_tensor(f(times)).to(z).view(shape) for f in (schedule.alpha, schedule.sigma))

@@ -59,9 +59,7 @@ def _inclusive(model: Model) -> dict[str, int]:
         model.denoiser.network(**feed)
     root = type(module).__name__
     flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    found = {
-        name.removeprefix(f"{root}."): n // 2 for name, n in flops.items() if name.startswith(f"{root}.")
-    }
+    found = {name.removeprefix(f"{root}."): n // 2 for name, n in flops.items() if name.startswith(f"{root}.")}
     return {"": counter.get_total_flops() // 2, **found}
 
 

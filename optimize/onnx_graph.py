@@ -18,9 +18,8 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Steps = dict[
-    str, tuple[np.ndarray, np.ndarray]
-]  # layer -> step sizes of its weight (O,) and of its input (), float32
+# layer -> step sizes of its weight (O,) and of its input (), float32; None where the input is not rounded
+Steps = dict[str, tuple[np.ndarray, np.ndarray | None]]
 
 
 def simplify(model: ir.Model) -> None:
@@ -74,13 +73,15 @@ def quantize_layers(model: ir.Model, steps: Steps) -> list[str]:
                 continue
             decoded = _stored_int8(model, value, of_weight, axis)
             for node, index in list(value.uses()):
+                node.replace_input_with(index, decoded)
                 x = node.inputs[0]
+                if of_input is None:
+                    continue
                 assert x is not None
                 key = (id(x), float(of_input))
                 if key not in shared:
                     shared[key] = _through_int8(model, x, of_input, before=node)
                 node.replace_input_with(0, shared[key])
-                node.replace_input_with(index, decoded)
             found.append(path)
     drop_unused(model)
     return found
@@ -154,7 +155,7 @@ def initializer(model: ir.Model, name: str, value: np.ndarray | np.generic) -> i
     if name not in model.graph.initializers:
         tensor = ir.tensor(np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value), name=name)
         model.graph.register_initializer(
-            ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+            ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
         )
     return model.graph.initializers[name]
 

@@ -34,11 +34,7 @@ def widen(model: ir.Model) -> list[str]:
         elif source.name in model.graph.initializers:
             result.replace_all_uses_with(initializer(model, f"{source.name}.fp32", _decoded(node)))
     drop_unused(model)
-    return (
-        [f"activations of {layers} INT8 layers not rounded, INT8 weights widened to FP32 at load"]
-        if layers
-        else []
-    )
+    return [f"activations of {layers} INT8 layers not rounded, INT8 weights widened to FP32 at load"] if layers else []
 
 
 def _decoded(node: ir.Node) -> np.ndarray:

@@ -20,9 +20,8 @@ from optimize.ops.quantization import from_codes, to_codes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Table = list[
-    dict[str, Any]
-]  # [{"module": path, "weight": {bits, axis, shape}, "input": {bits, axis, shape}}]
+# [{"module": path, "weight": {bits, axis, shape}, "input": {bits, axis, shape} or None for INT8 weights alone}]
+Table = list[dict[str, Any]]
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -42,9 +41,10 @@ def insert(module: nn.Module, table: Table) -> nn.Module:
         setattr(module.get_submodule(parent), name, quantized)
         for kind in ("weight", "input"):
             quantizer, spec = getattr(quantized, f"{kind}_quantizer"), entry[kind]
-            quantizer.set_from_attribute_config(
-                {"num_bits": spec["bits"], "axis": spec["axis"], "enable": True}
-            )
+            if spec is None:
+                quantizer.disable()
+                continue
+            quantizer.set_from_attribute_config({"num_bits": spec["bits"], "axis": spec["axis"], "enable": True})
             if spec.get("shape") is not None:
                 quantizer.amax = torch.empty(spec["shape"], device=device)
     return module
@@ -68,7 +68,8 @@ def entry(path: str, module: nn.Module) -> dict[str, Any]:
     row: dict[str, Any] = {"module": path}
     for kind in ("weight", "input"):
         quantizer = getattr(module, f"{kind}_quantizer")
-        row[kind] = {"bits": quantizer.num_bits, "axis": quantizer.axis, "shape": list(quantizer.amax.shape)}
+        spec = {"bits": quantizer.num_bits, "axis": quantizer.axis}
+        row[kind] = {**spec, "shape": list(quantizer.amax.shape)} if quantizer.is_enabled else None
     return row
 
 
@@ -100,7 +101,8 @@ def switch(module: nn.Module, table: Table, on: bool) -> None:
 def quantizers(module: nn.Module, table: Table) -> list[Any]:
     """All quantizers of `table`, weights' and inputs'."""
     layers = [module.get_submodule(row["module"]) for row in table]
-    return [q for layer in layers for q in (layer.weight_quantizer, layer.input_quantizer)]
+    both = [q for layer in layers for q in (layer.weight_quantizer, layer.input_quantizer)]
+    return [q for q in both if q.is_enabled]
 
 
 def store_compactly(module: nn.Module, table: Table, kept: str) -> nn.Module:
@@ -116,9 +118,7 @@ def round_weights(module: nn.Module, table: Table, kept: str) -> None:
     """Replace every weight by the value that its stored form has."""
     import torch
 
-    layers = {
-        f"{row['module']}.weight": module.get_submodule(row["module"]).weight_quantizer for row in table
-    }
+    layers = {f"{row['module']}.weight": module.get_submodule(row["module"]).weight_quantizer for row in table}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name in layers:

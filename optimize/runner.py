@@ -48,9 +48,7 @@ def open_runner(folder: Path | str, name: str, **options: Any) -> Runner:
         config = plugin(**options)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}" for e in error.errors())
-        raise UserError(
-            f'runner "{name}": {problems}. Allowed options: {", ".join(plugin.model_fields)}.'
-        ) from None
+        raise UserError(f'runner "{name}": {problems}. Allowed options: {", ".join(plugin.model_fields)}.') from None
     return config.open(Path(folder))
 
 

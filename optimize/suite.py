@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from optimize.measure.measurement import Measurement
 from optimize.measure.measurement import Variant as Timed
 from optimize.recipe import Recipe

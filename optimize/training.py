@@ -122,11 +122,7 @@ def resolve_precision(wanted: str, device: str) -> str:
     if wanted != "auto":
         return wanted
     if torch.device(device).type == "cuda":
-        return (
-            "bf16"
-            if torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
-            else "fp32"
-        )
+        return "bf16" if torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
     return "bf16" if {"avx512_bf16", "amx_bf16"} & set(instructions()) else "fp32"
 
 
@@ -370,9 +366,7 @@ def _accelerator(device: str) -> Iterator[tuple[Any, Share]]:
         yield accelerator, Share(accelerator.process_index, accelerator.num_processes, place)
     finally:
         accelerator.free_memory()
-        if (
-            not many
-        ):  # Accelerate keeps the device in a process-wide singleton; a later run may use another one
+        if not many:  # Accelerate keeps the device in a process-wide singleton; a later run may use another one
             AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -35,9 +35,9 @@ def make_tiny_folder(folder: Path) -> Path:
         num_class_embeds=11,
     )
     unet.save_pretrained(folder / "unet")
-    DDPMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
-    ).save_pretrained(folder / "scheduler")
+    DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False).save_pretrained(
+        folder / "scheduler"
+    )
     return folder
 
 

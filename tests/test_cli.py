@@ -26,7 +26,9 @@ def test_a_malformed_recipe_reports_every_error_with_exit_code_2(tmp_path: Path)
     assert not (tmp_path / "exported").exists()
 
 
-@pytest.mark.parametrize("arguments", [("run", "digit"), ("verify", "nowhere"), ("schema", "prun"), ("report", "nowhere")])
+@pytest.mark.parametrize(
+    "arguments", [("run", "digit"), ("verify", "nowhere"), ("schema", "prun"), ("report", "nowhere")]
+)
 def test_wrong_input_is_one_message_and_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = optimize(*arguments, cwd=tmp_path)
     assert done.returncode == 2

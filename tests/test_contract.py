@@ -87,8 +87,9 @@ def test_a_pass_is_deterministic_leaves_its_input_alone_and_restores_in_a_fresh_
     files = [verify(saved(tmp_path / n, m))["files"] for n, m in (("one", one), ("two", two))]
     assert files[0] == files[1]
 
-    from optimize.parity import noised_inputs
     from safetensors.torch import load_file
+
+    from optimize.parity import noised_inputs
 
     output = tmp_path / "output.safetensors"
     subprocess.run([sys.executable, "-c", FRESH, str(tmp_path / "one"), str(output)], check=True, timeout=240)

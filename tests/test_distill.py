@@ -45,9 +45,7 @@ def test_it_is_registered_and_comes_before_quantization() -> None:
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 4])
-def test_the_student_samples_in_nfe_calls_with_guidance_folded_in(
-    tiny_model: Model, tiny_data: Data, nfe: int
-) -> None:
+def test_the_student_samples_in_nfe_calls_with_guidance_folded_in(tiny_model: Model, tiny_data: Data, nfe: int) -> None:
     config = SHORT.model_copy(update={"nfe": nfe, "steps": 1})
     before = tiny_model.clone()
     student, record = config.apply(tiny_model, context(tiny_model, tiny_data))
@@ -64,9 +62,7 @@ def test_guidance_may_be_chosen_or_left_out(tiny_model: Model, tiny_data: Data) 
         assert config.apply(tiny_model, context(tiny_model, tiny_data))[0].sampler.guidance == expected
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
-    tiny_model: Model, tiny_data: Data
-) -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tiny_model: Model, tiny_data: Data) -> None:
     runs = [SHORT.apply(tiny_model, replace(context(tiny_model, tiny_data), seed=s))[0] for s in (0, 0, 1)]
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
@@ -89,9 +85,7 @@ def test_resuming_gives_the_same_bits(tiny_model: Model, tiny_data: Data, tmp_pa
                 raise Killed
 
     with pytest.raises(Killed):
-        SHORT.apply(
-            tiny_model, context(tiny_model, tiny_data, checkpoints=tmp_path, progress=lambda d, n: Dying())
-        )
+        SHORT.apply(tiny_model, context(tiny_model, tiny_data, checkpoints=tmp_path, progress=lambda d, n: Dying()))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     resumed = SHORT.apply(tiny_model, context(tiny_model, tiny_data, checkpoints=tmp_path))
     assert same(resumed[0], whole[0]) and resumed[1] == whole[1]
@@ -170,24 +164,18 @@ def test_the_exact_student_of_gaussian_data_lands_on_the_flow_and_beats_the_opti
     for segments in (2, None):
         student = exact(tiny_model, segments)
         guide = Guide(teacher, Sampler(), 0.0)
-        losses[segments] = float(
-            config.loss(student, guide, data, 0)(student.network.module, 0, Share()).detach()
-        )  # type: ignore[attr-defined]
+        losses[segments] = float(config.loss(student, guide, data, 0)(student.network.module, 0, Share()).detach())  # type: ignore[attr-defined]
     assert losses[2] < 0.1 * losses[None]
     noise = tiny_model.noise(range(2))
     x = sample(config.sampler(tiny_model, 0.0), exact(tiny_model, 2), noise)
-    alpha, sigma = (
-        float(f(999.0)) for f in (tiny_model.denoiser.schedule.alpha, tiny_model.denoiser.schedule.sigma)
-    )
+    alpha, sigma = (float(f(999.0)) for f in (tiny_model.denoiser.schedule.alpha, tiny_model.denoiser.schedule.sigma))
     flow = noise.double() * WIDTH / np.sqrt(alpha**2 * WIDTH**2 + sigma**2)
     assert torch.allclose(x, flow, atol=1e-3)
 
 
 def test_a_folded_student_is_not_distilled_again(tiny_model: Model, tiny_data: Data) -> None:
     folded = replace(tiny_model, sampler=Sampler(steps=2, guidance=Guidance(folded=0.5)))
-    with pytest.raises(
-        UserError, match=r"already has guidance 0.5 folded in.*Distil the model from before that pass"
-    ):
+    with pytest.raises(UserError, match=r"already has guidance 0.5 folded in.*Distil the model from before that pass"):
         SHORT.apply(folded, context(tiny_model, tiny_data))
     with pytest.raises(UserError, match="the teacher is a folded student; name the untouched model"):
         SHORT.apply(tiny_model, context(folded, tiny_data))
@@ -222,9 +210,7 @@ def test_settings_out_of_range_are_refused() -> None:
             Distill(**wrong)
 
 
-REGRESSION = SHORT.model_copy(
-    update={"method": "trajectory_regression", "trajectories": 8, "trajectory_steps": 4}
-)
+REGRESSION = SHORT.model_copy(update={"method": "trajectory_regression", "trajectories": 8, "trajectory_steps": 4})
 
 
 def test_stored_trajectories_are_the_guided_teachers_states_at_the_segments_ends(
@@ -237,17 +223,14 @@ def test_stored_trajectories_are_the_guided_teachers_states_at_the_segments_ends
     assert torch.allclose(pool.states[2].double(), expected, atol=1e-4)
 
 
-def test_a_student_that_makes_the_teachers_jumps_has_no_regression_loss(
-    tiny_model: Model, tiny_data: Data
-) -> None:
+def test_a_student_that_makes_the_teachers_jumps_has_no_regression_loss(tiny_model: Model, tiny_data: Data) -> None:
     """The exact student of Gaussian data on exact states: one DDIM step a segment lands on the flow."""
     from optimize.passes.distill import Trajectories
 
     schedule = tiny_model.denoiser.schedule
     noise = tiny_model.noise(range(16)).double()
     spread = [
-        float(np.hypot(schedule.alpha(t) * WIDTH, schedule.sigma(t)))
-        for t in schedule.time(np.array([1.0, 0.5, 0.0]))
+        float(np.hypot(schedule.alpha(t) * WIDTH, schedule.sigma(t))) for t in schedule.time(np.array([1.0, 0.5, 0.0]))
     ]
     pool = Trajectories(torch.stack([noise * s / spread[0] for s in spread]).float(), None)
     config = REGRESSION.model_copy(update={"batch": 16})
@@ -271,9 +254,7 @@ def test_trajectories_are_kept_for_a_killed_run(tiny_model: Model, tiny_data: Da
         seen.append(description)
         return silent(description, total)
 
-    again = REGRESSION.apply(
-        tiny_model, context(tiny_model, tiny_data, checkpoints=tmp_path, progress=watching)
-    )
+    again = REGRESSION.apply(tiny_model, context(tiny_model, tiny_data, checkpoints=tmp_path, progress=watching))
     assert seen == ["distill"]  # the trajectories were found
     assert same(whole[0], first[0]) and same(first[0], again[0])
 

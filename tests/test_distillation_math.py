@@ -39,9 +39,7 @@ def gaussian_flow(z: np.ndarray, t: tuple[float, float], s: tuple[float, float])
 @pytest.mark.parametrize("head", ["epsilon", "sample", "v", "flow"])
 @given(u_t=st.floats(0.2, 0.95), share=st.floats(0.0, 0.95))
 @settings(max_examples=30, deadline=None)
-def test_a_ddim_step_on_the_inverse_ddim_target_arrives_for_every_head(
-    head: str, u_t: float, share: float
-) -> None:
+def test_a_ddim_step_on_the_inverse_ddim_target_arrives_for_every_head(head: str, u_t: float, share: float) -> None:
     schedule = FLOW if head == "flow" else COSINE
     (alpha_t, sigma_t), (alpha_s, sigma_s) = level(schedule, u_t), level(schedule, u_t * share)
     z_t, z_s = (torch.from_numpy(rng.generator("inverse", i).standard_normal((2, 3))) for i in range(2))
@@ -78,22 +76,15 @@ def test_where_the_teacher_reaches_the_segments_end_the_reference_is_its_state()
     ends = torch.tensor([[True], [False]])
     x_teacher = gaussian(z, t)  # type: ignore[arg-type]
     target = ops.consistency_target(z, x_teacher, lambda z_s: 0 * z_s + 3.0, t, s, s, ends)
-    assert torch.allclose(
-        target, x_teacher
-    )  # s = step: a DDIM step from s to s changes nothing, whatever f says
+    assert torch.allclose(target, x_teacher)  # s = step: a DDIM step from s to s changes nothing, whatever f says
 
 
 def test_one_teacher_step_of_progressive_distillation_has_its_closed_form() -> None:
     """Two DDIM steps of the Gaussian denoiser scale z by known factors; so does the x that replaces them by one."""
     t, half, s = (level(COSINE, u) for u in (0.75, 0.625, 0.5))
-    factor = [
-        b[0] * gaussian(1.0, a) + b[1] / a[1] * (1 - a[0] * gaussian(1.0, a))
-        for a, b in ((t, half), (half, s))
-    ]  # type: ignore[arg-type]
+    factor = [b[0] * gaussian(1.0, a) + b[1] / a[1] * (1 - a[0] * gaussian(1.0, a)) for a, b in ((t, half), (half, s))]  # type: ignore[arg-type]
     z = np.array([-1.5, 0.2, 2.0])
-    target = ops.consistency_target(
-        z, gaussian(z, t), lambda z_half: gaussian(z_half, half), t, half, s, False
-    )
+    target = ops.consistency_target(z, gaussian(z, t), lambda z_half: gaussian(z_half, half), t, half, s, False)
     ratio = s[1] / t[1]
     assert np.allclose(target, z * (factor[0] * factor[1] - ratio) / (s[0] - t[0] * ratio), atol=1e-12)
 
@@ -113,9 +104,7 @@ def test_the_exact_consistency_function_is_a_fixed_point_up_to_the_teachers_step
         target = ops.consistency_target(z, gaussian(z, t), lambda z_s, s=s: exact(z_s, s), t, s, step, False)
         errors.append(np.abs(target - exact(z, t)).max())
     assert errors[0] < 0.01
-    assert (
-        errors[1] / errors[0] < 0.3 and errors[2] / errors[1] < 0.3
-    )  # a local error, of second order in the step
+    assert errors[1] / errors[0] < 0.3 and errors[2] / errors[1] < 0.3  # a local error, of second order in the step
 
 
 @given(segments=st.integers(1, 8), per=st.integers(1, 40), seed=st.integers(0, 99))

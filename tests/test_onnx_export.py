@@ -70,9 +70,7 @@ def test_int8_weights_are_stored_as_int8_and_nothing_big_as_fp32(
     for tensor in graph.initializer:
         kinds[tensor.data_type] += len(tensor.raw_data)
         if tensor.data_type == TensorProto.FLOAT:
-            assert tensor.name.endswith(".scale") or ".scale." in tensor.name or np.prod(tensor.dims) < 16, (
-                tensor.name
-            )
+            assert tensor.name.endswith(".scale") or ".scale." in tensor.name or np.prod(tensor.dims) < 16, tensor.name
     parameters = sum(p.numel() for p in models["fp32"].module.parameters())
     assert kinds[TensorProto.INT8] > 0.7 * parameters
     assert exported["int8"][0].stat().st_size < 0.4 * exported["fp32"][0].stat().st_size
@@ -82,9 +80,7 @@ def test_every_quantized_layer_lies_between_dequantize_nodes(exported: dict[str,
     graph = onnx.load(exported["int8"][0]).graph
     made = {o: n.op_type for n in graph.node for o in n.output}
     quantized = [
-        n
-        for n in graph.node
-        if n.op_type in ("Conv", "Gemm", "MatMul") and made.get(n.input[1]) == "DequantizeLinear"
+        n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul") and made.get(n.input[1]) == "DequantizeLinear"
     ]
     assert len(quantized) == exported["int8"][1]["int8_layers"]
     assert all(made[n.input[0]] == "DequantizeLinear" for n in quantized)

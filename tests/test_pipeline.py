@@ -46,7 +46,13 @@ def recipe(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"quantize": {"samples": 8}},
         ],
         "exports": [{"onnx": {}}],
-        "benchmark": {"batch": [2], "runners": ["torch", "openvino"], "source_runners": [], "rounds": 2, "seconds": 0.02},
+        "benchmark": {
+            "batch": [2],
+            "runners": ["torch", "openvino"],
+            "source_runners": [],
+            "rounds": 2,
+            "seconds": 0.02,
+        },
         "quality": {
             "images": 32,
             "features": str(folder / "features"),
@@ -91,7 +97,14 @@ def test_a_run_leaves_every_variant_a_summary_and_reports(finished: Path) -> Non
     assert found["gates_passed"] and not found["targets_met"]
     assert {r["variant"] for r in found["rows"]} >= {*STAGES, "fair"}
     assert all(r["status"] == "done" for r in found["rows"]), [r["reason"] for r in found["rows"]]
-    for name in ("report.html", "report.md", "samples/grid.png", "measurements.jsonl", "recipe.resolved.yaml", "run.log"):
+    for name in (
+        "report.html",
+        "report.md",
+        "samples/grid.png",
+        "measurements.jsonl",
+        "recipe.resolved.yaml",
+        "run.log",
+    ):
         assert (finished / "tiny" / name).stat().st_size > 0
     for name in STAGES:
         assert (finished / "tiny" / name / "onnx" / "model.onnx").exists()

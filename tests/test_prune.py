@@ -85,12 +85,7 @@ def assert_valid(model: Model) -> None:
                 child.conv2.out_channels,
             )
         elif kind == "Attention":
-            assert (
-                child.inner_dim
-                == child.to_q.out_features
-                == child.to_v.out_features
-                == child.to_out[0].in_features
-            )
+            assert child.inner_dim == child.to_q.out_features == child.to_v.out_features == child.to_out[0].in_features
             assert child.query_dim == child.to_q.in_features and child.inner_dim % child.heads == 0
         elif kind in ("Downsample2D", "Upsample2D") and child.use_conv:
             assert (child.channels, child.out_channels) == (child.conv.in_channels, child.conv.out_channels)
@@ -120,9 +115,7 @@ def test_the_budget_is_met_by_every_importance_on_widths_32_64_64(budget: float,
     assert_valid(pruned)
 
 
-def test_the_original_is_untouched_and_the_same_seed_gives_the_same_network(
-    tiny_model: Model, tiny_data: Data
-) -> None:
+def test_the_original_is_untouched_and_the_same_seed_gives_the_same_network(tiny_model: Model, tiny_data: Data) -> None:
     before = output(tiny_model)
     config = prune(0.4, importance="diffusion_taylor", batch=8, stride=500)
     (first, a), (second, b) = (config.apply(tiny_model, Context(data=tiny_data, seed=3)) for _ in range(2))
@@ -242,9 +235,7 @@ def test_taylor_importance_of_a_linear_chain_is_what_the_hand_computes() -> None
     total = torch.zeros(2, dtype=torch.float64)
     importance.add_coupled(total, importance.taylor(a, a.grad, 0), (0, 1), (0, 1))
     importance.add_coupled(total, importance.taylor(b, b.grad, 1), (0, 1), (0, 1))
-    assert torch.allclose(
-        total, torch.tensor([2 * 2.0 * 5.0 * 1.5 * abs(g), 2 * 3.0 * 0.5 * 1.5 * abs(g)]).double()
-    )
+    assert torch.allclose(total, torch.tensor([2 * 2.0 * 5.0 * 1.5 * abs(g), 2 * 3.0 * 0.5 * 1.5 * abs(g)]).double())
 
 
 def test_magnitude_sums_over_everything_but_the_channel() -> None:
@@ -326,9 +317,7 @@ def test_a_budget_out_of_range_is_refused_by_the_config(budget: float) -> None:
 
 
 def test_a_budget_that_no_choice_of_channels_meets_names_the_largest() -> None:
-    with pytest.raises(
-        UserError, match=r"prune\.budget\.macs: 0\.8 cannot be met .* remove at most 0\.[67]\d of this"
-    ):
+    with pytest.raises(UserError, match=r"prune\.budget\.macs: 0\.8 cannot be met .* remove at most 0\.[67]\d of this"):
         prune(0.8, round_to=8).apply(unet(block_out_channels=(8, 8, 8), attention_head_dim=8), Context())
 
 

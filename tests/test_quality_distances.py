@@ -73,9 +73,7 @@ def test_kernel_replicate_equals_the_sum_over_pairs_of_different_images():
     a, b, counts = features(7, 3, "a"), features(5, 3, "b"), np.array([2.0, 1, 0, 1, 1])
     own = cubic(b, b)
     pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
-    within = sum(counts[i] * counts[j] * own[i, j] for i, j in pairs) / sum(
-        counts[i] * counts[j] for i, j in pairs
-    )
+    within = sum(counts[i] * counts[j] * own[i, j] for i, j in pairs) / sum(counts[i] * counts[j] for i, j in pairs)
     across = (counts / 5) @ cubic(b, a).mean(1)
     expected = Reference(a).within + within - 2 * across
     assert Pairing(Reference(a), b).replicates(counts[None])[0] == pytest.approx(expected, rel=1e-12)
@@ -137,11 +135,7 @@ def test_ends_stay_within_what_a_figure_can_be():
 def test_accuracy_by_class_counts_hits_in_each_class():
     hits = accuracy.hits(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 2]))
     np.testing.assert_allclose(hits.per_class(np.ones((1, 4)))[0], [2 / 3, 1.0])
-    assert (
-        hits.mean(np.ones((1, 4)))[0]
-        == accuracy.accuracy(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 2]))
-        == 0.75
-    )
+    assert hits.mean(np.ones((1, 4)))[0] == accuracy.accuracy(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 2])) == 0.75
 
 
 def test_psnr_of_a_constant_shift_is_its_closed_form_and_equal_images_count_as_100_db():

@@ -43,9 +43,7 @@ def labels() -> torch.Tensor:
     return torch.arange(N) % CLASSES
 
 
-def test_measure_gives_every_figure_with_an_interval_around_its_value(
-    evaluator: Evaluator, labels: torch.Tensor
-):
+def test_measure_gives_every_figure_with_an_interval_around_its_value(evaluator: Evaluator, labels: torch.Tensor):
     found = evaluator.measure(images("a"), labels, baseline=images("b"), endpoint=images("end", 10))
     plain = {f"{d}{s}" for d in ("fd", "kid") for s in ("", "_held_out", "_training")}
     plain |= {"class_accuracy", "class_accuracy_min", "psnr_db", "ssim", "endpoint_error"}
@@ -68,13 +66,9 @@ def test_fd_is_to_all_scans_and_each_part_is_reported_too(evaluator: Evaluator):
 
 def test_the_baseline_against_itself_differs_by_exactly_nothing(evaluator: Evaluator, labels: torch.Tensor):
     same = images("a")
-    difference = evaluator.measure(same, labels, baseline=same.clone(), endpoint=images("end", 10))[
-        "difference"
-    ]
+    difference = evaluator.measure(same, labels, baseline=same.clone(), endpoint=images("end", 10))["difference"]
     ends = [
-        difference[k][e]
-        for k in ("fd", "kid", "class_accuracy", "endpoint_error")
-        for e in ("value", "low", "high")
+        difference[k][e] for k in ("fd", "kid", "class_accuracy", "endpoint_error") for e in ("value", "low", "high")
     ]
     assert ends == [0.0] * len(ends)
     assert difference["class_accuracy"]["per_class"] == [0.0] * CLASSES
@@ -130,9 +124,7 @@ def test_images_that_cannot_be_judged_are_refused(evaluator: Evaluator, given, e
         evaluator.measure(given())
 
 
-def test_labels_baselines_and_endpoints_of_other_lengths_are_refused(
-    evaluator: Evaluator, labels: torch.Tensor
-):
+def test_labels_baselines_and_endpoints_of_other_lengths_are_refused(evaluator: Evaluator, labels: torch.Tensor):
     with pytest.raises(UserError, match="one label an image"):
         evaluator.measure(images("a"), labels[:5])
     with pytest.raises(UserError, match="same seeds"):

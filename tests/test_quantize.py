@@ -63,9 +63,7 @@ def test_our_rounding_is_modelopts_bit_for_bit(quantized: tuple[Model, dict]) ->
         quantizer = layer.weight_quantizer
         assert torch.equal(
             quantizer(weight),
-            from_codes(
-                to_codes(weight, quantizer.amax, row["weight"]["bits"]), quantizer.amax, row["weight"]["bits"]
-            ),
+            from_codes(to_codes(weight, quantizer.amax, row["weight"]["bits"]), quantizer.amax, row["weight"]["bits"]),
         )
 
 
@@ -149,9 +147,7 @@ def test_a_fresh_process_without_torch_pruning_or_torch_load_gives_the_same_imag
 def test_layers_that_err_too_much_are_taken_back(float_model: Model, quantized: tuple[Model, dict]) -> None:
     limit = sorted(quantized[1]["layer_error"].values())[-5]
     model, record = QUICK.model_copy(update={"max_layer_error": limit}).apply(float_model, Context())
-    back = {row["module"] for row in quantized[1]["quantizers"]} - {
-        row["module"] for row in record["quantizers"]
-    }
+    back = {row["module"] for row in quantized[1]["quantizers"]} - {row["module"] for row in record["quantizers"]}
     assert 0 < len(back) <= 5 and back <= set(record["kept"])
     assert all(type(model.module.get_submodule(n)) in (torch.nn.Conv2d, torch.nn.Linear) for n in back)
     assert record["error"] < quantized[1]["error"]

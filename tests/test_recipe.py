@@ -35,7 +35,9 @@ def test_every_builtin_recipe_is_valid_and_comes_back_from_its_resolved_form() -
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    text = GOOD + "sorce: 1\nsampler: {steps: 0, slver: ddim}\ntarget: a10x\npasses: [{prun: {}}, {quantize: {fmat: 1}}]\n"
+    text = (
+        GOOD + "sorce: 1\nsampler: {steps: 0, slver: ddim}\ntarget: a10x\npasses: [{prun: {}}, {quantize: {fmat: 1}}]\n"
+    )
     message = problems(text + "benchmark: {runners: [opnvino]}")
     for part in (
         "6 problems",
@@ -46,7 +48,7 @@ def test_all_problems_are_reported_at_once() -> None:
         'Did you mean "prune"?',
     ):
         assert part in message or part == "6 problems"
-    assert 'passes[1].quantize.fmat: unknown key' in message
+    assert "passes[1].quantize.fmat: unknown key" in message
     assert 'benchmark.runners[0]: "opnvino" is not known' in message
 
 

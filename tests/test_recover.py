@@ -32,11 +32,7 @@ def damaged(model: Model, scale: float = 0.1) -> Model:
     """A copy with its weights disturbed, as after pruning."""
     copy = model.clone()
     for i, p in enumerate(copy.module.parameters()):
-        p.data += (
-            scale
-            * p.data.std().nan_to_num()
-            * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
-        )
+        p.data += scale * p.data.std().nan_to_num() * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
     return copy
 
 
@@ -54,9 +50,7 @@ def test_training_changes_the_copy_and_leaves_model_and_teacher(tiny_model: Mode
     assert trained.structure == tiny_model.structure and trained.sampler == tiny_model.sampler
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
-    tiny_model: Model, tiny_data: Data
-) -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tiny_model: Model, tiny_data: Data) -> None:
     runs = [SHORT.apply(tiny_model, replace(context(tiny_model, tiny_data), seed=s))[0] for s in (0, 0, 1)]
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
@@ -95,9 +89,7 @@ def test_a_student_equal_to_its_teacher_has_no_distillation_loss(tiny_model: Mod
     loss = config.loss(tiny_model.denoiser, tiny_model.denoiser, tiny_data, seed=0)
     assert float(loss(tiny_model.module, 0, Share())) < 1e-8
     worse = damaged(tiny_model)
-    assert (
-        float(config.loss(worse.denoiser, tiny_model.denoiser, tiny_data, 0)(worse.module, 0, Share())) > 1e-4
-    )
+    assert float(config.loss(worse.denoiser, tiny_model.denoiser, tiny_data, 0)(worse.module, 0, Share())) > 1e-4
 
 
 def test_the_denoising_loss_is_that_of_the_head(tiny_model: Model, tiny_data: Data) -> None:
@@ -110,9 +102,7 @@ def test_the_denoising_loss_is_that_of_the_head(tiny_model: Model, tiny_data: Da
 
     found = float(config.loss(tiny_model.denoiser, None, tiny_data, 0)(Zero(), 0, Share()))
     second_moment = float(tiny_data.images.square().mean())
-    assert (
-        abs(found - (1 + second_moment) / 2) < 0.1
-    )  # E v² = E alpha² + E sigma² x²; the cosine's halves are equal
+    assert abs(found - (1 + second_moment) / 2) < 0.1  # E v² = E alpha² + E sigma² x²; the cosine's halves are equal
 
 
 def test_labels_are_dropped_to_the_null_class(tiny_model: Model, tiny_data: Data) -> None:

@@ -50,9 +50,7 @@ LIMITS = {"fp32": 1e-3, "int8": 5e-2}
 def test_a_runner_agrees_with_its_torch_network_at_every_noise_level(
     models: dict[str, Model], artifacts: dict[str, Path], kind: str, backend: str
 ) -> None:
-    limit = (
-        0.06 if (kind, backend) == ("int8", "onnxruntime") else LIMITS[kind]
-    )  # untrained: activations round by 5 %
+    limit = 0.06 if (kind, backend) == ("int8", "onnxruntime") else LIMITS[kind]  # untrained: activations round by 5 %
     with open_runner(artifacts[kind], backend, threads=1) as runner:
         assert isinstance(runner, Network)
         found = parity(models[kind], runner, levels=6)
@@ -66,9 +64,7 @@ def test_as_is_runs_the_graph_as_the_file_says(models: dict[str, Model], artifac
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_any_batch_size_runs_and_samples_do_not_depend_on_it(
-    artifacts: dict[str, Path], backend: str
-) -> None:
+def test_any_batch_size_runs_and_samples_do_not_depend_on_it(artifacts: dict[str, Path], backend: str) -> None:
     with open_runner(artifacts["fp32"], backend, threads=1) as runner:
         feed = example_inputs(runner.inputs, 5, classes=10)
         whole = runner(**feed)
@@ -82,9 +78,7 @@ def test_any_batch_size_runs_and_samples_do_not_depend_on_it(
     assert torch.equal(whole, kept)  # a result is the caller's own, not a buffer of the backend
 
 
-def test_a_runner_samples_in_place_of_the_network(
-    models: dict[str, Model], artifacts: dict[str, Path]
-) -> None:
+def test_a_runner_samples_in_place_of_the_network(models: dict[str, Model], artifacts: dict[str, Path]) -> None:
     with open_runner(artifacts["fp32"], "openvino", threads=1) as runner:
         images = models["fp32"].with_network(runner).sample(range(3))
     assert torch.allclose(images, models["fp32"].sample(range(3)), atol=1e-3)
@@ -181,8 +175,6 @@ def test_compiling_without_a_compiler_is_refused_with_advice(monkeypatch: pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
-def test_torch_compile_agrees_with_eager(
-    models: dict[str, Model], artifacts: dict[str, Path], kind: str
-) -> None:
+def test_torch_compile_agrees_with_eager(models: dict[str, Model], artifacts: dict[str, Path], kind: str) -> None:
     with open_runner(artifacts[kind], "torch_compile", threads=1) as runner:
         assert parity(models[kind], runner, levels=3)["relative_l2"] <= LIMITS[kind]

@@ -142,7 +142,11 @@ def test_guidance_of_zero_weight_changes_nothing_and_batched_equals_separate(tin
 
 def test_clipping_recomputes_the_noise_estimate(tiny_model: Model) -> None:
     schedule = tiny_model.denoiser.schedule
-    steps = list(trajectory(Sampler(steps=3, clip=0.1), tiny_model.denoiser, tiny_model.noise(range(2)), tiny_model.labels(range(2))))
+    steps = list(
+        trajectory(
+            Sampler(steps=3, clip=0.1), tiny_model.denoiser, tiny_model.noise(range(2)), tiny_model.labels(range(2))
+        )
+    )
     for step in steps[:-1]:
         assert float(step.x.abs().max()) <= 0.1
         rebuilt = float(schedule.alpha(step.t)) * step.x + float(schedule.sigma(step.t)) * step.e

@@ -21,9 +21,7 @@ from optimize.context import Data
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.training import Share, TrainingConfig, draw, train
 
-CONFIG = TrainingConfig(
-    steps=12, batch=8, learning_rate=0.02, warmup=2, ema=0.9, precision="fp32", checkpoint_s=0
-)
+CONFIG = TrainingConfig(steps=12, batch=8, learning_rate=0.02, warmup=2, ema=0.9, precision="fp32", checkpoint_s=0)
 INPUTS, OUTPUTS = 6, 3
 
 
@@ -46,9 +44,7 @@ def regression(module: nn.Module, step: int, share: Share, batch: int = 8) -> to
     return (module(x) - y).square().mean()
 
 
-def run(
-    folder: Path | None, loss: training.Loss = regression, config: TrainingConfig = CONFIG
-) -> tuple[dict, dict]:
+def run(folder: Path | None, loss: training.Loss = regression, config: TrainingConfig = CONFIG) -> tuple[dict, dict]:
     module = network()
     record = train(module, loss, config, seed=0, name="test", checkpoints=folder)
     return module.state_dict(), record
@@ -73,9 +69,7 @@ def killed_at(fatal: int) -> training.Loss:
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("fatal", [0, 1, 7, 11])
-def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bits(
-    tmp_path: Path, fatal: int, ema: float
-) -> None:
+def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bits(tmp_path: Path, fatal: int, ema: float) -> None:
     config = CONFIG.model_copy(update={"ema": ema})
     whole = run(None, config=config)
     with pytest.raises(Killed):
@@ -89,9 +83,7 @@ def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bits(
     resumed = run(tmp_path, counted, config)
     assert same(resumed[0], whole[0])
     assert resumed[1] == whole[1]
-    assert seen == list(
-        range(fatal, config.steps)
-    )  # nothing trained twice: a checkpoint lies after every step
+    assert seen == list(range(fatal, config.steps))  # nothing trained twice: a checkpoint lies after every step
 
 
 def test_when_checkpoints_are_written_changes_no_bit(tmp_path: Path) -> None:
@@ -151,9 +143,7 @@ def test_a_process_killed_with_signal_9_goes_on_to_the_same_bits(tmp_path: Path)
     assert same(load_file(tmp_path / "resumed"), whole)
 
 
-def test_a_damaged_checkpoint_is_said_and_trained_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_checkpoint_is_said_and_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Killed):
         run(tmp_path, killed_at(5))
     state = next(tmp_path.glob("step-*")) / "state.safetensors"
@@ -164,9 +154,7 @@ def test_a_damaged_checkpoint_is_said_and_trained_again(
     assert same(weights, run(None)[0])
 
 
-def test_a_checkpoint_of_other_settings_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_checkpoint_of_other_settings_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Killed):
         run(tmp_path, killed_at(5), CONFIG.model_copy(update={"learning_rate": 0.5}))
     with caplog.at_level(logging.WARNING):

@@ -33,12 +33,11 @@ class Onnx(Config):
     """The network as ONNX."""
 
     opset: Annotated[int, Field(ge=18, le=20)] = 18  # ONNX operator set
-    weights: Literal["as_stored", "fp32"] = (
-        "as_stored"  # kept weights of a quantized model: 16 bit, or widened to FP32
-    )
+    weights: Literal["as_stored", "fp32"] = "as_stored"  # kept weights of a quantized model: 16 bit, or widened to FP32
 
     def export(self, model: Model, folder: Path, context: Context) -> dict[str, Any]:
-        """Write `folder/onnx/model.onnx`; returns the record {file, bytes, opset, inputs, output, int8_layers, kept_dtype}.
+        """Write `folder/onnx/model.onnx`; returns the record {file, bytes, opset, inputs, output, int8_layers,
+        int8_weights_only, kept_dtype}.
 
         Raises EnvironmentLacks where onnx or onnxscript is missing."""
         table, kept = _quantization(model)
@@ -61,23 +60,20 @@ class Onnx(Config):
             **record,
         }
 
-    def _finish(
-        self, graph: ir.Model, model: Model, table: list[dict[str, Any]], kept: str
-    ) -> dict[str, Any]:
+    def _finish(self, graph: ir.Model, model: Model, table: list[dict[str, Any]], kept: str) -> dict[str, Any]:
         from optimize import onnx_graph as g
 
         g.simplify(graph)
         layers = g.quantize_layers(graph, _steps(model.module, table))
         missing = {row["module"] for row in table} - set(layers)
         if missing:
-            raise RuntimeError(
-                f"onnx: quantized layers not found in the traced graph: {', '.join(sorted(missing))}"
-            )
+            raise RuntimeError(f"onnx: quantized layers not found in the traced graph: {', '.join(sorted(missing))}")
         stored = kept if self.weights == "as_stored" else "fp32"
         if stored != "fp32":
             g.store_16_bit(graph, stored)
         g.anonymize(graph)
-        return {"int8_layers": len(layers), "kept_dtype": stored}
+        both = sum(row["input"] is not None for row in table)
+        return {"int8_layers": both, "int8_weights_only": len(table) - both, "kept_dtype": stored}
 
 
 def traced(module: nn.Module, inputs: tuple[TensorSpec, ...], opset: int) -> ir.Model:
@@ -143,9 +139,10 @@ def _steps(module: nn.Module, table: list[dict[str, Any]]) -> dict[str, Any]:
     steps = {}
     for row in table:
         layer = module.get_submodule(row["module"])
-        pair = (layer.weight_quantizer, layer.input_quantizer)
-        of_weight, of_input = (step_size(q.amax, q.num_bits).cpu().numpy() for q in pair)
-        steps[row["module"]] = (of_weight.reshape(-1), of_input.reshape(()))
+        weight, given = layer.weight_quantizer, layer.input_quantizer
+        of_weight = step_size(weight.amax, weight.num_bits).cpu().numpy().reshape(-1)
+        of_input = step_size(given.amax, given.num_bits).cpu().numpy().reshape(()) if row["input"] else None
+        steps[row["module"]] = (of_weight, of_input)
     return steps
 
 

@@ -23,9 +23,7 @@ class Variant(Config):
     options: dict[str, Any] = Field(default_factory=dict)  # the runner's own options
     batch: int = Field(default=1, ge=1)  # images drawn at once; a guided batched sampler runs twice this
     sampler: Sampler | None = None  # instead of the artifact's own
-    threads: int | None = Field(
-        default=None, ge=1
-    )  # CPU threads; every core this process may use where not given
+    threads: int | None = Field(default=None, ge=1)  # CPU threads; every core this process may use where not given
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,9 @@ def summary(rounds: Rounds, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def percentiles(
-    values: Sequence[float] | np.ndarray, which: Sequence[int] = (50, 90, 99)
-) -> dict[str, float]:
+def percentiles(values: Sequence[float] | np.ndarray, which: Sequence[int] = (50, 90, 99)) -> dict[str, float]:
     """`{"p50": ..., ...}`, linear between order statistics."""
-    return {
-        f"p{q}": float(v) for q, v in zip(which, np.percentile(np.asarray(values, dtype=np.float64), which))
-    }
+    return {f"p{q}": float(v) for q, v in zip(which, np.percentile(np.asarray(values, dtype=np.float64), which))}
 
 
 def relative_iqr(values: Sequence[float] | np.ndarray) -> float:
@@ -96,16 +92,12 @@ def ratio_interval(
     picks_above = _picks(len(above), replicates, seed)
     picks_below = picks_above if paired else _picks(len(below), replicates, seed, "below")
     drawn = _medians(above, picks_above, "above", seed) / _medians(below, picks_below, "below", seed)
-    return Interval(
-        float(np.median(top) / np.median(bottom)), *_ends(drawn, level), min(len(top), len(bottom))
-    )
+    return Interval(float(np.median(top) / np.median(bottom)), *_ends(drawn, level), min(len(top), len(bottom)))
 
 
 def _flat(rounds: Rounds) -> np.ndarray:
     if not rounds or not all(len(r) for r in rounds):
-        raise OptimizeError(
-            "statistics of timings: every round needs at least one sample, and there must be a round"
-        )
+        raise OptimizeError("statistics of timings: every round needs at least one sample, and there must be a round")
     values = np.concatenate([np.asarray(r, dtype=np.float64) for r in rounds])
     if not np.isfinite(values).all():
         raise OptimizeError("statistics of timings: a sample is not finite")

@@ -32,9 +32,7 @@ def timed(call: Call, wait: Call) -> float:
     return perf_counter() - start
 
 
-def warm_up(
-    call: Call, wait: Call, limit_s: float = 3.0, window: int = 5, tolerance: float = 0.05
-) -> dict[str, Any]:
+def warm_up(call: Call, wait: Call, limit_s: float = 3.0, window: int = 5, tolerance: float = 0.05) -> dict[str, Any]:
     """Call until the medians of two neighbouring windows differ by less than `tolerance`, or `limit_s` is over.
 
     Returns `{calls, seconds, stable}`; one call is always made.

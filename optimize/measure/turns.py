@@ -120,9 +120,7 @@ class _Row:
         if self.worker is not None:
             self.worker.wait(10.0)
         self.kill()
-        return Measurement(
-            self.variant, bench=self.bench, environment=environment.environment(), **self.found
-        )
+        return Measurement(self.variant, bench=self.bench, environment=environment.environment(), **self.found)
 
     def kill(self) -> None:
         """End the worker and whatever it started."""

@@ -57,9 +57,7 @@ def trace(module: nn.Module, feed: dict[str, Tensor], output: Callable[[Any], Te
         ) from error
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch_pruning.DependencyGraph().build_dependency(
-            module, feed, output_transform=output, verbose=False
-        )
+        return torch_pruning.DependencyGraph().build_dependency(module, feed, output_transform=output, verbose=False)
 
 
 def coupled_groups(graph: Any, module: nn.Module) -> list[Coupled]:
@@ -114,12 +112,8 @@ def _coupled(group: Any, paths: dict[nn.Module, str]) -> Coupled | None:
     if isinstance(group[0].dep.target.module, nn.Linear) and (convolutional or not 0 < head_width < width):
         return None
     name = min(s.path for s in slices if s.outputs and not isinstance(s.layer, nn.GroupNorm))
-    norms = tuple(
-        s.path for s in slices if isinstance(s.layer, nn.GroupNorm) and s.layer.num_channels == width
-    )
-    return Coupled(
-        name, width, slices, norms, _norm_groups(slices, width), 0 if convolutional else head_width
-    )
+    norms = tuple(s.path for s in slices if isinstance(s.layer, nn.GroupNorm) and s.layer.num_channels == width)
+    return Coupled(name, width, slices, norms, _norm_groups(slices, width), 0 if convolutional else head_width)
 
 
 def _head_width(slices: tuple[Slice, ...], modules: dict[str, nn.Module]) -> int:
@@ -144,16 +138,10 @@ def norm_sizes(module: nn.Module) -> dict[str, tuple[int, int]]:
     """(groups, channels) of every group norm by path."""
     from torch import nn
 
-    return {
-        path: (m.num_groups, m.num_channels)
-        for path, m in module.named_modules()
-        if isinstance(m, nn.GroupNorm)
-    }
+    return {path: (m.num_groups, m.num_channels) for path, m in module.named_modules() if isinstance(m, nn.GroupNorm)}
 
 
-def repair(
-    module: nn.Module, norms: dict[str, tuple[int, int]], whole: set[str], feed: dict[str, Tensor]
-) -> None:
+def repair(module: nn.Module, norms: dict[str, tuple[int, int]], whole: set[str], feed: dict[str, Tensor]) -> None:
     """Make the sizes that modules keep as attributes follow their weights, in place, and run the network once.
 
     `norms`: `norm_sizes` before; `whole`: the norms that lost whole groups. Resampling modules learn their width from

@@ -62,15 +62,9 @@ def segment_times(uniform_B: np.ndarray, segments: int, teacher_steps: int) -> S
     """
     per_segment, rest = divmod(teacher_steps, segments)
     if rest or per_segment < 1:
-        raise ValueError(
-            f"teacher_steps {teacher_steps} must be a positive multiple of the {segments} segments"
-        )
-    j = np.minimum(
-        (uniform_B * teacher_steps).astype(np.int64), teacher_steps - 1
-    )  # the teacher step (j+1)/T -> j/T
-    return SegmentTimes(
-        (j + 1) / teacher_steps, j / teacher_steps, (j // per_segment) * per_segment / teacher_steps
-    )
+        raise ValueError(f"teacher_steps {teacher_steps} must be a positive multiple of the {segments} segments")
+    j = np.minimum((uniform_B * teacher_steps).astype(np.int64), teacher_steps - 1)  # the teacher step (j+1)/T -> j/T
+    return SegmentTimes((j + 1) / teacher_steps, j / teacher_steps, (j // per_segment) * per_segment / teacher_steps)
 
 
 def stratified(uniform_B: np.ndarray) -> np.ndarray:

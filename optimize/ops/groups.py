@@ -51,11 +51,7 @@ class Term:
     def macs(self, widths: Sequence[int]) -> float:
         """MACs at the groups' widths."""
         rows = self.fixed_inputs + sum(n * widths[g] for g, n in self.inputs.items())
-        return (
-            self.coefficient
-            * rows
-            * (self.fixed_outputs + sum(n * widths[g] for g, n in self.outputs.items()))
-        )
+        return self.coefficient * rows * (self.fixed_outputs + sum(n * widths[g] for g, n in self.outputs.items()))
 
 
 def even_units(importance: np.ndarray, blocks: int, step: int) -> Units:
@@ -84,9 +80,7 @@ def _cuts(count: int, step: int) -> list[tuple[int, int]]:
 
 def up_to(group: Group, share: float) -> Group:
     """The group with only as many units as take `share` of its channels, at least one where it has any."""
-    within = sum(
-        group.width - group.width_after(n) <= share * group.width for n in range(1, len(group.units) + 1)
-    )
+    within = sum(group.width - group.width_after(n) <= share * group.width for n in range(1, len(group.units) + 1))
     return replace(group, units=group.units[: max(within, 1)])
 
 
@@ -100,9 +94,7 @@ def smallest(groups: Sequence[Group], terms: Sequence[Term]) -> float:
     return cost(terms, [g.width_after(len(g.units)) for g in groups])
 
 
-def select(
-    groups: Sequence[Group], terms: Sequence[Term], target: float, per_mac: bool = True
-) -> tuple[int, ...]:
+def select(groups: Sequence[Group], terms: Sequence[Term], target: float, per_mac: bool = True) -> tuple[int, ...]:
     """Units to take from each group so that the cost comes as near to `target` MACs as whole units allow.
 
     Takes the unit with the lowest importance per MAC it saves now (or the lowest importance, `per_mac=False`) while

@@ -25,9 +25,7 @@ def to_codes(x: Tensor, amax: Tensor, bits: int = 8) -> Tensor:
     import torch
 
     largest = bound(bits)
-    return torch.clamp((x.float() * _codes_per_unit(amax, bits)).round(), -largest - 1, largest).to(
-        torch.int8
-    )
+    return torch.clamp((x.float() * _codes_per_unit(amax, bits)).round(), -largest - 1, largest).to(torch.int8)
 
 
 def from_codes(q: Tensor, amax: Tensor, bits: int = 8) -> Tensor:
@@ -51,9 +49,7 @@ def _codes_per_unit(amax: Tensor, bits: int) -> Tensor:
 
     amax = amax.float()
     live = amax > SMALLEST
-    largest = torch.tensor(
-        float(bound(bits)), device=amax.device
-    )  # a tensor: number / tensor is one rounding more
+    largest = torch.tensor(float(bound(bits)), device=amax.device)  # a tensor: number / tensor is one rounding more
     return torch.where(live, largest / torch.where(live, amax, torch.ones_like(amax)), torch.zeros_like(amax))
 
 

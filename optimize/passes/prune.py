@@ -44,16 +44,12 @@ class Prune(Config):
     """Remove whole channels and attention heads until `budget` is met; external channels never change."""
 
     budget: Budget
-    importance: Literal["diffusion_taylor", "magnitude", "random"] = (
-        "diffusion_taylor"  # the others: to compare
-    )
+    importance: Literal["diffusion_taylor", "magnitude", "random"] = "diffusion_taylor"  # the others: to compare
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05  # Taylor stops below this share of the largest loss
     batch: Annotated[int, Field(ge=1)] = 64  # samples the importance is measured on
     stride: Annotated[int, Field(ge=1)] = 40  # every stride-th timestep is used; 1 is the paper, at its cost
     round_to: Literal[1, 2, 4, 8, 16, 32] = 8  # widths become multiples of this, where the budget allows it
-    max_share: Annotated[float, Field(gt=0, le=1)] = (
-        0.5  # most of a group that goes, where the budget allows it
-    )
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # most of a group that goes, where the budget allows it
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset({"pruned"})
@@ -88,9 +84,7 @@ class Prune(Config):
             "round_to": plan.round_to,
             "share": plan.share,
         }
-        record["norm_groups"] = {
-            k: v["num_groups"] for k, v in change["attributes"].items() if "num_groups" in v
-        }
+        record["norm_groups"] = {k: v["num_groups"] for k, v in change["attributes"].items() if "num_groups" in v}
         return pruned, {**record, "groups": groups}
 
     @staticmethod
@@ -110,9 +104,7 @@ class Prune(Config):
         return accumulate_gradients(work, context, self.batch, self.stride, self.threshold)
 
 
-def accumulate_gradients(
-    model: Model, context: Context, batch: int, stride: int, threshold: float
-) -> dict[str, Any]:
+def accumulate_gradients(model: Model, context: Context, batch: int, stride: int, threshold: float) -> dict[str, Any]:
     """Leave the gradients of sum_t L_t in `.grad`, t = 0, stride, 2 stride, ... until L_t / L_max < threshold.
 
     L_t is the MSE between the raw output and its true target on one seeded batch and one noise for all t (Diff-Pruning,
@@ -170,9 +162,7 @@ def scoring_batch(model: Model, context: Context, batch: int) -> tuple[Tensor, T
 
     data, conditioning = context.data, model.denoiser.conditioning
     assert data is not None
-    rows = torch.from_numpy(
-        rng.generator("prune", "rows", context.seed).permutation(len(data.images))[:batch].copy()
-    )
+    rows = torch.from_numpy(rng.generator("prune", "rows", context.seed).permutation(len(data.images))[:batch].copy())
     x = data.images[rows].to(context.device)
     e = torch.from_numpy(rng.normal(tuple(x.shape), "prune", "noise", context.seed)).to(x)
     if conditioning.kind == "none" or data.labels is None:

@@ -1,7 +1,8 @@
 """Post-training INT8: nvidia-modelopt's quantizers on convolutions and linears, calibrated along the model's own sampler.
 
 Weights per output channel, activations per tensor. Layers that hurt more than they save (first and last convolution,
-time embedding, shortcuts, norms: NVIDIA's list for diffusion U-Nets) keep 16-bit weights.
+time embedding, shortcuts, norms: NVIDIA's list for diffusion U-Nets) compute in high precision; their weights are
+stored in 16 bit, or, where `weight_only` says so, as INT8 codes that are widened before use.
 """
 
 from __future__ import annotations
@@ -27,25 +28,23 @@ KEEP = (
 )
 
 
+WEIGHT_ONLY = ("time_emb_proj|time_embedding|conv_shortcut",)
+
+
 @PASSES.register("quantize")
 class Quantize(Config):
     """INT8 weights and activations by post-training calibration."""
 
     format: Literal["int8"] = "int8"  # what weights and activations become
-    samples: Annotated[int, Field(ge=1)] = (
-        256  # images drawn for calibration; every network call of them counts
-    )
+    samples: Annotated[int, Field(ge=1)] = 256  # images drawn for calibration; every network call of them counts
     batch: Annotated[int, Field(ge=1)] = 64  # images drawn at once
-    calibration: Literal["max", "percentile"] = (
-        "max"  # range of an activation: its largest value, or a percentile
-    )
+    calibration: Literal["max", "percentile"] = "max"  # range of an activation: its largest value, or a percentile
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99  # of |activation|, for calibration: percentile
     weight_bits: Literal[7, 8] = (
         7  # 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
     )
-    keep: tuple[str, ...] = (
-        KEEP  # regular expressions; a module path that matches one stays in high precision
-    )
+    keep: tuple[str, ...] = KEEP  # regular expressions; a module path that matches one stays in high precision
+    weight_only: tuple[str, ...] = WEIGHT_ONLY  # of the kept layers: stored as INT8, computed in high precision
     kept_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"  # how the weights that are kept are stored
     max_layer_error: Annotated[float, Field(gt=0)] | None = (
         None  # a layer whose output is off by more (relative L2) is kept
@@ -53,11 +52,9 @@ class Quantize(Config):
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses_after: ClassVar[dict[str, str]] = {
-        "quantized": "the network is quantized already; quantize once, last"
-    }
+    refuses_after: ClassVar[dict[str, str]] = {"quantized": "the network is quantized already; quantize once, last"}
 
-    @field_validator("keep")
+    @field_validator("keep", "weight_only")
     @classmethod
     def _expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
@@ -68,15 +65,14 @@ class Quantize(Config):
         return value
 
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
-        """The fake-quantized model and the record {quantizers, kept_dtype, kept, layer_error, error, error_by_level}."""
+        """The fake-quantized model and the record {quantizers, kept_dtype, kept, layer_error, error, error_by_time, error}."""
         from optimize import quantizers as q
         from optimize.calibration import trajectory_inputs
         from optimize.network import TorchNetwork
         from optimize.parity import parity
 
         module = model.clone().module
-        chosen = [n for n, m in module.named_modules() if quantizable(m) and not self.keeps(n)]
-        table = [_fresh(n, self.weight_bits) for n in chosen]
+        table = self._table([n for n, m in module.named_modules() if quantizable(m)])
         with context.progress("calibrate", 3) as advance:
             feeds = trajectory_inputs(model, self.samples, context.seed, self.batch)
             advance(1, f"{len(feeds)} network calls recorded")
@@ -84,18 +80,14 @@ class Quantize(Config):
             self._calibrate(module, table, feeds, advance)
             errors = layer_errors(module, table, feeds)
             table = self._take_back(module, table, errors)
-            advance(1, f"{len(table)} layers in INT8")
+            advance(1, f"{sum(row['input'] is not None for row in table)} layers in INT8")
         q.round_weights(module, table, self.kept_dtype)
         q.store_compactly(module, table, self.kept_dtype)
         structure = {"quantizers": table, "kept_dtype": self.kept_dtype}
         quantized = model.with_module(module, {"pass": "quantize", "record": structure})
         record = {
             **structure,
-            "kept": [
-                n
-                for n, m in module.named_modules()
-                if quantizable(m) and n not in {r["module"] for r in table}
-            ],
+            "kept": sorted({n for n, m in module.named_modules() if quantizable(m)} - int8_layers(table)),
             "layer_error": {n: round(e, 6) for n, e in sorted(errors.items(), key=lambda x: -x[1])},
             "error_by_time": call_errors(model, quantized, feeds),
             "error": parity(model, TorchNetwork(module, model.inputs))["relative_l2"],
@@ -106,9 +98,18 @@ class Quantize(Config):
         """Whether the module at `path` stays in high precision by its name."""
         return any(re.search(text, path) for text in self.keep)
 
-    def _calibrate(
-        self, module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed], advance: Advance
-    ) -> None:
+    def _table(self, paths: list[str]) -> list[dict[str, Any]]:
+        """Rows without ranges: the layers that are not kept, and those kept whose weights alone become INT8."""
+        rows = []
+        for path in paths:
+            if not self.keeps(path):
+                bits = {"bits": self.weight_bits, "axis": 0}
+                rows.append({"module": path, "weight": bits, "input": {"bits": 8, "axis": None}})
+            elif any(re.search(text, path) for text in self.weight_only):
+                rows.append({"module": path, "weight": {"bits": 8, "axis": 0}, "input": None})
+        return rows
+
+    def _calibrate(self, module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed], advance: Advance) -> None:
         """Set every quantizer's amax: weights from themselves, inputs from the recorded calls through the float network."""
         import torch
 
@@ -116,7 +117,7 @@ class Quantize(Config):
 
         layers = [module.get_submodule(row["module"]) for row in table]
         if self.calibration == "percentile":
-            for layer in layers:
+            for layer in (x for x in layers if x.input_quantizer.is_enabled):
                 layer.input_quantizer.set_from_attribute_config({"calibrator": "histogram"})
         with torch.inference_mode():
             for quantizer in q.quantizers(module, table):
@@ -126,7 +127,8 @@ class Quantize(Config):
                 module(**feed)
         for layer in layers:
             layer.weight_quantizer.load_calib_amax()
-            layer.input_quantizer.load_calib_amax(*self._method(), **self._options())
+            if layer.input_quantizer.is_enabled:
+                layer.input_quantizer.load_calib_amax(*self._method(), **self._options())
         for quantizer in q.quantizers(module, table):
             quantizer.disable_calib()
             quantizer.enable_quant()
@@ -159,9 +161,7 @@ class Quantize(Config):
         """Insert the record's quantizers; scales and weights come with the state dict."""
         from optimize import quantizers as q
 
-        return q.store_compactly(
-            q.insert(module, record["quantizers"]), record["quantizers"], record["kept_dtype"]
-        )
+        return q.store_compactly(q.insert(module, record["quantizers"]), record["quantizers"], record["kept_dtype"])
 
 
 def quantizable(module: nn.Module) -> bool:
@@ -171,8 +171,9 @@ def quantizable(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | nn.Linear)
 
 
-def _fresh(path: str, bits: int) -> dict[str, Any]:
-    return {"module": path, "weight": {"bits": bits, "axis": 0}, "input": {"bits": 8, "axis": None}}
+def int8_layers(table: list[dict[str, Any]]) -> set[str]:
+    """The modules that compute in INT8: weights and activations both."""
+    return {row["module"] for row in table if row["input"] is not None}
 
 
 def layer_errors(module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed]) -> dict[str, float]:
@@ -187,7 +188,7 @@ def layer_errors(module: nn.Module, table: list[dict[str, Any]], feeds: list[Fee
 
     def compare(path: str) -> Any:
         def hook(layer: Any, given: tuple[Any, ...], output: Any) -> None:
-            pair = (layer.weight_quantizer, layer.input_quantizer)
+            pair = [x for x in (layer.weight_quantizer, layer.input_quantizer) if x.is_enabled]
             for quantizer in pair:
                 quantizer.enable_quant()
             found[path].append(relative_l2(output, layer.forward(*given)))

@@ -47,9 +47,7 @@ class Recover(TrainingConfig):
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
         """The finetuned model and the record of its losses; structure and sampler stay. Raises UserError without data."""
         if context.data is None:
-            raise UserError(
-                "recover: training data is needed and none was given. Name it in the recipe (data: path)."
-            )
+            raise UserError("recover: training data is needed and none was given. Name it in the recipe (data: path).")
         student = model.clone()
         teacher = self._teacher(context)
         record = train(
@@ -96,9 +94,7 @@ class Recover(TrainingConfig):
 
         return loss
 
-    def _dropped(
-        self, labels: Tensor | None, about: Conditioning, share: Share, *key: rng.Key
-    ) -> Tensor | None:
+    def _dropped(self, labels: Tensor | None, about: Conditioning, share: Share, *key: rng.Key) -> Tensor | None:
         """Labels (B,) with some replaced by the null class, where there is one."""
         import torch
 

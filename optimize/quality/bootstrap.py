@@ -22,9 +22,7 @@ def counts(n: int, replicates: int, seed: int, labels: np.ndarray | None = None)
     groups = [np.arange(n)] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for group in groups:
         key = ("bootstrap", seed, n, int(group[0]))
-        drawn[:, group] = rng.generator(*key).multinomial(
-            len(group), np.full(len(group), 1 / len(group)), replicates
-        )
+        drawn[:, group] = rng.generator(*key).multinomial(len(group), np.full(len(group), 1 / len(group)), replicates)
     return drawn
 
 
@@ -51,8 +49,6 @@ def figure(
     }
 
 
-def difference(
-    value: float, other: float, a_R: np.ndarray, b_R: np.ndarray, n: int, level: float = 0.95
-) -> Figure:
+def difference(value: float, other: float, a_R: np.ndarray, b_R: np.ndarray, n: int, level: float = 0.95) -> Figure:
     """`figure` of value - other from replicates that share their counts."""
     return figure(value - other, a_R - b_R, n, level)

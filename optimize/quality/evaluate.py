@@ -105,9 +105,7 @@ class Evaluator:
         check_images(images, tuple(self.scans["all"].shape[1:]))
         asked = None if labels is None else np.asarray(labels)
         if asked is not None and asked.shape != (len(images),):
-            raise UserError(
-                f"quality: {len(images)} images and labels of shape {asked.shape}; give one label an image"
-            )
+            raise UserError(f"quality: {len(images)} images and labels of shape {asked.shape}; give one label an image")
         predicted = self._apply(self.classifier, images).argmax(axis=1)
         return Judged(images, asked, self._apply(self.feature_network.features, images), predicted)
 
@@ -150,9 +148,7 @@ class Evaluator:
     @cached_property
     def scan_features(self) -> dict[str, np.ndarray]:
         """Features (N,D) of the scans by set."""
-        parts = {
-            n: self._apply(self.feature_network.features, self.scans[n]) for n in ("training", "held_out")
-        }
+        parts = {n: self._apply(self.feature_network.features, self.scans[n]) for n in ("training", "held_out")}
         return {"all": np.concatenate([parts["training"], parts["held_out"]]), **parts}
 
     @cached_property
@@ -168,9 +164,7 @@ class Evaluator:
         import torch
 
         with torch.inference_mode():
-            return np.concatenate(
-                [network(part.float()).double().numpy() for part in images.split(self.batch)]
-            )
+            return np.concatenate([network(part.float()).double().numpy() for part in images.split(self.batch)])
 
     def _drawn(self, subject: Judged, seed: int) -> Drawn:
         key = (seed, self.replicates)
@@ -183,9 +177,7 @@ class Evaluator:
             }
         return subject.drawn[key]
 
-    def _frechet(
-        self, subject: Judged, counts_RN: np.ndarray
-    ) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
+    def _frechet(self, subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
         resampled = [frechet.gaussian(subject.features, c) for c in counts_RN]
         for name in SETS:
             value = frechet.reference_distance(self.scan_features[name], subject.features)
@@ -194,9 +186,7 @@ class Evaluator:
                 (value, np.array([self._gaussians[name].distance(g) for g in resampled])),
             )
 
-    def _kernel(
-        self, subject: Judged, counts_RN: np.ndarray
-    ) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
+    def _kernel(self, subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
         own_NN = kernel.cubic(subject.features, subject.features)
         for name in SETS:
             pairing = kernel.Pairing(self._kernels[name], subject.features, own_NN)
@@ -227,9 +217,7 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
             f"quality: images of shape {tuple(images.shape)} given, the scans need (N, {', '.join(map(str, shape))})"
         )
     if len(images) < 2:
-        raise UserError(
-            f"quality: {len(images)} images given; a distribution needs at least 2, and 1,000 to say much"
-        )
+        raise UserError(f"quality: {len(images)} images given; a distribution needs at least 2, and 1,000 to say much")
     bad = int((~images.isfinite()).flatten(1).any(1).sum())
     if bad:
         raise OptimizeError(
@@ -243,9 +231,7 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
 def _scan_images(path: Path) -> Tensor:
     tensors = read_tensors(path)
     if "images" not in tensors:
-        raise UserError(
-            f"quality: {path} holds {', '.join(sorted(tensors))}; it needs `images` (N,C,H,W) in [-1, 1]"
-        )
+        raise UserError(f"quality: {path} holds {', '.join(sorted(tensors))}; it needs `images` (N,C,H,W) in [-1, 1]")
     return tensors["images"].float()
 
 
@@ -255,9 +241,7 @@ def _named(figure: str, scans: str) -> str:
 
 def _figure(name: str, value: float, replicates_R: np.ndarray, n: int) -> dict[str, Any]:
     kind = next((k for k in (*LEAST, *MOST) if name.startswith(k)), "")
-    return bootstrap.figure(
-        value, replicates_R, n, least=LEAST.get(kind, -np.inf), most=MOST.get(kind, np.inf)
-    )
+    return bootstrap.figure(value, replicates_R, n, least=LEAST.get(kind, -np.inf), most=MOST.get(kind, np.inf))
 
 
 def _accuracy(subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
@@ -300,9 +284,7 @@ def _endpoint(
     n = len(endpoint)
     check_images(endpoint, tuple(subject.images.shape[1:]))
     if n > len(subject.images):
-        raise UserError(
-            f"quality: {n} endpoints for {len(subject.images)} images; give at most one an image, in order"
-        )
+        raise UserError(f"quality: {n} endpoints for {len(subject.images)} images; give at most one an image, in order")
     counts_RN = bootstrap.counts(n, replicates, seed, None if subject.labels is None else subject.labels[:n])
     drawn = [_errors(s, endpoint, counts_RN) for s in (subject, baseline) if s is not None]
     figures["endpoint_error"] = _figure("endpoint_error", *drawn[0], n)
@@ -313,6 +295,4 @@ def _endpoint(
 
 def _errors(judged: Judged, endpoint: Tensor, counts_RN: np.ndarray) -> tuple[float, np.ndarray]:
     images = judged.images[: len(endpoint)]
-    return drift.endpoint_error(images, endpoint), drift.relative_l2(
-        *drift.squares(images, endpoint), counts_RN
-    )
+    return drift.endpoint_error(images, endpoint), drift.relative_l2(*drift.squares(images, endpoint), counts_RN)

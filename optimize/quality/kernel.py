@@ -38,9 +38,7 @@ class Reference:
 class Pairing:
     """A reference with one generated set; `replicates` gives MMD² of resampled generated sets."""
 
-    def __init__(
-        self, reference: Reference, features_MD: np.ndarray, own_MM: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, reference: Reference, features_MD: np.ndarray, own_MM: np.ndarray | None = None) -> None:
         self.reference = reference
         self.across_M = cubic(features_MD, reference.features).mean(axis=1)
         self.own_MM = cubic(features_MD, features_MD) if own_MM is None else own_MM

@@ -58,9 +58,7 @@ class OnnxRuntimeRunner(Closing):
         graph, self._lowered = prepared(path, options)
         session = onnxruntime.InferenceSession(graph, _settings(options), providers=[options.provider])
         if session.get_providers()[0] != options.provider:
-            raise EnvironmentLacks(
-                f"runner onnxruntime: {options.provider} fell back to {session.get_providers()[0]}."
-            )
+            raise EnvironmentLacks(f"runner onnxruntime: {options.provider} fell back to {session.get_providers()[0]}.")
         self._held, self._options = session, options
         self.inputs = tuple(_spec(i) for i in session.get_inputs())
 

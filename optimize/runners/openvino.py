@@ -27,18 +27,14 @@ class OpenVINO(Config):
     """Options of the OpenVINO runner."""
 
     threads: Annotated[int, Field(ge=1)] | None = None  # inference threads; None: all cores
-    precision: Literal["fp32", "bf16", "auto"] = (
-        "fp32"  # of what is not INT8; auto: bf16 where the CPU computes in it
-    )
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # of what is not INT8; auto: bf16 where the CPU computes in it
 
     def open(self, folder: Path) -> OpenVINORunner:
         """Read the exported file; EnvironmentLacks without OpenVINO, or for bf16 on a CPU that has none."""
         try:
             import openvino
         except ImportError as error:
-            raise EnvironmentLacks(
-                "runner openvino: OpenVINO is not installed. pip install openvino"
-            ) from error
+            raise EnvironmentLacks("runner openvino: OpenVINO is not installed. pip install openvino") from error
         core = openvino.Core()
         return OpenVINORunner(core, onnx_file(folder), self.threads, chosen_precision(core, self.precision))
 
@@ -95,10 +91,7 @@ class OpenVINORunner(Closing):
         rows = []
         for op in self._requests[batch].get_compiled_model().get_runtime_model().get_ordered_ops():
             info = op.get_rt_info()
-            found = {
-                k: str(info[v].astype(str) if hasattr(info[v], "astype") else info[v])
-                for k, v in keys.items()
-            }
+            found = {k: str(info[v].astype(str) if hasattr(info[v], "astype") else info[v]) for k, v in keys.items()}
             rows.append({"name": op.get_friendly_name(), **found})
         return rows
 
@@ -118,6 +111,4 @@ class OpenVINORunner(Closing):
 
 def _spec(port: Any) -> TensorSpec:
     dims = tuple(d.get_length() if d.is_static else "B" for d in port.partial_shape)
-    return TensorSpec(
-        port.any_name, dims, "int64" if port.element_type.get_type_name() == "i64" else "float32"
-    )
+    return TensorSpec(port.any_name, dims, "int64" if port.element_type.get_type_name() == "i64" else "float32")
