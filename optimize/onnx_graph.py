@@ -155,7 +155,7 @@ def initializer(model: ir.Model, name: str, value: np.ndarray | np.generic) -> i
     if name not in model.graph.initializers:
         tensor = ir.tensor(np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value), name=name)
         model.graph.register_initializer(
-            ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+            ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(value)))
         )
     return model.graph.initializers[name]
 

@@ -11,7 +11,7 @@ import pytest
 
 from optimize import rng
 from optimize.errors import OptimizeError
-from optimize.measure import memory, statistics, timing
+from optimize.measure import statistics, timing
 from optimize.measure.measurement import Measurement, Variant, speedup
 
 

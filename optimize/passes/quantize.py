@@ -100,7 +100,7 @@ class Quantize(Config):
 
     def _table(self, paths: list[str]) -> list[dict[str, Any]]:
         """Rows without ranges: the layers that are not kept, and those kept whose weights alone become INT8."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for path in paths:
             if not self.keeps(path):
                 bits = {"bits": self.weight_bits, "axis": 0}
@@ -146,7 +146,7 @@ class Quantize(Config):
         """The calibrated table, without the layers that err too much; those become plain modules again."""
         from optimize import quantizers as q
 
-        rows = []
+        rows: list[dict[str, Any]] = []
         for row in table:
             path = row["module"]
             if self.max_layer_error is not None and errors[path] > self.max_layer_error:
