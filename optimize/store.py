@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from optimize.configs import digest
 from optimize.errors import ArtifactError
 
 log = logging.getLogger(__name__)
+ROOT = Path(__file__).parent  # of this package
 
 # Modules that move values about without changing any number; editing them does not invalidate earlier results.
 PLUMBING = {
@@ -110,10 +111,18 @@ def _closure(module: str) -> set[str]:
     return seen
 
 
-@lru_cache
 def _source(module: str) -> bytes:
-    spec = importlib.util.find_spec(module)
-    return Path(spec.origin).read_bytes() if spec and spec.origin else b""
+    file = _file(module)
+    return file.read_bytes() if file else b""
+
+
+@lru_cache
+def _file(module: str) -> Path | None:
+    """Source file of a module of this package, found without importing anything, or of one that is imported already."""
+    base = ROOT.joinpath(*module.split(".")[1:])
+    if module.split(".")[0] == ROOT.name:
+        return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
+    return Path(sys.modules[module].__file__ or "") if module in sys.modules else None
 
 
 def _imports(module: str) -> set[str]:
@@ -122,15 +131,7 @@ def _imports(module: str) -> set[str]:
     for node in ast.walk(ast.parse(_source(module))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "optimize":
             names = [f"{node.module}.{a.name}" for a in node.names]
-            found |= {n if _is_module(n) else str(node.module) for n in names}
+            found |= {n if _file(n) else str(node.module) for n in names}
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.split(".")[0] == "optimize"}
     return found
-
-
-@lru_cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
