@@ -77,8 +77,8 @@ class _Run:
         """Quality of the baseline, of every stage through the FP32 runner, and of the last two through every runner."""
         found = {}
         for i, variant in enumerate(variants):
-            first, every = fastest_fp32(self.recipe), runners_of(self.recipe, i, len(variants))
-            for spec in every if i and variant.sampling["nfe"] <= 8 else (first,):
+            first = fastest_fp32(self.recipe)
+            for spec in variant.runners if i and variant.sampling["nfe"] <= 8 else (first,):
                 found[variant.name, spec] = self._quality(
                     variant, spec, Sampler(**variant.sampling["sampler"]), variants[0]
                 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optimize import environment
 from optimize.artifact import MANIFEST, commit, load_model, save_model, verify, write_json
 from optimize.context import Context, Data, Progress
-from optimize.errors import ArtifactError, UserError
+from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.recipe import Recipe
 from optimize.registry import SOURCES
 from optimize.store import Stage, Store, code_hash
@@ -54,6 +54,11 @@ class Variant:
         """fp32, or int8 where a pass quantized it."""
         edits = read_json(self.folder / "structure.json")["edits"]
         return "int8" if any(e["pass"] == "quantize" for e in edits) else "fp32"
+
+    @property
+    def runners(self) -> list[str]:
+        """Runner specs this machine can offer."""
+        return [spec for spec, found in self.parity.items() if "refused" not in found]
 
     @cached_property
     def model(self) -> Model:
@@ -170,7 +175,8 @@ def export_stage(
 def _parity_stage(
     store: Store, name: str, artifact: Stage, runners: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    """Relative L2 and largest difference between each runner and the torch network, at ten noise levels."""
+    """Relative L2 and largest difference between each runner and the torch network, at ten noise levels; `refused` with
+    the reason for a runner this machine cannot offer."""
     specs = [(r, runner_code(r)) for r in runners]
     key = {"artifact": artifact.id, "runners": specs, "code": code_hash("optimize.parity"), **_numerics()}
 
@@ -180,8 +186,11 @@ def _parity_stage(
         found, model = {}, open_model(artifact)
         with progress(f"parity {name}", len(runners)) as advance:
             for spec in runners:
-                with open_spec(artifact.folder, spec) as network:
-                    found[spec] = parity(model, network) | {"runner": network.describe()}
+                try:
+                    with open_spec(artifact.folder, spec) as network:
+                        found[spec] = parity(model, network) | {"runner": network.describe()}
+                except EnvironmentLacks as error:
+                    found[spec] = {"refused": str(error)}
                 advance(1, spec)
         return found
 

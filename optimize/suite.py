@@ -19,20 +19,26 @@ EAGER = "torch"
 def suite(recipe: Recipe, variants: list[Variant], fair: Sampler | None) -> list[Timed]:
     """Everything to time in one interleaved bench. Stages between the first and the last but one run on one runner."""
     bench, timed = recipe.benchmark, []
-    for i, variant in enumerate(variants):
-        for spec in runners_of(recipe, i, len(variants)):
+    for variant in variants:
+        for spec in [r for r in variant.runners if r not in bench.source_runners]:
             timed += [_timed(recipe, variant, spec, b) for b in bench.batch]
     if fair is not None:
-        for spec in fp32_runners(recipe):
-            timed += [_timed(recipe, variants[0], spec, b, "fair", fair) for b in bench.batch]
+        for spec in fp32_runners(variants[0]):
+            batches = bench.batch if spec in bench.runners else (max(bench.batch),)
+            timed += [_timed(recipe, variants[0], spec, b, "fair", fair) for b in batches]
     return timed + _split(recipe, variants, fair)
 
 
 def runners_of(recipe: Recipe, index: int, count: int) -> tuple[str, ...]:
-    """Runner specs of variant number `index`: the source's, the first alone for stages in between, else all."""
+    """Runner specs of variant number `index`: all for the source and the last two, one for stages in between.
+
+    A quantized network is only simulated in torch, so it has no torch row.
+    """
     runners = recipe.benchmark.runners
     if index == 0:
         return (*runners, *recipe.benchmark.source_runners)
+    if any("quantized" in p.provides for p in recipe.passes[:index]):
+        return tuple(r for r in runners if not r.startswith(EAGER)) or runners
     return runners if index >= count - 2 else (fastest_fp32(recipe),)
 
 
@@ -42,9 +48,9 @@ def fastest_fp32(recipe: Recipe) -> str:
     return next((r for r in ("openvino", "onnxruntime", EAGER) if r in asked), asked[0])
 
 
-def fp32_runners(recipe: Recipe) -> tuple[str, ...]:
-    """Runner specs that compute the uncompressed network in FP32."""
-    return tuple(r for r in (*recipe.benchmark.runners, *recipe.benchmark.source_runners) if ":" not in r)
+def fp32_runners(source: Variant) -> list[str]:
+    """Runner specs that compute the uncompressed network in FP32 here."""
+    return [spec for spec in source.runners if ":" not in spec]
 
 
 def _split(recipe: Recipe, variants: list[Variant], fair: Sampler | None) -> list[Timed]:

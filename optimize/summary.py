@@ -43,6 +43,7 @@ class Findings:
 def summarize(found: Findings, store: Store) -> dict[str, Any]:
     """The whole summary (see DESIGN: on disk)."""
     rows = [_row(found, m) for m in found.measurements if not m.key.startswith("factor:")]
+    rows += [_refused(found, v, s) for v in found.variants for s in v.parity if s not in v.runners]
     final = _final(found, rows)
     rows += [final] if final else []
     gates, targets = (final["gates"], final["targets"]) if final else ({}, {})
@@ -68,33 +69,51 @@ def _stage(stage: Any) -> dict[str, Any]:
     return {"name": stage.name, "id": stage.id, "parent": stage.manifest.get("parent"), "record": record}
 
 
+def _refused(found: Findings, variant: Variant, spec: str) -> dict[str, Any]:
+    """A row that says why this machine cannot run it."""
+    about = _about(found, variant.name, variant, spec)
+    return about | {
+        "batch": found.batch,
+        "status": "refused",
+        "reason": variant.parity[spec]["refused"],
+        "predicted": False,
+    }
+
+
 def _row(found: Findings, m: Measurement) -> dict[str, Any]:
     name, spec, batch = split_key(m.key)
     variant = found.variants[0] if name == "fair" else next(v for v in found.variants if v.name == name)
     quality = _quality(found, name, spec)
-    parity = variant.parity.get(spec)
+    parity = variant.parity[spec]
     row = {
+        **_about(found, name, variant, spec),
+        "runner_options": m.variant.options,
+        "batch": batch,
+        "status": m.status,
+        "reason": m.reason,
+        "predicted": False,
+        "quality": quality,
+        "parity": {k: parity[k] for k in ("max_abs", "relative_l2")},
+        "gates": {},
+        "targets": {},
+    }
+    return row | _times(found, m) if m.done else row
+
+
+def _about(found: Findings, name: str, variant: Variant, spec: str) -> dict[str, Any]:
+    """What a row is about, measured or refused."""
+    return {
         "variant": name,
         "stage": variant.stage,
         "artifact_id": variant.id,
         "target": found.recipe.target,
         "runner": spec.partition(":")[0],
-        "runner_options": m.variant.options,
         "device": "cpu",
-        "precision": _precision(variant, spec, m),
-        "batch": batch,
+        "precision": _precision(variant, spec),
         **_sampler(found, name, variant),
-        "status": m.status,
-        "reason": m.reason,
-        "predicted": False,
         **variant.artifact.manifest["count"],
         "size_bytes": _size(variant, spec),
-        "quality": quality,
-        "parity": {k: parity[k] for k in ("max_abs", "relative_l2")} if parity else None,
-        "gates": {},
-        "targets": {},
     }
-    return row | _times(found, m) if m.done else row
 
 
 def _times(found: Findings, m: Measurement) -> dict[str, Any]:
@@ -130,8 +149,8 @@ def _interval(value: Any) -> dict[str, Any]:
 
 def _fair(found: Findings, batch: int | None = None) -> Measurement | None:
     """The fair sampler on the FP32 runner that is fastest at this batch, among those whose parity holds."""
-    parity, limit = found.variants[0].parity, found.recipe.gates.parity.fp32
-    right = [s for s in fp32_runners(found.recipe) if s in parity and parity[s]["relative_l2"] <= limit]
+    source, limit = found.variants[0], found.recipe.gates.parity.fp32
+    right = [s for s in fp32_runners(source) if source.parity[s]["relative_l2"] <= limit]
     measured = [m for s in right if (m := found.measured("fair", s, batch))]
     return max(measured, key=lambda m: m.images_per_s().value, default=None)
 
@@ -152,9 +171,10 @@ def _sampler(found: Findings, name: str, variant: Variant) -> dict[str, Any]:
     return {"solver": sampler["solver"], "steps": sampler["steps"], "nfe": variant.sampling["nfe"]}
 
 
-def _precision(variant: Variant, spec: str, m: Measurement) -> str:
+def _precision(variant: Variant, spec: str) -> str:
     """fp32, bf16, int8 or int8+bf16: the artifact's, and what the runner computes the rest in."""
-    asked = spec.partition(":")[2] or m.runner.get("precision", "")
+    runner = variant.parity.get(spec, {}).get("runner", {})
+    asked = spec.partition(":")[2] or runner.get("precision", "")
     rest = asked if asked in ("bf16", "fp16") else ""
     if variant.precision == "int8":
         return f"int8+{rest}" if rest else "int8"
@@ -183,9 +203,9 @@ def _gates(found: Findings, row: dict[str, Any]) -> dict[str, Any]:
     """Quality of this row, and the parity of every export of every variant on every runner."""
     gates = quality_gates(found.recipe.gates, row["quality"], _baseline_quality(found), found.half_split)
     for variant in found.variants:
-        for spec, parity in variant.parity.items():
-            rest = spec.partition(":")[2] or parity["runner"].get("precision", "fp32")
-            precision = "+".join(p for p in (variant.precision, rest) if p in ("int8", "bf16")) or "fp32"
+        for spec in variant.runners:
+            parity = variant.parity[spec]
+            precision = _precision(variant, spec)
             gates[f"parity {variant.name} {spec}"] = parity_gate(found.recipe.gates, parity, precision)
     return gates
 

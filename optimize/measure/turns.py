@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ def bench(
     rounds: int = 7,
     calls_per_round: int = 30,
     turn_s: float = 0.25,
-    warm_s: float = 2.0,
+    warm_s: float = 0.6,
     timeout_s: float = 600.0,
     seed: int = 0,
     progress: Progress = silent,
@@ -54,9 +55,7 @@ def bench(
     rows = [_Row(v, name, timeout_s) for v in asked]
     try:
         with progress("benchmark", len(rows) * (rounds + 1)) as advance:
-            for row in rows:
-                row.open(warm_s)
-                advance(1, row.variant.key)
+            _open_all(rows, warm_s, advance)
             for round_ in range(rounds):
                 _round(
                     rows,
@@ -69,6 +68,21 @@ def bench(
     finally:
         for row in rows:
             row.kill()
+
+
+def _open_all(rows: list[_Row], warm_s: float, advance: Advance) -> None:
+    """Start the workers, as many at a time as there are cores, since starting is mostly single-threaded imports."""
+    with ThreadPoolExecutor(environment.cores()) as pool:
+        waiting = {pool.submit(row.open, warm_s): row for row in rows}
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                advance(1, waiting[done].variant.key)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for row in rows:
+                row.kill()
+            raise
 
 
 def _check(variants: list[Variant], rounds: int, calls: int) -> None:

@@ -75,6 +75,7 @@ class OpenVINORunner(Closing):
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": HINTS[self._precision],
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # layers with INT8 weights alone must not round their activations
         }
         if self._threads:
             settings["INFERENCE_NUM_THREADS"] = self._threads
