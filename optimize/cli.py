@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,7 +182,6 @@ def main() -> None:
     """Entry point: runs a command and turns every error raised on purpose into one message and an exit code."""
     from optimize.errors import OptimizeError
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of two processes stop each other for minutes
     try:
         app(standalone_mode=True)
     except OptimizeError as error:

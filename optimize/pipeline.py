@@ -58,6 +58,7 @@ class _Run:
     store: Store
     progress: Progress
     evaluators: dict[int, Any] = field(default_factory=dict)
+    judged: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, index: int, parent: Stage, source: Stage) -> Stage:
         """One pass."""
@@ -144,11 +145,10 @@ class _Run:
         }
 
         def compute() -> dict[str, Any]:
-            images = [stages.images(s) for s in (drawn, reference, endpoint)]
-            labels = variant.model.labels(range(config.images))
-            return self._evaluator().measure(
-                images[0], labels, baseline=images[1], endpoint=images[2], seed=self.recipe.seed
-            )
+            labels = baseline.model.labels(range(config.images))
+            own, other = (self._judge(stage, labels) for stage in (drawn, reference))
+            ends = stages.images(endpoint)
+            return self._evaluator(replicates).measure(own, baseline=other, endpoint=ends, seed=self.recipe.seed)
 
         return stages.json_stage(self.store, "quality", key, compute)
 
@@ -156,10 +156,17 @@ class _Run:
         batch = self.recipe.quality.batch
         return stages.images_stage(self.store, variant, spec, sampler, count, batch, self.progress)
 
-    def _evaluator(self, replicates: int = 200) -> Any:
+    def _judge(self, drawn: Stage, labels: Any) -> Any:
+        """Images with their features and classes; kept, since the baseline's are compared with again and again."""
+        if drawn.id not in self.judged:
+            self.judged[drawn.id] = self._evaluator().judge(stages.images(drawn), labels)
+        return self.judged[drawn.id]
+
+    def _evaluator(self, replicates: int | None = None) -> Any:
         """The evaluator with this many bootstrap replicates; kept, since it holds the scans' features."""
         from optimize.quality.evaluate import Evaluator
 
+        replicates = replicates or self.recipe.quality.replicates
         if replicates not in self.evaluators:
             q, data = self.recipe.quality, self.recipe.data
             paths = (q.features, q.classifier, data.held_out, data.training)

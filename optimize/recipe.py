@@ -77,7 +77,7 @@ class FairConfig(Config):
     """The search for the fastest uncompressed FP32 configuration that passes the same gates."""
 
     solvers: tuple[Literal["ddim", "heun", "dpmpp_2m", "ipndm"], ...] = SOLVERS  # type: ignore[assignment]
-    steps: tuple[Positive, ...] = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
+    steps: tuple[Positive, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
     spacings: tuple[Spacing, ...] = ("trailing", "logsnr")
     guided: tuple[bool, ...] = (False, True)
 

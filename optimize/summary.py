@@ -94,6 +94,7 @@ def _row(found: Findings, m: Measurement) -> dict[str, Any]:
         "predicted": False,
         "quality": quality,
         "parity": {k: parity[k] for k in ("max_abs", "relative_l2")},
+        "lowered": parity["runner"]["lowered"],
         "gates": {},
         "targets": {},
     }
@@ -247,7 +248,7 @@ def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
     path = [
         ("", found.measured("baseline", EAGER)),
         ("guidance", found.measured("factor:guidance", EAGER)),
-        ("solver", found.measured("factor:solver", EAGER)),
+        ("solver", found.measured("fair", EAGER)),
         ("distillation", found.measured("factor:distillation", EAGER)),
         ("pruning", found.measured(last, EAGER)),
         ("runner", found.measured(last, final["runner"])),

@@ -117,7 +117,8 @@ def test_variants_are_timed_in_turns_and_failures_stay_with_their_row(artifact: 
     assert [len(r) for r in a.call_s] == [len(r) for r in b.image_s] == [4, 4, 4]
     assert a.call_latency()["p50"] > 0.004 > b.call_latency()["p50"] > 0.001
     assert a.nfe == 8 and a.image_latency()["min"] > 4 * 0.004  # four guided steps, both branches in one call
-    assert (a.runner["omp"], a.runner["threads"]) == ("1", 1) and a.threads["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert (a.runner["omp"], a.runner["threads"]) == ("1", 1)
+    assert set(a.threads) == {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}  # nothing that slows one
     assert a.peak_memory_bytes and a.peak_memory_bytes >= a.memory["loaded_bytes"] > 0
     assert {"process_s", "import_s", "load_s", "first_call_s", "first_image_s"} == set(a.cold)
     assert speedup(a, b).value > 1.5
@@ -126,7 +127,7 @@ def test_variants_are_timed_in_turns_and_failures_stay_with_their_row(artifact: 
     assert all(m.status == "failed" and not m.done for m in failed)
     assert reasons["missing"] == "fake: not installed"
     assert "hold NaN or infinities" in reasons["nan"]
-    assert "ended with code -6 at open" in reasons["dies"]
+    assert "ended with code -6 at warm" in reasons["dies"]
     assert len(seen) == progress.total == 5 * 4 and len({*zip(seen[5::5], seen[6::5])}) > 1  # orders differ
     assert [Measurement.from_json(json.loads(json.dumps(m.to_json()))) for m in (a, *failed)] == [a, *failed]
 
@@ -146,9 +147,9 @@ def test_a_worker_that_hangs_is_given_up_and_killed(artifact: Path):
     try:
         slept = variant(artifact, "hangs", hangs_after=5)  # one call and four of the first images
         assert worker.ask({"do": "open", "variant": slept.to_json()})["nfe"] == 8
-        worker.timeout_s = 0.2
-        with pytest.raises(WorkerFailed, match=r"worker: no answer to turn within 0.2 s; killed"):
-            worker.ask({"do": "turn", "calls": 1, "limit_s": 0.1})
+        worker.timeout_s = 0.5
+        with pytest.raises(WorkerFailed, match=r"worker: no answer to warm within 0.5 s; killed"):
+            worker.ask({"do": "warm", "limit_s": 0.1})
     finally:
         worker.kill()
 

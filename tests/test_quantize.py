@@ -154,6 +154,16 @@ def test_layers_that_err_too_much_are_taken_back(float_model: Model, quantized: 
     assert record["error"] < quantized[1]["error"]
 
 
+@pytest.mark.parametrize("role", ["weight_only", "keep"])
+def test_linear_layers_can_be_left_out_of_int8_arithmetic(float_model: Model, role: str) -> None:
+    _, record = QUICK.model_copy(update={"linear": role}).apply(float_model, Context())
+    rows = {row["module"]: row for row in record["quantizers"]}
+    linear = "mid_block.attentions.0.to_q"
+    assert linear in record["kept"] and (linear in rows) == (role == "weight_only")
+    assert all(row["input"] is None for path, row in rows.items() if "attentions" in path)
+    assert rows["mid_block.resnets.0.conv1"]["input"] is not None
+
+
 def test_percentile_calibration_narrows_the_ranges(float_model: Model, quantized: tuple[Model, dict]) -> None:
     config = Quantize(samples=8, batch=8, calibration="percentile", percentile=99.0)
     model, record = config.apply(float_model, Context())

@@ -194,3 +194,10 @@ def test_schedules_equal_diffusers() -> None:
         ours = from_diffusers(dict(theirs.config))
         assert np.allclose(ours.alpha_bar, theirs.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-7)
         assert Schedule.from_json(ours.to_json()) == ours
+
+
+def test_initial_noise_is_one_keyed_draw_a_seed_however_the_batch_is_cut() -> None:
+    whole = rng.noise(range(5), (1, 4, 4))
+    assert all(np.array_equal(row, rng.normal((1, 4, 4), "sample", i)) for i, row in enumerate(whole))
+    assert np.array_equal(whole[[3, 1]], rng.noise([3, 1], (1, 4, 4)))
+    assert whole.dtype == np.float32 and rng.noise([], (1, 4, 4)).shape == (0, 1, 4, 4)

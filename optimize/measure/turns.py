@@ -71,9 +71,11 @@ def bench(
 
 
 def _open_all(rows: list[_Row], warm_s: float, advance: Advance) -> None:
-    """Start the workers, as many at a time as there are cores, since starting is mostly single-threaded imports."""
+    """Start the workers, as many at a time as there are cores, since starting is mostly single-threaded imports; what
+    computes waits for its turn."""
+    alone = threading.Lock()
     with ThreadPoolExecutor(environment.cores()) as pool:
-        waiting = {pool.submit(row.open, warm_s): row for row in rows}
+        waiting = {pool.submit(row.open, warm_s, alone): row for row in rows}
         try:
             for done in as_completed(waiting):
                 done.result()
@@ -111,16 +113,17 @@ class _Row:
         self.worker: Worker | None = None
         self.found: dict[str, Any] = {"call_s": [], "image_s": []}
 
-    def open(self, warm_s: float) -> None:
-        """Start the worker, load, make the first call and warm up."""
+    def open(self, warm_s: float, alone: threading.Lock) -> None:
+        """Start the worker and load; then, holding `alone`, make the first call and warm up."""
         self.found["threads"] = thread_environment(self.variant.threads)
         self.worker = Worker(self.found["threads"], self.timeout_s)
         opened = self._ask({"do": "open", "variant": self.variant.to_json()})
-        if opened is None or self.worker is None:
+        with alone:
+            warmed = self._ask({"do": "warm", "limit_s": warm_s})
+        if opened is None or warmed is None or self.worker is None:
             return
-        opened["cold"] = {"process_s": self.worker.start_s, **opened["cold"]}
-        self.found |= opened
-        self.found["warm_up"] = self._ask({"do": "warm", "limit_s": warm_s}) or {}
+        cold = {"process_s": self.worker.start_s, **opened.pop("cold"), **warmed.pop("cold")}
+        self.found |= opened | warmed | {"cold": cold}
 
     def turn(self, calls: int, limit_s: float) -> None:
         """Samples of one round."""
@@ -227,9 +230,9 @@ class Worker:
 
 
 def thread_environment(threads: int | None) -> dict[str, Any]:
-    """Environment of a worker: its thread counts, and threads that sleep while they wait."""
-    count = threads or environment.cores()
-    return {**dict.fromkeys(THREAD_VARIABLES, count), "OMP_WAIT_POLICY": "PASSIVE"}
+    """Environment of a worker: its thread counts. How threads wait is left as the libraries have it, as users do: asked
+    to sleep, eager torch loses a third of its speed, which would flatter every ratio to it."""
+    return dict.fromkeys(THREAD_VARIABLES, threads or environment.cores())
 
 
 def _python_path() -> str:

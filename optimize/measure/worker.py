@@ -67,8 +67,6 @@ class Subject:
         cold, resident = self._load()
         about = self.network.describe()
         self.wait = timing.synchronizer(str(about.get("device", "cpu")))
-        cold["first_call_s"] = timing.timed(self.call, self.wait)
-        cold["first_image_s"] = timing.timed(self.first_images, self.wait)
         self.opened = {
             "runner": {**about, "torch_threads": _torch_threads()},
             "nfe": self.sampler.nfe(self.model.denoiser.schedule),
@@ -114,14 +112,18 @@ class Subject:
             )
 
     def warm(self, limit_s: float) -> dict[str, Any]:
-        """Warm up calls and images until stable or `limit_s` each; then the memory peak starts again."""
-        answer = {
+        """First call and images, then more until stable or `limit_s` each; then the memory peak starts again."""
+        cold = {
+            "first_call_s": timing.timed(self.call, self.wait),
+            "first_image_s": timing.timed(self.first_images, self.wait),
+        }
+        warm_up = {
             "call": timing.warm_up(self.call, self.wait, limit_s),
             "image": timing.warm_up(self.images, self.wait, limit_s),
         }
         self.peak = memory.peak_bytes()
         memory.reset_peak()
-        return answer
+        return {"cold": cold, "warm_up": warm_up}
 
     def turn(self, calls: int, limit_s: float) -> dict[str, list[float]]:
         """Seconds of up to `calls` network calls and as many batches of images, each kind within `limit_s`."""

@@ -26,8 +26,6 @@ KEEP = (
     "time_emb_proj|time_embedding|class_embedding|add_embedding|pos_embed|time_text_embed|context_embedder",
     "(^|[.])conv_in$|(^|[.])conv_out$|conv_shortcut|norm_out|x_embedder",
 )
-
-
 WEIGHT_ONLY = ("time_emb_proj|time_embedding|conv_shortcut",)
 
 
@@ -40,15 +38,16 @@ class Quantize(Config):
     batch: Annotated[int, Field(ge=1)] = 64  # images drawn at once
     calibration: Literal["max", "percentile"] = "max"  # range of an activation: its largest value, or a percentile
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99  # of |activation|, for calibration: percentile
-    weight_bits: Literal[7, 8] = (
-        7  # 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
-    )
+    # 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
+    weight_bits: Literal[7, 8] = 7
+    # linear layers: weights and activations, weights alone (computed in high precision), or neither. On CPUs a linear
+    # layer of an image's few hundred positions costs more to round than it saves
+    linear: Literal["int8", "weight_only", "keep"] = "int8"
     keep: tuple[str, ...] = KEEP  # regular expressions; a module path that matches one stays in high precision
     weight_only: tuple[str, ...] = WEIGHT_ONLY  # of the kept layers: stored as INT8, computed in high precision
     kept_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"  # how the weights that are kept are stored
-    max_layer_error: Annotated[float, Field(gt=0)] | None = (
-        None  # a layer whose output is off by more (relative L2) is kept
-    )
+    # a layer whose output is off by more (relative L2) is kept
+    max_layer_error: Annotated[float, Field(gt=0)] | None = None
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -65,14 +64,14 @@ class Quantize(Config):
         return value
 
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
-        """The fake-quantized model and the record {quantizers, kept_dtype, kept, layer_error, error, error_by_time, error}."""
+        """The fake-quantized model and the record {quantizers, kept_dtype, kept, layer_error, error_by_time, error}."""
         from optimize import quantizers as q
         from optimize.calibration import trajectory_inputs
         from optimize.network import TorchNetwork
         from optimize.parity import parity
 
         module = model.clone().module
-        table = self._table([n for n, m in module.named_modules() if quantizable(m)])
+        table = self._table(module)
         with context.progress("calibrate", 3) as advance:
             feeds = trajectory_inputs(model, self.samples, context.seed, self.batch)
             advance(1, f"{len(feeds)} network calls recorded")
@@ -94,18 +93,23 @@ class Quantize(Config):
         }
         return quantized, record
 
-    def keeps(self, path: str) -> bool:
-        """Whether the module at `path` stays in high precision by its name."""
-        return any(re.search(text, path) for text in self.keep)
+    def role(self, path: str, layer: nn.Module) -> str:
+        """What becomes of the layer at `path`: "int8", "weight_only" or "keep"."""
+        from torch import nn
 
-    def _table(self, paths: list[str]) -> list[dict[str, Any]]:
-        """Rows without ranges: the layers that are not kept, and those kept whose weights alone become INT8."""
+        if any(re.search(text, path) for text in self.keep):
+            return "weight_only" if any(re.search(text, path) for text in self.weight_only) else "keep"
+        return self.linear if isinstance(layer, nn.Linear) else "int8"
+
+    def _table(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Rows without ranges: the layers that compute in INT8, and those of which the weights alone become INT8."""
         rows: list[dict[str, Any]] = []
-        for path in paths:
-            if not self.keeps(path):
+        for path, layer in module.named_modules():
+            role = self.role(path, layer) if quantizable(layer) else "keep"
+            if role == "int8":
                 bits = {"bits": self.weight_bits, "axis": 0}
                 rows.append({"module": path, "weight": bits, "input": {"bits": 8, "axis": None}})
-            elif any(re.search(text, path) for text in self.weight_only):
+            elif role == "weight_only":
                 rows.append({"module": path, "weight": {"bits": 8, "axis": 0}, "input": None})
         return rows
 

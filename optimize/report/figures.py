@@ -187,6 +187,12 @@ def status(row: Row) -> str:
     return str(row.get("status") or "done")
 
 
+def rewritten(summary: Summary) -> list[str]:
+    """A sentence for every variant whose graph a runner changes before it runs it."""
+    found = {(r.get("variant"), runner(r), said): None for r in done(summary) for said in r.get("lowered") or []}
+    return [f"{variant} on {name}: {said}" for variant, name, said in found]
+
+
 def variants(summary: Summary) -> list[str]:
     """Names of the variants in the rows: the known ones in the order of the recipe's way, then others."""
     names = list(dict.fromkeys(str(r.get("variant")) for r in rows(summary)))

@@ -76,6 +76,7 @@ def render_html(summary: Summary, folder: Path | None = None) -> str:
         pareto=charts.pareto(summary),
         columns=[(k, title, about, k in TEXT_COLUMNS) for k, title, about in COLUMNS],
         rows=_rows(summary),
+        rewritten=figures.rewritten(summary),
         batches=sorted({r["batch"] for r in figures.rows(summary) if isinstance(r.get("batch"), int)}),
         quality=_quality_table(summary),
         quality_names=[title for _, title in QUALITY],

@@ -27,10 +27,11 @@ class OnnxRuntime(Config):
 
     threads: Annotated[int, Field(ge=1)] | None = None  # intra-op threads; None: all cores
     provider: str = "CPUExecutionProvider"  # ONNX Runtime's name of the execution provider
-    spinning: bool = False  # whether idle threads spin: faster alone, harmful beside other processes
-    int8: Literal["widen", "as_is"] = (
-        "widen"  # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says
+    spinning: bool = (
+        True  # whether idle threads spin, as ONNX Runtime has it: faster alone, slower beside other processes
     )
+    # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says
+    int8: Literal["widen", "as_is"] = "widen"
 
     def open(self, folder: Path) -> OnnxRuntimeRunner:
         """Open a session; EnvironmentLacks without ONNX Runtime or the provider."""

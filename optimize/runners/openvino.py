@@ -101,13 +101,12 @@ class OpenVINORunner(Closing):
         import openvino
 
         core = self.held[0]
-        lowered = ["compiled for each batch size"]
         about = {
             "backend": "openvino",
             "version": openvino.__version__,
             "device": core.get_property("CPU", "FULL_DEVICE_NAME"),
         }
-        return {**about, "precision": self._precision, "threads": self._threads, "lowered": lowered}
+        return {**about, "precision": self._precision, "threads": self._threads, "lowered": []}
 
 
 def _spec(port: Any) -> TensorSpec:

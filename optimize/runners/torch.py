@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 class Torch(Config):
     """Options of the eager runner."""
 
-    threads: Annotated[int, Field(ge=1)] | None = (
-        None  # torch's intra-op threads, of the whole process; None: unchanged
-    )
+    # torch's intra-op threads, of the whole process; None: unchanged
+    threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["fp32"] = "fp32"  # arithmetic
 
     def open(self, folder: Path) -> TorchRunner:

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 class TorchCompile(Config):
     """Options of the compiled runner."""
 
-    threads: Annotated[int, Field(ge=1)] | None = (
-        None  # torch's intra-op threads, of the whole process; None: unchanged
-    )
+    # torch's intra-op threads, of the whole process; None: unchanged
+    threads: Annotated[int, Field(ge=1)] | None = None
 
     def open(self, folder: Path) -> CompiledRunner:
         """Load the artifact; compilation happens at the first call of each batch size. EnvironmentLacks without a C++
@@ -85,8 +84,4 @@ class CompiledRunner(Closing):
             "device": "cpu",
             "precision": "fp32",
         }
-        return {
-            **about,
-            "threads": torch.get_num_threads(),
-            "lowered": ["compiled by Inductor for each batch size"],
-        }
+        return {**about, "threads": torch.get_num_threads(), "lowered": []}
