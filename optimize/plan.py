@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from optimize.errors import UserError
 from optimize.recipe import Recipe
+from optimize.weights import file_sha256
 
 
 def check(recipe: Recipe) -> None:
     """UserError naming every problem of paths and of the order of passes."""
-    problems = [*_paths(recipe), *_order(recipe), *_guidance(recipe)]
+    problems = [*_paths(recipe), *_pinned(recipe), *_order(recipe), *_guidance(recipe)]
     if recipe.target not in ("here", "cpu"):
         problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: here, cpu.')
     if not recipe.exports and any(not s.startswith("torch") for s in recipe.benchmark.runners):
@@ -30,6 +33,19 @@ def _paths(recipe: Recipe) -> list[str]:
         for field, path in paths.items()
         if not path.exists()
     ]
+
+
+def _pinned(recipe: Recipe) -> list[str]:
+    problems: list[str] = []
+    for name, expected in recipe.pinned.items():
+        path = Path(name)
+        if not path.is_file():
+            problems.append(f"pinned: {path} is no file (relative to the working directory).")
+        elif (found := file_sha256(path)) != expected:
+            problems.append(
+                f"pinned: {path} has hash {found}, the recipe expects {expected}. Restore it, or pin the new."
+            )
+    return problems
 
 
 def _order(recipe: Recipe) -> list[str]:

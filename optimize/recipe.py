@@ -23,6 +23,7 @@ from optimize.schedule import Spacing
 TARGETS = ("here", "cpu", "v100", "a100", "rtx3090", "t4", "a10", "l4", "rtx4090", "h100", "h200")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def _name(value: str) -> str:
@@ -36,7 +37,7 @@ class SourceConfig(Config):
 
     path: Path  # folder
     kind: str = "diffusers"  # a registered source
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # pinned hash of the weights file
+    sha256: Sha256 | None = None  # pinned hash of the weights file
 
 
 class DataConfig(Config):
@@ -134,6 +135,7 @@ class Recipe(Config):
     exports: tuple[Any, ...] = ()
     benchmark: BenchmarkConfig = BenchmarkConfig()
     quality: QualityConfig
+    pinned: dict[str, Sha256] = Field(default_factory=dict)  # other files that must be these very ones: path -> hash
     fair: FairConfig | None = FairConfig()
     gates: Gates = Gates()
     targets: Targets = Targets()

@@ -44,10 +44,10 @@ def noise(seeds: list[int] | range | np.ndarray, shape: tuple[int, ...]) -> np.n
     """Initial noise (B, *shape), float32; sample `i` depends on `seeds[i]` alone, so batches may be cut anywhere."""
     drawn = np.empty((len(seeds), *shape), np.float32)
     bits = np.random.Philox(key=0)  # one generator is keyed anew for each sample, which is faster than a new one
-    generator_, state = np.random.Generator(bits), bits.state
+    normals, state = np.random.Generator(bits), bits.state
     for seed, sample in zip(seeds, drawn):
         key = _hashed("sample", int(seed))
         state["state"]["key"] = np.array([key & _WORD, key >> 64], np.uint64)
         bits.state = state
-        generator_.standard_normal(dtype=np.float32, out=sample)
+        normals.standard_normal(dtype=np.float32, out=sample)
     return drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ source: {path: m}
 data: {training: t, held_out: h}
 quality: {features: f, classifier: c}
 """
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> str:
+    """The beginning of a recipe whose paths exist."""
+    for name in "mthfc":
+        (tmp_path / name).mkdir()
+    text = f"source: {{path: {tmp_path}/m}}\ndata: {{training: {tmp_path}/t, held_out: {tmp_path}/h}}\n"
+    return text + f"quality: {{features: {tmp_path}/f, classifier: {tmp_path}/c}}\nname: x\nexports: [{{onnx: {{}}}}]\n"
 
 
 def problems(text: str) -> str:
@@ -79,13 +89,20 @@ def test_the_plan_names_every_missing_path() -> None:
     assert all(f in str(caught.value) for f in ("source.path", "data.training", "data.held_out", "quality.features"))
 
 
-def test_the_plan_refuses_what_cannot_follow_quantization(tmp_path: Path) -> None:
-    for name in "mthfc":
-        (tmp_path / name).mkdir()
-    paths = f"source: {{path: {tmp_path}/m}}\ndata: {{training: {tmp_path}/t, held_out: {tmp_path}/h}}\n"
-    paths += f"quality: {{features: {tmp_path}/f, classifier: {tmp_path}/c}}\nname: x\nexports: [{{onnx: {{}}}}]\n"
+def test_the_plan_refuses_what_cannot_follow_quantization(paths: str) -> None:
     plan.check(parse(paths + "passes: [{prune: {budget: {macs: 0.2}}}, {distill: {}}, {quantize: {}}]"))
     with pytest.raises(UserError, match=r"passes\[1\].distill"):
         plan.check(parse(paths + "passes: [{quantize: {}}, {distill: {}}]"))
     with pytest.raises(UserError, match="cannot be measured on this device"):
         plan.check(parse(paths + "target: a100"))
+
+
+def test_pinned_files_must_be_the_very_ones(paths: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    right = hashlib.sha256(b"abc").hexdigest()
+    plan.check(parse(paths + f"pinned: {{{tmp_path}/x: {right}}}"))
+    wrong = f"pinned: {{{tmp_path}/x: {'f' * 64}, {tmp_path}/gone: {right}}}"
+    with pytest.raises(UserError, match=f"x has hash {right}(.|\\n)*gone is no file"):
+        plan.check(parse(paths + wrong))
+    with pytest.raises(UserError, match="pinned"):
+        parse(paths + "pinned: {x: abc}")

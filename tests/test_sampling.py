@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from optimize import rng
 from optimize.denoiser import Denoiser
 from optimize.model import Model
 from optimize.network import TensorSpec
