@@ -35,11 +35,11 @@ def timed(call: Call, wait: Call) -> float:
 def warm_up(call: Call, wait: Call, limit_s: float = 3.0, window: int = 5, tolerance: float = 0.05) -> dict[str, Any]:
     """Call until the medians of two neighbouring windows differ by less than `tolerance`, or `limit_s` is over.
 
-    Returns `{calls, seconds, stable}`; one call is always made.
+    Returns `{calls, seconds, stable}`; without a limit above zero no call is made.
     """
     taken: list[float] = []
     end = perf_counter() + limit_s
-    while not taken or (perf_counter() < end and not _stable(taken, window, tolerance)):
+    while perf_counter() < end and not _stable(taken, window, tolerance):
         taken.append(timed(call, wait))
     return {"calls": len(taken), "seconds": sum(taken), "stable": _stable(taken, window, tolerance)}
 

@@ -119,7 +119,7 @@ class Subject:
         }
         warm_up = {
             "call": timing.warm_up(self.call, self.wait, limit_s),
-            "image": timing.warm_up(self.images, self.wait, limit_s),
+            "image": timing.warm_up(self.images, self.wait, limit_s - cold["first_image_s"]),
         }
         self.peak = memory.peak_bytes()
         memory.reset_peak()
