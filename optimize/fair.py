@@ -38,7 +38,7 @@ def search(
 
 def candidates(config: FairConfig, baseline: Sampler, schedule: Schedule) -> Iterator[Sampler]:
     """Samplers by rising NFE, none dearer than the baseline; clipping as in the baseline."""
-    found = {}
+    found: dict[tuple[Any, ...], Sampler] = {}
     for solver, steps, spacing, guided in product(config.solvers, config.steps, config.spacings, config.guided):
         if guided and baseline.guidance.cfg is None:
             continue
