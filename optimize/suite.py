@@ -54,16 +54,16 @@ def fp32_runners(source: Variant) -> list[str]:
 
 
 def _split(recipe: Recipe, variants: list[Variant]) -> list[Timed]:
-    """The baseline network, eager, largest batch, without its guidance, and with the student's sampler; that with the
-    fair solver, between the two, is a row already."""
-    if EAGER not in recipe.benchmark.runners or len(variants) < 2:
+    """The baseline network on the FP32 runner, largest batch, without its guidance, and with the student's sampler; that
+    with the fair sampler, between the two, is a row already."""
+    base, spec = variants[0], fastest_fp32(recipe)
+    if spec not in base.runners or len(variants) < 2:
         return []
-    base, batch = variants[0], max(recipe.benchmark.batch)
     steps = {
         "guidance": recipe.sampler.model_copy(update={"guidance": Guidance()}),
         "distillation": Sampler(**variants[-1].sampling["sampler"]),
     }
-    return [_timed(recipe, base, EAGER, batch, f"factor:{n}", s) for n, s in steps.items()]
+    return [_timed(recipe, base, spec, max(recipe.benchmark.batch), f"factor:{n}", s) for n, s in steps.items()]
 
 
 def _timed(

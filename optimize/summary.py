@@ -243,16 +243,20 @@ def _int8_speedup(found: Findings, row: dict[str, Any]) -> float | None:
 
 def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
     """Ratios of successive image latencies from the baseline to the final row; their product is the whole speed-up."""
-    last = found.variants[-2].name if len(found.variants) > 1 else ""
+    source, last = found.variants[0].name, found.variants[-2].name if len(found.variants) > 1 else ""
+    spec = fastest_fp32(found.recipe)
     precise = f"{final['runner']}:{p}" if (p := final["runner_options"].get("precision")) else final["runner"]
     path = [
-        ("", found.measured("baseline", EAGER)),
-        ("guidance", found.measured("factor:guidance", EAGER)),
-        ("solver", found.measured("fair", EAGER)),
-        ("distillation", found.measured("factor:distillation", EAGER)),
-        ("pruning", found.measured(last, EAGER)),
-        ("runner", found.measured(last, final["runner"])),
-        ("precision", found.measured(found.variants[-1].name, precise)),
+        ("", found.measured(source, EAGER)),
+        ("runner", found.measured(source, spec)),
+        ("guidance", found.measured("factor:guidance", spec)),
+        ("solver", found.measured("fair", spec)),
+        ("distillation", found.measured("factor:distillation", spec)),
+        ("pruning", found.measured(last, spec)),
+        (
+            "precision" if final["runner"] == spec else "precision and runner",
+            found.measured(found.variants[-1].name, precise),
+        ),
     ]
     there = [(n, m) for n, m in path if m is not None]
     return {name: b.images_per_s().value / a.images_per_s().value for (_, a), (name, b) in pairwise(there)}
