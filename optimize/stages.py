@@ -165,7 +165,7 @@ def export_stage(
             shutil.copy2(made.folder / file, folder / file)
         model = open_model(made)
         records = {e.name: e.export(model, folder, Context(recipe.seed, progress=progress)) for e in recipe.exports}
-        fields = {k: v for k, v in made.manifest.items() if k not in ("schema", "files", "id", "stage")}
+        fields = {k: v for k, v in made.manifest.items() if k not in ("schema", "files", "id", "stage", "seconds")}
         return fields | {"count": count(model), "exports": records}
 
     stage = store.stage("export", key, compute)

@@ -61,7 +61,7 @@ class Store:
         if not cached:
             work = self.folder / ".work" / identity[:32]
             work.mkdir(parents=True, exist_ok=True)
-            commit(folder, lambda temporary: {"id": identity, "stage": name, **compute(temporary, work)})
+            commit(folder, lambda temporary: _timed({"id": identity, "stage": name}, lambda: compute(temporary, work)))
             shutil.rmtree(work)
         stage = Stage(name, identity, folder, verify(folder), time.perf_counter() - start, cached)
         log.info(
@@ -135,3 +135,9 @@ def _imports(module: str) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.split(".")[0] == "optimize"}
     return found
+
+
+def _timed(fields: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Manifest fields with the `seconds` it took to make them, since the last kill."""
+    start = time.perf_counter()
+    return {**fields, **compute(), "seconds": round(time.perf_counter() - start, 2)}

@@ -66,7 +66,8 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
 def _stage(stage: Any) -> dict[str, Any]:
     passes = stage.manifest.get("passes") or []
     record = passes[-1]["record"] if passes else {}
-    return {"name": stage.name, "id": stage.id, "parent": stage.manifest.get("parent"), "record": record}
+    about = {k: stage.manifest.get(k) for k in ("parent", "seconds")}
+    return {"name": stage.name, "id": stage.id, **about, "record": record}
 
 
 def _refused(found: Findings, variant: Variant, spec: str) -> dict[str, Any]:
