@@ -38,7 +38,7 @@ def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = 
     out = exported / recipe.name
     sweep(out)
     here = _Run(recipe, Store(exported / ".cache"), progress)
-    source = stages.source_stage(here.store, recipe)
+    source = stages.source_stage(here.store, recipe, progress)
     made = list(accumulate(range(len(recipe.passes)), lambda parent, i: here.apply(i, parent, source), initial=source))
     variants = here.export(made)
     half_split = here.half_split()

@@ -81,7 +81,7 @@ def load_data(path: Path, field: str) -> Data:
     return Data(images.float(), tensors.get("labels"))
 
 
-def source_stage(store: Store, recipe: Recipe) -> Stage:
+def source_stage(store: Store, recipe: Recipe, progress: Progress) -> Stage:
     """The untouched model with the sampler it is used with today."""
     source = SOURCES.get(recipe.source.kind)(recipe.source.path, recipe.source.sha256)
     code = code_hash(type(source).__module__)
@@ -93,8 +93,10 @@ def source_stage(store: Store, recipe: Recipe) -> Stage:
     }
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:
-        model = source.load(recipe.sampler)
-        save_model(folder, model)
+        with progress("load the model", 1) as advance:
+            model = source.load(recipe.sampler)
+            save_model(folder, model)
+            advance(1)
         return {"parent": None, "source": model.source, "passes": [], "seed": recipe.seed}
 
     return store.stage("source", key, compute)

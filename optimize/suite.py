@@ -17,11 +17,13 @@ EAGER = "torch"
 
 
 def suite(recipe: Recipe, variants: list[Variant], fair: Sampler | None) -> list[Timed]:
-    """Everything to time in one interleaved bench. Stages between the first and the last but one run on one runner."""
+    """Everything to time in one interleaved bench. Stages between the first and the last but one run on one runner, at
+    the largest batch."""
     bench, timed = recipe.benchmark, []
-    for variant in variants:
+    for i, variant in enumerate(variants):
+        batches = bench.batch if i == 0 or i >= len(variants) - 2 else (max(bench.batch),)
         for spec in [r for r in variant.runners if r not in bench.source_runners]:
-            timed += [_timed(recipe, variant, spec, b) for b in bench.batch]
+            timed += [_timed(recipe, variant, spec, b) for b in batches]
     if fair is not None:
         for spec in fp32_runners(variants[0]):
             batches = bench.batch if spec in bench.runners and spec != EAGER else (max(bench.batch),)
