@@ -70,13 +70,13 @@ def recipe(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(recipe: Path, exported: Path) -> list[str]:
+def command(recipe: Path | str, exported: Path) -> list[str]:
     return [sys.executable, "-m", "optimize.cli", "run", str(recipe), "--exported", str(exported)]
 
 
-def weights(exported: Path) -> dict[str, Any]:
+def weights(exported: Path, name: str = "tiny") -> dict[str, Any]:
     """Hashes of the files that define every variant."""
-    files = {n: verify(exported / "tiny" / n)["files"] for n in STAGES}
+    files = {n: verify(exported / name / n)["files"] for n in STAGES}
     return {n: {k: v["sha256"] for k, v in f.items()} for n, f in files.items()}
 
 
@@ -134,26 +134,39 @@ def test_the_same_command_again_finds_everything_and_imports_no_torch(recipe: Pa
     assert time.perf_counter() - start < 60
 
 
+def kill_at_random_moments(line: list[str], moments: random.Random, longest_s: float, times: int) -> int:
+    """Start a command again and again, kill -9 it at random; how often it was killed before it could end."""
+    for killed in range(times):
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(moments.uniform(4, longest_s))
+            return killed
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    return times
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(3))
 def test_kill_9_at_random_moments_then_the_same_command_gives_the_same_bits(
     recipe: Path, finished: Path, tmp_path: Path, attempt: int
 ) -> None:
-    moments = random.Random(attempt)
-    killed = 0
-    for _ in range(6):
-        process = subprocess.Popen(command(recipe, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(moments.uniform(4, 25))
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-    done = subprocess.run(command(recipe, tmp_path), capture_output=True, text=True, timeout=500)
+    line = command(recipe, tmp_path)
+    assert kill_at_random_moments(line, random.Random(attempt), 25, times=6)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert killed
     assert weights(tmp_path) == weights(finished)
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_survives_kill_9_with_the_same_bits(tmp_path: Path) -> None:
+    whole, broken = command("smoke", tmp_path / "whole"), command("smoke", tmp_path / "broken")
+    assert kill_at_random_moments(broken, random.Random(0), 30, times=4)
+    for line in (broken, whole):
+        done = subprocess.run(line, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert weights(tmp_path / "broken", "smoke") == weights(tmp_path / "whole", "smoke")
 
 
 def test_two_recipes_that_share_stages_share_their_work(recipe: Path, finished: Path, tmp_path: Path) -> None:
