@@ -21,7 +21,7 @@ def suite(recipe: Recipe, variants: list[Variant], fair: Sampler | None) -> list
     the largest batch."""
     bench, timed = recipe.benchmark, []
     for i, variant in enumerate(variants):
-        batches = bench.batch if i == 0 or i >= len(variants) - 2 else (max(bench.batch),)
+        batches = bench.batch if _in_full(i, len(variants)) else (max(bench.batch),)
         for spec in [r for r in variant.runners if r not in bench.source_runners]:
             timed += [_timed(recipe, variant, spec, b) for b in batches]
     if fair is not None:
@@ -41,7 +41,12 @@ def runners_of(recipe: Recipe, index: int, count: int) -> tuple[str, ...]:
         return (*runners, *recipe.benchmark.source_runners)
     if any("quantized" in p.provides for p in recipe.passes[:index]):
         return tuple(r for r in runners if not r.startswith(EAGER)) or runners
-    return runners if index >= count - 2 else (fastest_fp32(recipe),)
+    return runners if _in_full(index, count) else (fastest_fp32(recipe),)
+
+
+def _in_full(index: int, count: int) -> bool:
+    """Whether variant number `index` is timed in every way: the source and the last two are."""
+    return index == 0 or index >= count - 2
 
 
 def fastest_fp32(recipe: Recipe) -> str:

@@ -113,11 +113,7 @@ def _texts(summary: Summary, row: Row) -> dict[str, str]:
 
 def _problems(summary: Summary) -> list[Any]:
     """A line for every row that has no figures, with its reason."""
-    lost = [r for r in figures.rows(summary) if figures.status(r) != "done"]
-    lines = [
-        f"{r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}"
-        for r in lost
-    ]
+    lines = figures.lost(summary)
     if any(r.get("noisy") for r in figures.done(summary)):
         lines.append("~ noisy: other work on this machine disturbed the timing; its interval says by how much")
     return [_text(line, "yellow") for line in lines]

@@ -187,6 +187,15 @@ def status(row: Row) -> str:
     return str(row.get("status") or "done")
 
 
+def lost(summary: Summary) -> list[str]:
+    """A line for every row that has no figures, with its reason."""
+    return [
+        f"{r.get('status')}: {r.get('variant')} on {runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}"
+        for r in rows(summary)
+        if status(r) != "done"
+    ]
+
+
 def rewritten(summary: Summary) -> list[str]:
     """A sentence for every variant whose graph a runner changes before it runs it."""
     found = {(r.get("variant"), runner(r), said): None for r in done(summary) for said in r.get("lowered") or []}

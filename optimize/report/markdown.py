@@ -105,12 +105,7 @@ def _factors(summary: Summary) -> str:
 
 
 def _refused(summary: Summary) -> str:
-    lost = [r for r in figures.rows(summary) if figures.status(r) != "done"]
-    lines = [
-        f"- {r.get('status')}: {r.get('variant')} on {figures.runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}"
-        for r in lost
-    ]
-    return "\n".join([*lines, *(f"- {line}" for line in figures.rewritten(summary))])
+    return "\n".join(f"- {line}" for line in (*figures.lost(summary), *figures.rewritten(summary)))
 
 
 def _fair(summary: Summary) -> str:
