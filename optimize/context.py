@@ -22,6 +22,9 @@ class Advance(Protocol):
 
 Progress = Callable[[str, float], AbstractContextManager[Advance]]
 
+# (name, what the content depends on, write(folder)) -> a folder with that content, written at most once
+Keep = Callable[[str, dict[str, Any], Callable[[Path], None]], Path]
+
 
 @contextmanager
 def silent(description: str, total: float) -> Iterator[Advance]:
@@ -51,6 +54,7 @@ class Context:
     teacher: Callable[[str], Model] | None = None  # "baseline" -> the untouched model with its guided sampler
     checkpoints: Path | None = None
     progress: Progress = silent
+    keep: Keep | None = None  # where intermediate results are kept by content, None for nowhere
     measure: Callable[[Model], float] | None = None  # seconds a network call on the target's runner
     quality: Callable[[Model], dict[str, Any]] | None = None
 

@@ -8,6 +8,7 @@ FP16 tensor is never expanded again. Every quantized layer becomes
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,25 +174,33 @@ def drop_unused(model: ir.Model) -> None:
     passes.RemoveUnusedNodesPass()(model)
 
 
-def anonymize(model: ir.Model) -> None:
-    """Remove stack traces, doc strings, intermediate shapes and everything else that is not the computation, so that
-    equal networks give equal bytes."""
+def forget_origins(model: ir.Model) -> None:
+    """Remove stack traces, doc strings and whatever else says where the graph came from."""
     graph = model.graph
     model.doc_string, graph.doc_string, graph.name = None, None, "network"
-    model.metadata_props.clear()
-    graph.metadata_props.clear()
+    for holder in (model, graph, *graph, *(v for node in graph for v in node.outputs)):
+        holder.metadata_props.clear()
+    for node in graph:
+        node.doc_string = None
+    for value in [*graph.inputs, *graph.initializers.values(), *graph.outputs]:
+        value.metadata_props.clear()
+
+
+def anonymize(model: ir.Model) -> None:
+    """Remove origins, intermediate names and shapes and everything else that is not the computation, so that equal
+    networks give equal bytes."""
+    forget_origins(model)
+    graph = model.graph
     outputs = {id(v) for v in graph.outputs}
     for number, node in enumerate(graph):
-        node.metadata_props.clear()
-        node.doc_string = None
         node.name = f"{node.op_type}_{number}"
         for index, value in enumerate(node.outputs):
-            value.metadata_props.clear()
             if id(value) not in outputs:
                 value.name, value.shape, value.type = (
                     f"v{number}_{index}" if index else f"v{number}",
                     None,
                     None,
                 )
-    for value in [*graph.inputs, *graph.initializers.values(), *graph.outputs]:
-        value.metadata_props.clear()
+    numbered = [v for v in graph.initializers.values() if re.fullmatch(r"val_\d+", v.name or "")]
+    for number, value in enumerate(numbered):  # the exporter's own constants, numbered by how it got there
+        value.name = f"c{number}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize import environment
 from optimize.artifact import MANIFEST, commit, load_model, save_model, verify, write_json
-from optimize.context import Context, Data, Progress
+from optimize.context import Context, Data, Keep, Progress
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.recipe import Recipe
 from optimize.registry import SOURCES
@@ -166,7 +166,8 @@ def export_stage(
         for file in made.manifest["files"]:
             shutil.copy2(made.folder / file, folder / file)
         model = open_model(made)
-        records = {e.name: e.export(model, folder, Context(recipe.seed, progress=progress)) for e in recipe.exports}
+        context = Context(recipe.seed, progress=progress, keep=_keeper(store, {"code": codes, **_numerics()}))
+        records = {e.name: e.export(model, folder, context) for e in recipe.exports}
         fields = {k: v for k, v in made.manifest.items() if k not in ("schema", "files", "id", "stage", "seconds")}
         return fields | {"count": count(model), "exports": records}
 
@@ -174,6 +175,19 @@ def export_stage(
     # at the batch that is timed later, so that a compiling runner compiles once
     parity = _parity_stage(store, name, stage, runners, max(recipe.benchmark.batch), progress)
     return Variant(name, made.name, stage, parity)
+
+
+def _keeper(store: Store, always: dict[str, Any]) -> Keep:
+    """Keeps intermediate results in the store; `always` is what all of them depend on."""
+
+    def keep(name: str, depends: dict[str, Any], write: Callable[[Path], None]) -> Path:
+        def compute(folder: Path, work: Path) -> dict[str, Any]:
+            write(folder)
+            return {}
+
+        return store.stage(name, depends | always, compute).folder
+
+    return keep
 
 
 def _parity_stage(

@@ -26,6 +26,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "macs.py",
         "onnx_graph.py",
         "onnx_lowering.py",
+        "onnx_trace.py",
         "parity.py",
         "quantizers.py",
         "recipe.py",  # holds the sampler's config, of floor 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from optimize.configs import digest
 from optimize.context import Context
 from optimize.exporters.onnx import FILE, Onnx
 from optimize.model import Model
@@ -99,6 +101,41 @@ def test_equal_models_give_equal_bytes_without_paths_or_traces(
     data = (tmp_path / FILE).read_bytes()
     assert data == exported["int8"][0].read_bytes()
     assert b"site-packages" not in data and b".py" not in data
+
+
+def test_networks_of_one_structure_are_traced_once_and_keep_their_own_weights(
+    models: dict[str, Model], exported: dict[str, Any], tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def keep(name: str, depends: dict[str, Any], write: Any) -> Path:
+        folder = tmp_path / digest({"name": name, **depends})
+        if not folder.exists():
+            folder.mkdir()
+            write(folder)
+            asked.append(name)
+        return folder
+
+    for name, model in models.items():
+        Onnx().export(model, tmp_path / name, Context(keep=keep))
+        assert (tmp_path / name / FILE).read_bytes() == exported[name][0].read_bytes()
+    assert asked == ["trace"]
+    kept = b"".join(f.read_bytes() for f in tmp_path.rglob("skeleton.onnx"))
+    assert len(kept) < exported["fp32"][0].stat().st_size / 4 and b"site-packages" not in kept
+
+
+def test_another_structure_is_traced_anew(models: dict[str, Model]) -> None:
+    model, depends = models["fp32"], []
+
+    def keep(name: str, of: dict[str, Any], write: Any) -> Path:
+        depends.append(of)
+        raise KeyboardInterrupt
+
+    edit = {"pass": "prune", "record": {"attributes": {"mid_block.attentions.0.heads": 1}}}
+    for changed in (model, model.with_module(model.module, edit)):
+        with suppress(KeyboardInterrupt):
+            Onnx().export(changed, Path("."), Context(keep=keep))
+    assert depends[0] != depends[1]
 
 
 def test_the_exported_model_is_left_as_it_was(models: dict[str, Model], exported: dict[str, Any]) -> None:

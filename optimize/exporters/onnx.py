@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from optimize.configs import Config
-from optimize.errors import EnvironmentLacks
+from optimize.onnx_trace import OUTPUT, traced
 from optimize.registry import EXPORTERS
 
 if TYPE_CHECKING:
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
     from optimize.context import Context
     from optimize.model import Model
-    from optimize.network import TensorSpec
 
 FILE = "onnx/model.onnx"
-OUTPUT = "out_sample"
 EMBEDDED_BYTES = 2_000_000_000  # above this the weights go into a file of their own
 
 
@@ -42,7 +40,7 @@ class Onnx(Config):
         Raises EnvironmentLacks where onnx or onnxscript is missing."""
         table, kept = _quantization(model)
         with context.progress("export onnx", 3) as advance:
-            graph = traced(_plain(model.module, table), model.inputs, self.opset)
+            graph = traced(_plain(model.module, table), model.inputs, self.opset, _structure(model), context.keep)
             advance(1, "traced")
             record = self._finish(graph, model, table, kept)
             advance(1, "cleaned")
@@ -76,55 +74,18 @@ class Onnx(Config):
         return {"int8_layers": both, "int8_weights_only": len(table) - both, "kept_dtype": stored}
 
 
-def traced(module: nn.Module, inputs: tuple[TensorSpec, ...], opset: int) -> ir.Model:
-    """The float network as an onnx_ir model with a symbolic batch, as torch's exporter gives it."""
-    import torch
-
-    from optimize.network import example_inputs
-    from optimize.onnx_graph import quiet
-
-    feed = tuple(example_inputs(inputs, batch=3).values())
-    # diffusers' upsampling copies memory from a batch of 64 on, a branch that bounds the trace but not the graph
-    batch = torch.export.Dim("B", min=1, max=63)
-    shapes = tuple({i: batch for i, d in enumerate(s.dims) if d == "B"} for s in inputs)
-    names = [s.name for s in inputs]
-    with quiet("torch.onnx"):
-        try:
-            program = torch.onnx.export(
-                _positional(module, names), feed, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT],
-                dynamic_shapes=(shapes,), optimize=False, verbose=False,
-            )  # fmt: skip
-        except ImportError as error:
-            raise EnvironmentLacks(f"onnx: {error}. Install it: pip install onnx onnxscript") from error
-    assert program is not None
-    for value in list(program.model.graph.initializers.values()):
-        value.name = (value.name or "").removeprefix("network.")
-    return program.model
-
-
-def _positional(module: nn.Module, names: list[str]) -> nn.Module:
-    """The module called with positional tensors and returning one tensor, as tracing wants it."""
-    from torch import nn
-
-    from optimize.network import raw_output
-
-    class Positional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = module
-
-        def forward(self, *tensors: Any) -> Any:
-            return raw_output(self.network(**dict(zip(names, tensors))))
-
-    return Positional().eval()
-
-
 def _quantization(model: Model) -> tuple[list[dict[str, Any]], str]:
     """The quantizer table and the dtype of what is kept; empty and fp32 for a float model."""
     for edit in reversed(model.structure.edits):
         if "quantizers" in edit["record"]:
             return edit["record"]["quantizers"], edit["record"]["kept_dtype"]
     return [], "fp32"
+
+
+def _structure(model: Model) -> dict[str, Any]:
+    """The structure of the float network: all edits but quantization, which `_plain` takes back."""
+    structure = model.structure.to_json()
+    return structure | {"edits": [e for e in structure["edits"] if "quantizers" not in e["record"]]}
 
 
 def _plain(module: nn.Module, table: list[dict[str, Any]]) -> nn.Module:

@@ -64,7 +64,8 @@ def bench(
                     turn_s,
                     advance,
                 )
-        return [row.close() for row in rows]
+        with ThreadPoolExecutor(len(rows) or 1) as pool:
+            return list(pool.map(_Row.close, rows))
     finally:
         for row in rows:
             row.kill()
