@@ -110,8 +110,7 @@ class _Run:
         key = {
             "artifacts": [v.id for v in variants],
             "timed": [t.model_dump(mode="json", exclude={"folder"}) for t in timed],
-            "rounds": self.recipe.benchmark.rounds,
-            "seconds": self.recipe.benchmark.seconds,
+            "config": self.recipe.benchmark.to_json(),
             "environment": environment.key(),
             "code": code_hash("optimize.measure.worker"),
         }

@@ -59,6 +59,7 @@ class BenchmarkConfig(Config):
     source_runners: tuple[str, ...] = ("torch_compile",)  # further ones, for the uncompressed network only
     rounds: Positive = 7  # turns of every worker
     seconds: Annotated[float, Field(gt=0)] = 0.25  # timed work of a worker in one turn; at least one call
+    warm_up: Annotated[float, Field(ge=0)] = 0.6  # seconds of a worker's warm-up at most, for calls and for images each
     threads: Positive | None = None  # per worker; None: all cores
 
 

@@ -99,4 +99,11 @@ def time_all(recipe: Recipe, timed: list[Timed], progress: Any) -> list[Measurem
     from optimize.measure.turns import bench
 
     config = recipe.benchmark
-    return bench(timed, rounds=config.rounds, turn_s=config.seconds, seed=recipe.seed, progress=progress)
+    return bench(
+        timed,
+        rounds=config.rounds,
+        turn_s=config.seconds,
+        warm_s=config.warm_up,
+        seed=recipe.seed,
+        progress=progress,
+    )

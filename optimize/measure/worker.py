@@ -6,6 +6,7 @@ stderr. An error is answered by `{"error": reason}` and ends the process with ex
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -123,6 +124,8 @@ class Subject:
         }
         self.peak = memory.peak_bytes()
         memory.reset_peak()
+        gc.collect()
+        gc.freeze()  # else the collection before every turn looks at all of torch again, longer than many turns take
         return {"cold": cold, "warm_up": warm_up}
 
     def turn(self, calls: int, limit_s: float) -> dict[str, list[float]]:
@@ -185,6 +188,7 @@ def main() -> None:
     _answer_errors(replies)
     send(replies, {"ready": os.getpid()})
     serve(sys.stdin, replies)
+    os._exit(0)  # the runner is closed; taking torch's modules apart one by one would only keep a core busy
 
 
 if __name__ == "__main__":
