@@ -19,8 +19,8 @@ from optimize.errors import UserError, did_you_mean
 from optimize.registry import EXPORTERS, PASSES, RUNNERS, SOURCES, Registry
 from optimize.sampling import SOLVERS, Sampler
 from optimize.schedule import Spacing
+from optimize.targets import NAMES as TARGETS
 
-TARGETS = ("here", "cpu", "v100", "a100", "rtx3090", "t4", "a10", "l4", "rtx4090", "h100", "h200")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
