@@ -126,6 +126,10 @@ def _times(found: Findings, m: Measurement) -> dict[str, Any]:
         "image_latency_ms": _ms(image, m.variant.batch),
         "images_per_s": m.images_per_s().value,
         "peak_memory_bytes": m.peak_memory_bytes,
+        "energy_j": m.energy_j,
+        "throttled": m.throttled,
+        "io": m.variant.io,
+        "cuda_graphs": m.variant.cuda_graphs,
         "cold": m.cold,
         "noisy": m.noisy,
         "speedup": _speedups(found, m),
@@ -133,7 +137,8 @@ def _times(found: Findings, m: Measurement) -> dict[str, Any]:
 
 
 def _ms(latency: dict[str, Any], per: int) -> dict[str, Any]:
-    return {k: latency[k] * 1e3 / per for k in ("p50", "p90", "p99")} | {"n": latency["n"]}
+    """Percentiles, and the 95 % interval [low, high] of the median."""
+    return {k: latency[k] * 1e3 / per for k in ("p50", "p90", "p95", "p99", "low", "high")} | {"n": latency["n"]}
 
 
 def _speedups(found: Findings, m: Measurement) -> dict[str, Any]:

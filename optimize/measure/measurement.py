@@ -45,6 +45,7 @@ class Measurement:
     status: str = "done"  # or, with the reason, "failed", or "refused": not possible on this machine
     reason: str = ""
     bench: str = ""
+    artifact_id: str = ""
     call_s: list[list[float]] = field(default_factory=list)
     image_s: list[list[float]] = field(default_factory=list)
     nfe: int = 0
@@ -134,7 +135,7 @@ def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed
         a, b = getattr(baseline, name), getattr(other, name)
         if canonical(a) != canonical(b):
             raise OptimizeError(
-                f"{other.key} against {baseline.key}: {name} differ ({_unlike(a, b)}). Measure both in one bench."
+                f"{other.key} against {baseline.key}: {name} differ ({unlike(a, b)}). Measure both in one bench."
             )
     above, below = (m._samples(f"{what}_s") for m in (baseline, other))
     ratio = statistics.ratio_interval(above, below, seed=seed, paired=paired(baseline, other, what))
@@ -148,5 +149,6 @@ def paired(one: Measurement, other: Measurement, what: str = "image") -> bool:
     return one.bench == other.bench and len(above) == len(below)
 
 
-def _unlike(a: dict[str, Any], b: dict[str, Any]) -> str:
+def unlike(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """What differs between two flat descriptions, in words; empty where nothing does."""
     return ", ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k))

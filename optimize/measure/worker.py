@@ -76,7 +76,8 @@ class Subject:
             "runner": {**about, "torch_threads": _torch_threads(), "clock": clock},
             "gpu": gpu,
             "nfe": self.sampler.nfe(self.model.denoiser.schedule),
-            "memory": {"imported_bytes": resident, "loaded_bytes": memory.resident_bytes()},
+            "memory": {"imported_bytes": resident, "loaded_bytes": memory.resident_bytes(), **self._file},
+            "artifact_id": self._artifact_id,
             "cold": cold,
         }
         return self
@@ -95,6 +96,7 @@ class Subject:
         self.network = self._stack.enter_context(runner)
         self.model = model_around(folder, self.network)
         self.sampler = self.variant.sampler or self.model.sampler
+        self._artifact_id, self._file = _on_disk(folder, self.variant.runner)
         self.device = str(self.network.describe()["device"]) if self.variant.io == "device" else "cpu"
         self.feed = {k: v.to(self.device) for k, v in middle_inputs(self.model, self.variant.batch).items()}
         return {"import_s": imported - start, "load_s": perf_counter() - imported}, resident
@@ -168,6 +170,15 @@ def _device_memory() -> Iterator[tuple[str, int]]:
     if torch.cuda.is_initialized():
         yield "device_allocated_peak_bytes", torch.cuda.max_memory_allocated()
         yield "device_peak_bytes", torch.cuda.max_memory_reserved()
+
+
+def _on_disk(folder: Path, runner: str) -> tuple[str, dict[str, int]]:
+    """The artifact's id, and `file_bytes` of what this runner loads: the weights for torch, else the exported files."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    sizes = {name: f["bytes"] for name, f in manifest["files"].items()}
+    exported = sum(n for name, n in sizes.items() if name.startswith("onnx/"))
+    weights = sizes.get("model.safetensors", 0)
+    return manifest.get("id", ""), {"file_bytes": weights if runner.startswith("torch") else exported or weights}
 
 
 def _gpu(device: str) -> str | int | None:
