@@ -83,20 +83,27 @@ def load(path: Path) -> Report:
                 f"compare: {path} holds neither summary.json nor measurements.jsonl. Give a run's folder, e.g. exported/digits."
             )
         about = read_json(summary) if summary.is_file() else {}
-        rows = _summary_lines(about) | (_measured_lines(measured) if measured.is_file() else {})
+        rows = _summary_lines(about) if about else {}
+        rows |= _measured_lines(measured, rows) if measured.is_file() else {}
     elif path.suffix == ".json":
         about = read_json(path)
         rows = _summary_lines(about)
     else:
-        about, rows = {}, _measured_lines(path)
+        about, rows = {}, _measured_lines(path, {})
     if not rows:
         raise UserError(f"compare: {path} holds no measurements. Run optimize bench or optimize run first.")
     return Report(rows, about)
 
 
-def _measured_lines(path: Path) -> dict[str, Line]:
-    found = {m.key: m for m in benchmark.read(path) if not m.key.startswith("factor:")}
-    return {k: Line(m.artifact_id, m.environment, m.status, m.reason, m) for k, m in found.items()}
+def _measured_lines(path: Path, summarized: dict[str, Line]) -> dict[str, Line]:
+    """The last row of every key, with its line of the summary where there is one."""
+    found = {}
+    for m in benchmark.read(path):
+        if not m.key.startswith("factor:"):
+            row = summarized[m.key].row if m.key in summarized else {}
+            identity = m.artifact_id or str(row.get("artifact_id") or "")
+            found[m.key] = Line(identity, m.environment, m.status, m.reason, m, row)
+    return found
 
 
 def _summary_lines(summary: Any) -> dict[str, Line]:
@@ -203,10 +210,10 @@ def _sizes(key: str, x: Line, y: Line) -> Iterator[dict[str, Any]]:
 
 
 def _exact(line: Line, what: str) -> float | None:
-    m = line.measurement
-    if m is not None and m.done and what in ("size_bytes", "nfe"):
+    found, m = figures.number(line.row.get(what)), line.measurement
+    if found is None and m is not None and m.done and what in ("size_bytes", "nfe"):
         return m.memory.get("file_bytes") if what == "size_bytes" else m.nfe
-    return figures.number(line.row.get(what))
+    return found
 
 
 def _qualities(before: dict[str, Any], after: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -214,9 +221,13 @@ def _qualities(before: dict[str, Any], after: dict[str, Any]) -> Iterator[dict[s
     mine, theirs = (_by_variant(s) for s in (before, after))
     for name in [n for n in mine if n in theirs]:
         for what, a in mine[name].items():
-            b = theirs[name].get(what)
-            if all(figures.bounds(v)[0] is not None and figures.number(v) is not None for v in (a, b)):
+            b: Any = theirs[name].get(what)
+            if _with_interval(a) and _with_interval(b):
                 yield {"row": name, "what": what, "a": a["value"], "b": b["value"], **difference(a, b)}
+
+
+def _with_interval(figure: Any) -> bool:
+    return figures.bounds(figure)[0] is not None and figures.number(figure) is not None
 
 
 def _by_variant(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -128,7 +128,7 @@ class Measurement:
 def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed: int = 0) -> Interval:
     """How many times faster `other` is, per image (`what="image"`) or per network call of one sample (`"call"`).
 
-    Ratio of median latencies with its 95 % interval, paired by round where both come from one bench (`paired`). Raises
+    With its 95 % interval (`statistics.ratio_interval`), paired by round where both come from one bench. Raises
     OptimizeError where the two were measured in different environments or with different thread counts.
     """
     for name in ("environment", "threads"):

@@ -15,8 +15,8 @@ from functools import lru_cache
 import numpy as np
 
 
-def log_ratio_interval(d_K: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """(low, high) of the centre of `d_K`, K >= 2 rounds."""
+def log_ratio_interval(d_K: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """(centre, low, high) of `d_K`, K >= 2 rounds: the Hodges-Lehmann estimate, or the mean below six rounds."""
     rank = critical_rank(len(d_K), level)
     return _signed_rank(d_K, rank) if rank else _student(d_K, level)
 
@@ -41,15 +41,16 @@ def _rank_sum_distribution(rounds: int) -> np.ndarray:
     return p
 
 
-def _signed_rank(d_K: np.ndarray, rank: int) -> tuple[float, float]:
-    """The `rank`-th smallest and largest Walsh average (d_i + d_j) / 2, i <= j."""
+def _signed_rank(d_K: np.ndarray, rank: int) -> tuple[float, float, float]:
+    """Median, `rank`-th smallest and `rank`-th largest of the Walsh averages (d_i + d_j) / 2, i <= j."""
     i, j = np.triu_indices(len(d_K))
     walsh = np.sort((d_K[i] + d_K[j]) / 2)
-    return float(walsh[rank - 1]), float(walsh[-rank])
+    return float(np.median(walsh)), float(walsh[rank - 1]), float(walsh[-rank])
 
 
-def _student(d_K: np.ndarray, level: float) -> tuple[float, float]:
+def _student(d_K: np.ndarray, level: float) -> tuple[float, float, float]:
     from scipy.stats import t
 
+    mean = float(d_K.mean())
     half = float(t.ppf((1 + level) / 2, len(d_K) - 1)) * float(d_K.std(ddof=1)) / math.sqrt(len(d_K))
-    return float(d_K.mean()) - half, float(d_K.mean()) + half
+    return mean, mean - half, mean + half

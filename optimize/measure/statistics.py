@@ -83,26 +83,25 @@ def ratio_interval(
     replicates: int = 2000,
     paired: bool = True,
 ) -> Interval:
-    """median(above) / median(below) with its interval; `paired`: from the ratio within each round.
+    """How many times longer `above` takes than `below`, with its interval; n is the smaller sample count.
 
-    Pairing needs as many rounds above as below (rounds of one bench, in its order); n is the smaller sample count. The
-    paired interval is widened to hold the value where the rounds speak against it; one single round cannot be paired,
-    so its samples are bootstrapped.
+    `paired`: the centre of the rounds' own ratios of medians (see `paired.log_ratio_interval`), which what all variants
+    of a round share does not touch, so it may differ a little from the ratio of the overall medians. It needs as many
+    rounds above as below (rounds of one bench, in its order). One single round, or without pairing: the ratio of the
+    overall medians and its bootstrap interval.
     """
     top, bottom = _flat(above), _flat(below)
-    value = float(np.median(top) / np.median(bottom))
+    n = min(len(top), len(bottom))
     if paired and len(above) != len(below):
         raise OptimizeError(
             f"paired ratio: {len(above)} rounds above and {len(below)} below; give rounds of one bench, or paired=False"
         )
     if paired and len(above) > 1:
-        low, high = np.exp(log_ratio_interval(np.log(_by_round(above) / _by_round(below)), level))
-        ends = (min(float(low), value), max(float(high), value))
-    else:
-        picks = [_picks(len(rounds), replicates, seed, tag) for rounds, tag in ((above, "rounds"), (below, "below"))]
-        drawn = _medians(above, picks[0], "above", seed) / _medians(below, picks[1], "below", seed)
-        ends = _ends(drawn, level)
-    return Interval(value, *ends, min(len(top), len(bottom)))
+        logs = log_ratio_interval(np.log(_by_round(above) / _by_round(below)), level)
+        return Interval(*(float(np.exp(x)) for x in logs), n)
+    picks = [_picks(len(rounds), replicates, seed, tag) for rounds, tag in ((above, "rounds"), (below, "below"))]
+    drawn = _medians(above, picks[0], "above", seed) / _medians(below, picks[1], "below", seed)
+    return Interval(float(np.median(top) / np.median(bottom)), *_ends(drawn, level), n)
 
 
 def _by_round(rounds: Rounds) -> np.ndarray:
