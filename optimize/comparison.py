@@ -2,8 +2,8 @@
 
 A difference in latency is claimed where its 95 % interval excludes 1. Rows of one bench are paired round by round. Two
 benches were run at different times, so their ratio holds whatever happened to the machine in between: the interval is
-widened by as much as rows of unchanged artifacts moved, and without such a row nothing is claimed. Unlike environments
-are not compared.
+widened by as much as rows of unchanged artifacts may have moved, and without such a row nothing is claimed. Unlike
+environments are not compared.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _latencies(pairs: dict[str, tuple[Line, Line]]) -> list[dict[str, Any]]:
     found = []
     for key, (x, y) in pairs.items():
         if key in ratios:
-            moved = [abs(math.log(ratios[k].value)) for k in unchanged - {key}]
+            moved = [abs(math.log(end)) for k in unchanged - {key} for end in (ratios[k].low, ratios[k].high)]
             found.append({"row": key, **judged(ratios[key], _paired(x, y), max(moved, default=None))})
         else:
             found.append({"row": key, "ratio": None, "verdict": "not compared", "basis": _why_not(x, y)})
@@ -134,7 +134,7 @@ def _latencies(pairs: dict[str, tuple[Line, Line]]) -> list[dict[str, Any]]:
 
 
 def judged(ratio: Interval, pair: bool, moved: float | None) -> dict[str, Any]:
-    """`{ratio, paired, verdict, basis}`. `moved`: the largest |ln ratio| among rows of unchanged artifacts, if any."""
+    """`{ratio, paired, verdict, basis}`. `moved`: the largest |ln ratio| that the intervals of unchanged rows hold."""
     if pair:
         basis = "paired by round"
     elif moved is None:
@@ -143,7 +143,7 @@ def judged(ratio: Interval, pair: bool, moved: float | None) -> dict[str, Any]:
     else:
         wider = math.exp(moved)
         ratio = Interval(ratio.value, ratio.low / wider, ratio.high * wider, ratio.n)
-        basis = f"measured in different benches, unpaired; widened by the {wider - 1:.1%} that unchanged rows moved"
+        basis = f"measured in different benches, unpaired; widened by the {wider - 1:.1%} that unchanged rows may have moved"
     verdict = "faster" if ratio.low > 1 else "slower" if ratio.high < 1 else NOTHING
     return {"ratio": ratio.to_json(), "paired": pair, "verdict": verdict, "basis": basis}
 

@@ -98,7 +98,8 @@ def ratio_interval(
         )
     if paired and len(above) > 1:
         logs = log_ratio_interval(np.log(_by_round(above) / _by_round(below)), level)
-        return Interval(*(float(np.exp(x)) for x in logs), n)
+        value, low, high = (float(np.exp(x)) for x in logs)
+        return Interval(value, low, high, n)
     picks = [_picks(len(rounds), replicates, seed, tag) for rounds, tag in ((above, "rounds"), (below, "below"))]
     drawn = _medians(above, picks[0], "above", seed) / _medians(below, picks[1], "below", seed)
     return Interval(float(np.median(top) / np.median(bottom)), *_ends(drawn, level), n)

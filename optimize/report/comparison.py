@@ -15,9 +15,15 @@ STYLES = {"faster": "green", "slower": "bold red", "changed": "bold", "not compa
 def print_comparison(found: dict[str, Any], console: Console) -> None:
     """Print latency, size, quality and gates, as far as there is something to say, and rows of one side only."""
     console.print(f"a: {found['a']}\nb: {found['b']}", highlight=False, soft_wrap=True)
-    _table(console, "latency an image (a / b: above 1, b is faster)", _latency_rows(found["latency"]))
+    bases = list(dict.fromkeys(line["basis"] for line in found["latency"]))
+    _table(console, "latency an image (a / b: above 1, b is faster)", _latency_rows(found["latency"], bases))
+    for i, basis in enumerate(bases, 1):
+        console.print(f"({i}) {basis}", highlight=False, soft_wrap=True)
     _table(console, "sizes that changed", [_size_row(x) for x in found["size"]])
-    _table(console, "quality (b - a)", [_quality_row(x) for x in found["quality"]])
+    changed = [x for x in found["quality"] if x["verdict"] == "changed"]
+    _table(console, "quality that changed (b - a)", [_quality_row(x) for x in changed])
+    if same := len(found["quality"]) - len(changed):
+        console.print(f"{same} quality figures: no difference shown", highlight=False)
     _table(console, "gates and targets whose outcome changed", [_gate_row(x) for x in found["gates"]])
     for side in ("a", "b"):
         if rows := found[f"only_in_{side}"]:
@@ -33,20 +39,22 @@ def _table(console: Console, title: str, rows: list[dict[str, str]]) -> None:
         return
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if name in ("row", "what", "verdict", "basis") else "right")
+        left = name in ("row", "what", "verdict", "basis")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name == "row")
     for row in rows:
         table.add_row(*(Text(text, STYLES.get(text, "")) for text in row.values()))
     console.print(table)
 
 
-def _latency_rows(lines: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _latency_rows(lines: list[dict[str, Any]], bases: list[str]) -> list[dict[str, str]]:
+    """The basis of a verdict by its number in `bases`."""
     return [
         {
             "row": x["row"],
             "ratio": figures.ratio_text(x["ratio"]),
             "95 % interval": figures.interval_text(x["ratio"]) or figures.DASH,
             "verdict": x["verdict"],
-            "basis": x["basis"],
+            "basis": f"({bases.index(x['basis']) + 1})",
         }
         for x in lines
     ]
