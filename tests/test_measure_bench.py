@@ -133,6 +133,28 @@ def test_variants_are_timed_in_turns_and_failures_stay_with_their_row(artifact: 
 
 
 @pytest.mark.usefixtures("fake_runner")
+def test_a_policy_the_runner_does_not_have_is_a_refused_row(artifact: Path):
+    asked = [variant(artifact, "device", io="device"), variant(artifact, "graphs", cuda_graphs=True)]
+    asked = [v.model_copy(update=v.options | {"options": {}}) for v in asked]
+    device, graphs = bench(asked, rounds=1, warm_s=0.1)
+    assert (device.status, graphs.status) == ("refused", "refused")
+    assert device.reason.startswith("runner fake: io device: it computes in the host's memory")
+    assert graphs.reason.startswith("runner fake: CUDA graphs: it computes in the host's memory")
+
+
+@pytest.mark.usefixtures("fake_runner")
+def test_every_turn_has_its_conditions_and_calls_may_be_timed_alone(artifact: Path):
+    (found,) = bench([variant(artifact, "a")], rounds=3, calls_per_round=2, warm_s=0.1, kinds=("call",))
+    assert [len(r) for r in found.call_s] == [2, 2, 2] and found.image_s == []
+    assert len(found.conditions) == 3 and all(t["throttled"] == [] and "load_1m" in t for t in found.conditions)
+    assert found.runner["clock"] == "perf_counter around calls that return when they are done"
+    assert found.artifact_id == "tiny" and found.memory["file_bytes"] == (artifact / "model.safetensors").stat().st_size
+    derived = found.to_json()["derived"]
+    assert "call_latency_s" in derived and "image_latency_s" not in derived
+    assert ("reason" in found.energy) == (found.energy_j is None)
+
+
+@pytest.mark.usefixtures("fake_runner")
 def test_a_slow_variant_gives_one_sample_a_round_and_its_sampler_can_be_replaced(artifact: Path):
     short = Sampler(steps=1, guidance=Guidance())
     slow = variant(artifact, "slow", seconds=0.05).model_copy(update={"sampler": short})
