@@ -2,8 +2,9 @@
 
 Every comparison is `rounds` interleaved rounds of one bench and the interval `speedup` gives them; a difference is
 claimed where the interval excludes 1. The workers are started anew for every tenth of the comparisons, so that what
-differs between two processes of one program (where their memory lies) counts as well. Exits with 1 where more than 5 %
-false claims are shown (the whole binomial interval above 5 %), or fewer than 90 % of the slowdowns are found.
+differs between two processes of one program (where their memory lies) counts as well. With --more, the comparisons are
+added to those in --out. Exits with 1 where more than 5 % false claims are shown (the whole binomial interval above
+5 %), or fewer than 90 % of the slowdowns are found.
 
     python benchmarks/a_a.py --out exported/a_a.json [--artifact exported/digits/final] [--runner onnxruntime]
 """
@@ -32,15 +33,19 @@ FALSE_CLAIMS, FOUND = 0.05, 0.90  # asked for
 def main() -> int:
     """Measure, print the table, write the record."""
     asked = _arguments()
+    earlier = (
+        json.loads(asked.out.read_text()) if asked.more and asked.out.exists() else {"comparisons": [], "seconds": 0}
+    )
+    lives = earlier["comparisons"]
     with tempfile.TemporaryDirectory() as folder, plugged_in():
         artifact = asked.artifact or tiny_artifact(Path(folder) / "tiny")
         start = perf_counter()
-        lives = [_life(asked, artifact, i) for i in range(asked.lives)]
+        lives += [_life(asked, artifact, len(lives) + i) for i in range(asked.lives)]
     record = {
         "program": "a_a",
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items()},
         "environment": environment(),
-        "seconds": perf_counter() - start,
+        "seconds": perf_counter() - start + earlier["seconds"],
         **judged([c for life in lives for c in life]),
         "comparisons": lives,
     }
@@ -163,6 +168,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calls", type=int, default=10, help="calls in a turn")
     parser.add_argument("--slowdown", type=float, default=0.03)
     parser.add_argument("--out", type=Path, help="JSON record")
+    parser.add_argument("--more", action="store_true", help="add to the comparisons that are in --out already")
     return parser.parse_args()
 
 

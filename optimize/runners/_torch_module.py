@@ -79,7 +79,9 @@ class ModuleRunner(Closing):
         if device != "cpu":
             _set_tf32((options.precision == "tf32",) * 2)
         self._dtype = getattr(torch, DTYPES[options.precision])
-        module = network.module.to(device=device, dtype=self._dtype)
+        module = network.module.to(device)
+        if self._dtype != torch.float32:  # else tables kept in float64 would lose their digits
+            module = module.to(self._dtype)
         self._held = call(module) if call else module
 
     def __call__(self, **tensors: Tensor) -> Tensor:
