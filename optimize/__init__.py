@@ -1,6 +1,6 @@
 """optimize: shrink trained diffusion models with composable passes, prove what it cost, export what a server loads.
 
-`load`, `sample`, `apply`, `run`, `open_runner` are the whole of the Python interface; each imports what it needs when
+`load`, `sample`, `apply`, `run`, `open_runner`, `compare` are the whole of the Python interface; each imports what it needs when
 it is called.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["apply", "load", "open_runner", "run", "sample"]
+__all__ = ["apply", "compare", "load", "open_runner", "run", "sample"]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,3 +60,11 @@ def open_runner(artifact: str | Path, name: str, **options: Any) -> Any:
     from optimize.runner import open_runner as open_
 
     return open_(Path(artifact), name, **options)
+
+
+def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
+    """What changed between two reports (run folders, measurements files or summary.json files), and whether it is more
+    than noise; see `optimize.comparison`."""
+    from optimize.comparison import compare as compare_reports
+
+    return compare_reports(a, b)

@@ -107,6 +107,87 @@ def report(
 
 
 @app.command()
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders, e.g. exported/digits/final.")],
+    runner: Annotated[
+        list[str] | None,
+        typer.Option(help="name, name:precision or name:precision@device, e.g. torch:fp16@cuda. Repeat for more."),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,16.")] = "1",
+    io: Annotated[str, typer.Option(help="host, device, or both: where inputs and outputs are.")] = "host",
+    cuda_graphs: Annotated[str, typer.Option(help="off, on, or both.")] = "off",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every row.")] = 20,
+    seconds: Annotated[float, typer.Option(min=0.001, help="Timed work in a turn, of calls and of images.")] = 0.1,
+    warm_up: Annotated[float, typer.Option(min=0, help="Seconds of warm-up at most, for each kind.")] = 0.6,
+    sampler: Annotated[str | None, typer.Option(help="Solver instead of the artifact's own.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps instead of the artifact's own.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a row; all cores by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of turns.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Measurements file (.jsonl) to append the rows to.")] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Time artifacts on runners, interleaved: latency, memory, energy, speed-up against the first row.
+
+    Example: optimize bench exported/digits/baseline exported/digits/final --runner openvino --batch 1,16
+    """
+    from optimize import benchmark
+    from optimize.progress import rich_progress
+
+    policies = {"off": (False,), "on": (True,), "both": (False, True)}
+    if cuda_graphs not in policies:
+        from optimize.errors import unknown
+
+        raise unknown("--cuda-graphs", cuda_graphs, policies)
+    asked = benchmark.variants(
+        artifacts,
+        runner or ["torch", "onnxruntime", "openvino"],
+        benchmark.numbers(batch, "--batch"),
+        io=benchmark.IO if io == "both" else (io,),
+        cuda_graphs=policies[cuda_graphs],
+        solver=sampler,
+        steps=steps,
+        threads=threads,
+    )
+    if out:
+        benchmark.check_out(out)
+    from optimize.measure.turns import bench as time_all
+
+    console = _console(stderr=as_json)
+    with rich_progress(console, quiet or as_json) as progress:
+        rows = time_all(asked, rounds=rounds, turn_s=seconds, warm_s=warm_up, seed=seed, progress=progress)
+    if out:
+        benchmark.append(out, rows)
+    if as_json:
+        typer.echo(json.dumps([m.to_json() for m in rows], indent=1))
+    else:
+        from optimize.report.bench import print_bench
+
+        print_bench(rows, console)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Before: a run's folder, a measurements file, or a summary.json.")],
+    b: Annotated[Path, typer.Argument(help="After: likewise.")],
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two reports, and whether it is more than noise.
+
+    Example: optimize compare exported/old exported/digits
+    """
+    from optimize.comparison import compare as compare_reports
+
+    found = compare_reports(a, b)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        from optimize.report.comparison import print_comparison
+
+        print_comparison(found, _console())
+
+
+@app.command()
 def verify(artifact: Annotated[Path, typer.Argument(help="An artifact folder, e.g. exported/digits/final.")]) -> None:
     """Check that every file of an artifact is the one its manifest names.
 

@@ -97,15 +97,21 @@ class Model:
         batch: int = 64,
         sampler: Sampler | None = None,
         done: Callable[[int], None] | None = None,
+        device: str = "cpu",
     ) -> Tensor:
-        """Images (N,C,H,W) float32 in [-1, 1], one per seed; `done(n)` is called with the images made by each batch."""
+        """Images (N,C,H,W) float32 in [-1, 1], one per seed; `done(n)` is called with the images made by each batch.
+
+        The sampler's state, and the images, are on `device`; a seed's noise is the same on all of them.
+        """
         import torch
 
         made = []
         with torch.inference_mode():
             for start in range(0, len(seeds), batch):
                 part = list(seeds[start : start + batch])
-                x = sample(sampler or self.sampler, self.denoiser, self.noise(part), self.labels(part))
+                noise, labels = self.noise(part).to(device), self.labels(part)
+                labels = None if labels is None else labels.to(device)
+                x = sample(sampler or self.sampler, self.denoiser, noise, labels)
                 made.append(x.clamp(-1, 1).float())
                 if done:
                     done(len(part))

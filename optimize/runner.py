@@ -43,13 +43,25 @@ def open_runner(folder: Path | str, name: str, **options: Any) -> Runner:
     Raises UserError for an unknown backend or option, ArtifactError where the artifact lacks the file the backend runs,
     EnvironmentLacks where the backend is not installed.
     """
+    return runner_config(name, **options).open(Path(folder))
+
+
+def runner_config(name: str, **options: Any) -> Any:
+    """The validated options of a backend; UserError for an unknown backend or option."""
     plugin = RUNNERS.get(name)
     try:
-        config = plugin(**options)
+        return plugin(**options)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}" for e in error.errors())
         raise UserError(f'runner "{name}": {problems}. Allowed options: {", ".join(plugin.model_fields)}.') from None
-    return config.open(Path(folder))
+
+
+def spec_parts(spec: str) -> tuple[str, dict[str, Any]]:
+    """(backend, options) of a runner written `name`, `name:precision`, `name@device` or `name:precision@device`, e.g.
+    `torch:fp16@cuda` or `onnxruntime@tensorrt`."""
+    rest, _, device = spec.partition("@")
+    name, _, precision = rest.partition(":")
+    return name, ({"precision": precision} if precision else {}) | ({"device": device} if device else {})
 
 
 def onnx_file(folder: Path) -> Path:

@@ -221,11 +221,11 @@ def runner_code(spec: str) -> str:
 
 
 def open_spec(folder: Path, spec: str, **options: Any) -> Any:
-    """The runner written `name` or `name:precision` on an artifact folder."""
-    from optimize.runner import open_runner
+    """The runner a spec names (see `optimize.runner.spec_parts`) on an artifact folder."""
+    from optimize.runner import open_runner, spec_parts
 
-    name, _, precision = spec.partition(":")
-    return open_runner(folder, name, **({"precision": precision} if precision else {}), **options)
+    name, asked = spec_parts(spec)
+    return open_runner(folder, name, **asked, **options)
 
 
 def images_stage(

@@ -10,6 +10,7 @@ from typing import Any
 from optimize.measure.measurement import Measurement
 from optimize.measure.measurement import Variant as Timed
 from optimize.recipe import Recipe
+from optimize.runner import spec_parts
 from optimize.sampling import Guidance, Sampler
 from optimize.stages import Variant
 
@@ -76,12 +77,12 @@ def _split(recipe: Recipe, variants: list[Variant]) -> list[Timed]:
 def _timed(
     recipe: Recipe, variant: Variant, spec: str, batch: int, name: str = "", sampler: Sampler | None = None
 ) -> Timed:
-    runner, _, precision = spec.partition(":")
+    runner, options = spec_parts(spec)
     return Timed(
         key=f"{name or variant.name}/{spec}/{batch}",
         folder=str(variant.folder),
         runner=runner,
-        options={"precision": precision} if precision else {},
+        options=options,
         batch=batch,
         sampler=sampler,
         threads=recipe.benchmark.threads,

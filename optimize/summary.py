@@ -126,6 +126,10 @@ def _times(found: Findings, m: Measurement) -> dict[str, Any]:
         "image_latency_ms": _ms(image, m.variant.batch),
         "images_per_s": m.images_per_s().value,
         "peak_memory_bytes": m.peak_memory_bytes,
+        "energy_j": m.energy_j,
+        "throttled": m.throttled,
+        "io": m.variant.io,
+        "cuda_graphs": m.variant.cuda_graphs,
         "cold": m.cold,
         "noisy": m.noisy,
         "speedup": _speedups(found, m),
@@ -133,7 +137,8 @@ def _times(found: Findings, m: Measurement) -> dict[str, Any]:
 
 
 def _ms(latency: dict[str, Any], per: int) -> dict[str, Any]:
-    return {k: latency[k] * 1e3 / per for k in ("p50", "p90", "p99")} | {"n": latency["n"]}
+    """Percentiles, and the 95 % interval [low, high] of the median."""
+    return {k: latency[k] * 1e3 / per for k in ("p50", "p90", "p95", "p99", "low", "high")} | {"n": latency["n"]}
 
 
 def _speedups(found: Findings, m: Measurement) -> dict[str, Any]:
@@ -243,7 +248,8 @@ def _int8_speedup(found: Findings, row: dict[str, Any]) -> float | None:
 
 
 def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
-    """Ratios of successive image latencies from the baseline to the final row; their product is the whole speed-up."""
+    """How much each step from the baseline to the final row adds to the speed-up over the baseline; their product is the
+    whole."""
     source, last = found.variants[0].name, found.variants[-2].name if len(found.variants) > 1 else ""
     spec = fastest_fp32(found.recipe)
     precise = f"{final['runner']}:{p}" if (p := final["runner_options"].get("precision")) else final["runner"]
@@ -260,4 +266,5 @@ def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
         ),
     ]
     there = [(n, m) for n, m in path if m is not None]
-    return {name: b.images_per_s().value / a.images_per_s().value for (_, a), (name, b) in pairwise(there)}
+    whole = [(name, speedup(there[0][1], m).value) for name, m in there]
+    return {name: b / a for (_, a), (name, b) in pairwise(whole)}

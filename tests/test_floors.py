@@ -38,6 +38,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     5: ("passes/", "exporters/", "runners/", "serving/"),
     6: (
+        "benchmark.py",
+        "comparison.py",
         "fair.py",
         "fleet.py",
         "pipeline.py",

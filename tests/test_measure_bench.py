@@ -124,12 +124,34 @@ def test_variants_are_timed_in_turns_and_failures_stay_with_their_row(artifact: 
     assert speedup(a, b).value > 1.5
 
     reasons = {m.key: m.reason for m in failed}
-    assert all(m.status == "failed" and not m.done for m in failed)
+    assert [m.status for m in failed] == ["refused", "failed", "failed"] and not any(m.done for m in failed)
     assert reasons["missing"] == "fake: not installed"
     assert "hold NaN or infinities" in reasons["nan"]
     assert "ended with code -6 at warm" in reasons["dies"]
     assert len(seen) == progress.total == 5 * 4 and len({*zip(seen[5::5], seen[6::5])}) > 1  # orders differ
     assert [Measurement.from_json(json.loads(json.dumps(m.to_json()))) for m in (a, *failed)] == [a, *failed]
+
+
+@pytest.mark.usefixtures("fake_runner")
+def test_a_policy_the_runner_does_not_have_is_a_refused_row(artifact: Path):
+    asked = [variant(artifact, "device", io="device"), variant(artifact, "graphs", cuda_graphs=True)]
+    asked = [v.model_copy(update=v.options | {"options": {}}) for v in asked]
+    device, graphs = bench(asked, rounds=1, warm_s=0.1)
+    assert (device.status, graphs.status) == ("refused", "refused")
+    assert device.reason.startswith("runner fake: io device: it computes in the host's memory")
+    assert graphs.reason.startswith("runner fake: CUDA graphs: it computes in the host's memory")
+
+
+@pytest.mark.usefixtures("fake_runner")
+def test_every_turn_has_its_conditions_and_calls_may_be_timed_alone(artifact: Path):
+    (found,) = bench([variant(artifact, "a")], rounds=3, calls_per_round=2, warm_s=0.1, kinds=("call",))
+    assert [len(r) for r in found.call_s] == [2, 2, 2] and found.image_s == []
+    assert len(found.conditions) == 3 and all(t["throttled"] == [] and "load_1m" in t for t in found.conditions)
+    assert found.runner["clock"] == "perf_counter around calls that return when they are done"
+    assert found.artifact_id == "tiny" and found.memory["file_bytes"] == (artifact / "model.safetensors").stat().st_size
+    derived = found.to_json()["derived"]
+    assert "call_latency_s" in derived and "image_latency_s" not in derived
+    assert ("reason" in found.energy) == (found.energy_j is None)
 
 
 @pytest.mark.usefixtures("fake_runner")

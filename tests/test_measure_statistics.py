@@ -22,7 +22,7 @@ def rounds_of(median_s: float, name: str, trial: int, drift: np.ndarray, samples
 
 
 def test_percentiles_are_linear_between_samples():
-    assert statistics.percentiles([1, 2, 3, 4, 5]) == pytest.approx({"p50": 3.0, "p90": 4.6, "p99": 4.96})
+    assert statistics.percentiles([1, 2, 3, 4, 5]) == pytest.approx({"p50": 3.0, "p90": 4.6, "p95": 4.8, "p99": 4.96})
 
 
 def test_summary_of_one_sample_is_that_sample():
@@ -140,3 +140,17 @@ if memory.reset_peak():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_energy_and_throttling_are_read_off_a_measurement():
+    m = measured("a", [[1.0]], energy={"joules": 12.0, "images": 8, "by": "x"})
+    assert m.energy_j == 1.5 and m.throttled == []
+    absent = measured("a", [[1.0]], energy={"reason": "nothing counts"}, conditions=[{"throttled": ["processor hot"]}])
+    assert absent.energy_j is None and absent.throttled == ["processor hot"]
+    assert absent.to_json()["derived"]["energy_j"] is None
+
+
+def test_noise_is_that_of_calls_where_no_images_were_timed():
+    m = measured("a", [[1.0, 1.0, 1.5, 1.5]])
+    quiet = Measurement(m.variant, call_s=[[1.0, 1.0]], image_s=[])
+    assert m.noisy and not quiet.noisy

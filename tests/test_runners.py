@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 
 from optimize.artifact import commit, save_model
 from optimize.context import Context
-from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
 from optimize.exporters.onnx import Onnx
 from optimize.model import Model
 from optimize.network import Network, example_inputs
 from optimize.parity import parity
 from optimize.passes.quantize import Quantize
-from optimize.runner import open_runner
+from optimize.runner import open_runner, spec_parts
+from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, provider_list, refuse_fallback
 from optimize.runners.openvino import chosen_precision
 from optimize.runners.torch_compile import find_compiler
 from optimize.sampling import Sampler
@@ -178,3 +180,187 @@ def test_compiling_without_a_compiler_is_refused_with_advice(monkeypatch: pytest
 def test_torch_compile_agrees_with_eager(models: dict[str, Model], artifacts: dict[str, Path], kind: str) -> None:
     with open_runner(artifacts[kind], "torch_compile", threads=1) as runner:
         assert parity(models[kind], runner, levels=3)["relative_l2"] <= LIMITS[kind]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_eager_torch_casts_the_module_and_gives_float32_back(
+    models: dict[str, Model], artifacts: dict[str, Path], precision: str
+) -> None:
+    with open_runner(artifacts["fp32"], "torch", threads=1, precision=precision) as runner:
+        feed = example_inputs(runner.inputs, 2, classes=10)
+        assert runner(**feed).dtype == torch.float32
+        found = parity(models["fp32"], runner, levels=3)
+        assert runner.describe()["precision"] == precision
+    assert 1e-5 < found["relative_l2"] < 5e-2  # rounded, and not by more than that
+
+
+POLICIES = [({"io": "device"}, "io device"), ({"cuda_graphs": True}, "CUDA graphs")]
+
+
+@pytest.mark.parametrize("backend", ["torch", "torch_compile", "onnxruntime"])
+@pytest.mark.parametrize(("policy", "words"), POLICIES)
+def test_on_the_cpu_only_host_io_without_graphs_exists(
+    artifacts: dict[str, Path], backend: str, policy: dict[str, Any], words: str
+) -> None:
+    said = f"runner {backend}: {words}: on the CPU only io host without CUDA graphs exists.*Use device cuda"
+    with pytest.raises(EnvironmentLacks, match=said):
+        open_runner(artifacts["fp32"], backend, **policy)
+
+
+def test_tf32_on_a_cpu_and_cuda_without_a_gpu_are_refused(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EnvironmentLacks, match=r"the CPU has no TF32 arithmetic. Use precision fp32 or bf16"):
+        open_runner(artifacts["fp32"], "torch", precision="tf32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EnvironmentLacks, match=r"device cuda: torch .* sees no CUDA device. Install a CUDA build"):
+        open_runner(artifacts["fp32"], "torch", device="cuda")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_arithmetic_that_a_gpu_lacks_is_refused_by_its_name(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    for name, value in {
+        "is_available": True,
+        "current_device": 0,
+        "get_device_capability": (7, 0),
+        "get_device_name": "Tesla V100",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    with pytest.raises(EnvironmentLacks, match=rf"Tesla V100 \(SM 7.0\) has no {precision.upper()} arithmetic"):
+        open_runner(artifacts["fp32"], "torch", device="cuda", precision=precision)
+
+
+def test_a_spec_names_runner_precision_and_device() -> None:
+    assert spec_parts("torch") == ("torch", {})
+    assert spec_parts("torch:fp16@cuda") == ("torch", {"precision": "fp16", "device": "cuda"})
+    assert spec_parts("onnxruntime@tensorrt") == ("onnxruntime", {"device": "tensorrt"})
+
+
+class Part:
+    """What a session says of the nodes of one provider."""
+
+    def __init__(self, ep_name: str, *types: str) -> None:
+        self.ep_name, self._types = ep_name, types
+
+    def get_nodes(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=f"n{i}", op_type=t) for i, t in enumerate(self._types)]
+
+
+class Session:
+    """An ONNX Runtime session on providers it was not asked for, or was; it doubles its one input."""
+
+    def __init__(self, providers: list[str], *parts: Part) -> None:
+        self.providers, self.parts = providers, parts
+        self.ran: list[Any] = []
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+    def get_provider_graph_assignment_info(self) -> tuple[Part, ...]:
+        return self.parts
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="sample", shape=["B", 3])]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="out", shape=["B", 3])]
+
+    def io_binding(self) -> Any:
+        bound: dict[str, Any] = {}
+        return SimpleNamespace(
+            bound=bound,
+            bind_cpu_input=bound.__setitem__,
+            bind_output=lambda name, device: bound.__setitem__(name, device),
+            copy_outputs_to_cpu=lambda: [bound["sample"] * 2],
+        )
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.ran.append(binding.bound)
+
+
+CUDA, CPU = PROVIDERS["cuda"], PROVIDERS["cpu"]
+
+
+def test_a_provider_that_silently_fell_back_fails_the_row() -> None:
+    with pytest.raises(OptimizeError, match=f"{CUDA} silently fell back to {CPU}; nothing was measured") as caught:
+        refuse_fallback(Session([CPU]), CUDA)
+    assert not isinstance(caught.value, EnvironmentLacks)  # failed, not refused
+
+
+def test_layers_that_fell_back_to_the_cpu_fail_the_row_and_shapes_there_do_not() -> None:
+    shapes = Session([CUDA, CPU], Part(CUDA, "Conv", "Mul"), Part(CPU, "Shape", "Gather"))
+    assert refuse_fallback(shapes, CUDA) == {CUDA: 2, CPU: 2}
+    strayed = Session([CUDA, CPU], Part(CUDA, "Mul"), Part(CPU, "Shape", "Conv", "MatMul"))
+    with pytest.raises(OptimizeError, match=rf"2 layers silently fell back from {CUDA} to the CPU: n1 \(Conv\)"):
+        refuse_fallback(strayed, CUDA)
+
+
+def test_a_session_opened_on_the_cpu_says_which_provider_computes_its_nodes(artifacts: dict[str, Path]) -> None:
+    with open_runner(artifacts["fp32"], "onnxruntime", threads=1) as runner:
+        about = runner.describe()
+    assert set(about["nodes"]) == {CPU} and about["nodes"][CPU] > 20
+    assert (about["provider"], about["io"], about["cuda_graphs"]) == (CPU, "host", False)
+
+
+def test_a_session_that_falls_back_at_opening_is_no_runner(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ONNX Runtime does where CUDA's libraries are missing: the build has the provider, the session does not."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    with pytest.raises(OptimizeError, match=f"{CUDA} silently fell back to {CPU}"):
+        open_runner(artifacts["fp32"], "onnxruntime", device="cuda")
+
+
+def test_providers_are_asked_for_with_their_graph_options() -> None:
+    assert provider_list(CPU, False) == [CPU]
+    ((name, options),) = provider_list(CUDA, True)
+    assert name == CUDA and options["enable_cuda_graph"] == "1" and options["use_tf32"] == "0"
+    tensorrt, behind = provider_list(PROVIDERS["tensorrt"], True)
+    assert tensorrt[1] == {"trt_cuda_graph_enable": "True"} and behind[0] == CUDA
+
+
+def test_host_tensors_are_bound_where_they_lie_and_come_back_to_the_host() -> None:
+    session = Session([CUDA])
+    bound = BoundCalls(session, None, cuda_graphs=False)
+    x = torch.arange(6.0).view(2, 3)
+    assert torch.equal(bound({"sample": x, "unused": x}), x * 2)
+    assert session.ran[0]["out"] == "cpu" and set(session.ran[0]) == {"sample", "out"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("backend", ["torch", "torch_compile"])
+def test_torch_on_a_gpu_agrees_from_host_and_from_device(
+    models: dict[str, Model], artifacts: dict[str, Path], backend: str, precision: str, graphs: bool
+) -> None:
+    options: dict[str, Any] = {"device": "cuda", "precision": precision, "cuda_graphs": graphs}
+    with open_runner(artifacts["fp32"], backend, **options) as runner:
+        assert parity(models["fp32"], runner, levels=3)["relative_l2"] < (1e-3 if precision == "fp32" else 2e-2)
+        host = example_inputs(runner.inputs, 3, classes=10)
+        device = {k: v.cuda() for k, v in host.items()}
+        from_host, from_device = runner(**host), runner(**device)
+        kept = from_device.clone()
+        runner(**{k: v * 0 for k, v in device.items()})
+    assert from_host.device.type == "cpu" and from_device.device.type == "cuda"
+    assert torch.equal(from_device, kept) and torch.allclose(from_host, from_device.cpu(), atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_onnxruntime_on_a_gpu_agrees_from_host_and_from_device(
+    models: dict[str, Model], artifacts: dict[str, Path], graphs: bool
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if CUDA not in onnxruntime.get_available_providers():
+        pytest.skip("this build of ONNX Runtime has no CUDA provider")
+    with open_runner(artifacts["fp32"], "onnxruntime", device="cuda", cuda_graphs=graphs) as runner:
+        assert parity(models["fp32"], runner, levels=3)["relative_l2"] < 1e-3
+        host = example_inputs(runner.inputs, 3, classes=10)
+        from_host = runner(**host)
+        from_device = runner(**{k: v.cuda() for k, v in host.items()})
+    assert from_device.device.type == "cuda" and torch.allclose(from_host, from_device.cpu(), atol=1e-4)

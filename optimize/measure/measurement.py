@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from optimize.configs import Config, canonical
 from optimize.errors import OptimizeError
-from optimize.measure import statistics
+from optimize.measure import conditions, statistics
 from optimize.measure.statistics import Interval
 from optimize.sampling import Sampler
+
+KINDS = ("call", "image")  # what a turn times: one network call, one batch of images
 
 
 class Variant(Config):
@@ -24,6 +26,9 @@ class Variant(Config):
     batch: int = Field(default=1, ge=1)  # images drawn at once; a guided batched sampler runs twice this
     sampler: Sampler | None = None  # instead of the artifact's own
     threads: int | None = Field(default=None, ge=1)  # CPU threads; every core this process may use where not given
+    # host: inputs come from and outputs go to pageable host memory; device: both stay on the device
+    io: Literal["host", "device"] = "host"
+    cuda_graphs: bool = False  # whether calls replay a captured CUDA graph
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,24 @@ class Measurement:
     """Times of one variant by round, in seconds: `call_s` of one network call, `image_s` of a whole batch of images.
 
     `cold` holds what happens once (process_s, import_s, load_s, first_call_s, first_image_s), `memory` bytes, `runner`
-    the runner's own description. Rounds with the same `bench` were interleaved.
+    the runner's own description with the clock, `conditions` one entry a turn (see `conditions.between`; `gpu` as NVML
+    saw it), `energy` joules of `images` images and what counted them, or the reason why nothing did. Rounds with the
+    same `bench` were interleaved.
     """
 
     variant: Variant
-    status: str = "done"  # or "failed", with the reason
+    status: str = "done"  # or, with the reason, "failed", or "refused": not possible on this machine
     reason: str = ""
     bench: str = ""
+    artifact_id: str = ""
     call_s: list[list[float]] = field(default_factory=list)
     image_s: list[list[float]] = field(default_factory=list)
     nfe: int = 0
     cold: dict[str, float] = field(default_factory=dict)
     warm_up: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
+    energy: dict[str, Any] = field(default_factory=dict)
+    conditions: list[dict[str, Any]] = field(default_factory=list)
     runner: dict[str, Any] = field(default_factory=dict)
     threads: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -60,8 +70,19 @@ class Measurement:
 
     @property
     def noisy(self) -> bool:
-        """Whether the image latency's interquartile range exceeds 10 % of its median."""
-        return self.done and bool(self.image_latency()["noisy"])
+        """Whether the image latency's interquartile range exceeds 10 % of its median (the call's, without images)."""
+        return self.done and bool((self.image_latency() if self.image_s else self.call_latency())["noisy"])
+
+    @property
+    def throttled(self) -> list[str]:
+        """Why the processor or the GPU ran slower than it can during the turns; empty where nothing was seen."""
+        return conditions.throttled(self.conditions)
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules per image; None where nothing counted them (`energy` has the reason)."""
+        images = self.energy.get("images")
+        return self.energy["joules"] / images if images else None
 
     @property
     def peak_memory_bytes(self) -> int | None:
@@ -90,12 +111,11 @@ class Measurement:
         """Raw samples, everything recorded, and the derived figures under `derived`; JSON values."""
         value = {**asdict(self), "variant": self.variant.to_json()}
         if self.done:
-            value["derived"] = {
-                "call_latency_s": self.call_latency(),
-                "image_latency_s": self.image_latency(),
-                "images_per_s": self.images_per_s().to_json(),
-                "noisy": self.noisy,
-            }
+            value["derived"] = {"noisy": self.noisy, "throttled": self.throttled, "energy_j": self.energy_j}
+            value["derived"] |= {"call_latency_s": self.call_latency()} if self.call_s else {}
+            if self.image_s:
+                value["derived"] |= {"image_latency_s": self.image_latency()}
+                value["derived"] |= {"images_per_s": self.images_per_s().to_json()}
         return value
 
     @classmethod
@@ -108,21 +128,27 @@ class Measurement:
 def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed: int = 0) -> Interval:
     """How many times faster `other` is, per image (`what="image"`) or per network call of one sample (`"call"`).
 
-    Ratio of median latencies with its 95 % interval, paired by round where both come from one bench. Raises
+    With its 95 % interval (`statistics.ratio_interval`), paired by round where both come from one bench. Raises
     OptimizeError where the two were measured in different environments or with different thread counts.
     """
     for name in ("environment", "threads"):
         a, b = getattr(baseline, name), getattr(other, name)
         if canonical(a) != canonical(b):
             raise OptimizeError(
-                f"{other.key} against {baseline.key}: {name} differ ({_unlike(a, b)}). Measure both in one bench."
+                f"{other.key} against {baseline.key}: {name} differ ({unlike(a, b)}). Measure both in one bench."
             )
     above, below = (m._samples(f"{what}_s") for m in (baseline, other))
-    same = baseline.bench == other.bench and len(above) == len(below)
-    ratio = statistics.ratio_interval(above, below, seed=seed, paired=same)
+    ratio = statistics.ratio_interval(above, below, seed=seed, paired=paired(baseline, other, what))
     scale = other.variant.batch / baseline.variant.batch
     return Interval(ratio.value * scale, ratio.low * scale, ratio.high * scale, ratio.n)
 
 
-def _unlike(a: dict[str, Any], b: dict[str, Any]) -> str:
+def paired(one: Measurement, other: Measurement, what: str = "image") -> bool:
+    """Whether the rounds of the two were interleaved, so that a ratio may be taken round by round."""
+    above, below = (m._samples(f"{what}_s") for m in (one, other))
+    return one.bench == other.bench and len(above) == len(below)
+
+
+def unlike(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """What differs between two flat descriptions, in words; empty where nothing does."""
     return ", ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k))

@@ -1,8 +1,9 @@
-"""Statistics of timings: percentiles, medians and ratios of medians with bootstrap intervals. Torch-free.
+"""Statistics of timings: percentiles, medians and ratios of medians with intervals. Torch-free.
 
-Timings come in rounds (variants take turns, so round k of all variants shares what the machine was doing then). The
-bootstrap has two stages: rounds are drawn with replacement, then samples within each drawn round; a ratio draws the
-same rounds on both sides, which cancels what they share (Davison & Hinkley, "Bootstrap methods", 1997, §3.8).
+Timings come in rounds (variants take turns, so round k of all variants shares what the machine was doing then). A ratio
+within one bench pairs the rounds (see `paired`), which cancels what they share. The median of one variant, and a ratio
+of two benches, are bootstrapped in two stages: rounds are drawn with replacement, then samples within each drawn round
+(Davison & Hinkley, "Bootstrap methods", 1997, §3.8).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 
 from optimize import rng
 from optimize.errors import OptimizeError
+from optimize.measure.paired import log_ratio_interval
 
+PERCENTILES = (50, 90, 95, 99)
 NOISY_ABOVE = 0.10  # interquartile range over the median
 Rounds = Sequence[Sequence[float]]
 
@@ -35,7 +38,7 @@ class Interval:
 
 
 def summary(rounds: Rounds, seed: int = 0) -> dict[str, Any]:
-    """`{p50, p90, p99, mean, min, max, n, low, high, relative_iqr, noisy}` in the unit of the samples.
+    """`{p50, p90, p95, p99, mean, min, max, n, low, high, relative_iqr, noisy}` in the unit of the samples.
 
     low and high are the 95 % interval of the median; noisy is true where the interquartile range exceeds 10 % of it.
     """
@@ -54,7 +57,7 @@ def summary(rounds: Rounds, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def percentiles(values: Sequence[float] | np.ndarray, which: Sequence[int] = (50, 90, 99)) -> dict[str, float]:
+def percentiles(values: Sequence[float] | np.ndarray, which: Sequence[int] = PERCENTILES) -> dict[str, float]:
     """`{"p50": ..., ...}`, linear between order statistics."""
     return {f"p{q}": float(v) for q, v in zip(which, np.percentile(np.asarray(values, dtype=np.float64), which))}
 
@@ -80,19 +83,31 @@ def ratio_interval(
     replicates: int = 2000,
     paired: bool = True,
 ) -> Interval:
-    """median(above) / median(below) with its interval; `paired` draws the same rounds on both sides.
+    """How many times longer `above` takes than `below`, with its interval; n is the smaller sample count.
 
-    Pairing needs as many rounds above as below (rounds of one bench, in its order); n is the smaller sample count.
+    `paired`: the centre of the rounds' own ratios of medians (see `paired.log_ratio_interval`), which what all variants
+    of a round share does not touch, so it may differ a little from the ratio of the overall medians. It needs as many
+    rounds above as below (rounds of one bench, in its order). One single round, or without pairing: the ratio of the
+    overall medians and its bootstrap interval.
     """
     top, bottom = _flat(above), _flat(below)
+    n = min(len(top), len(bottom))
     if paired and len(above) != len(below):
         raise OptimizeError(
             f"paired ratio: {len(above)} rounds above and {len(below)} below; give rounds of one bench, or paired=False"
         )
-    picks_above = _picks(len(above), replicates, seed)
-    picks_below = picks_above if paired else _picks(len(below), replicates, seed, "below")
-    drawn = _medians(above, picks_above, "above", seed) / _medians(below, picks_below, "below", seed)
-    return Interval(float(np.median(top) / np.median(bottom)), *_ends(drawn, level), min(len(top), len(bottom)))
+    if paired and len(above) > 1:
+        logs = log_ratio_interval(np.log(_by_round(above) / _by_round(below)), level)
+        value, low, high = (float(np.exp(x)) for x in logs)
+        return Interval(value, low, high, n)
+    picks = [_picks(len(rounds), replicates, seed, tag) for rounds, tag in ((above, "rounds"), (below, "below"))]
+    drawn = _medians(above, picks[0], "above", seed) / _medians(below, picks[1], "below", seed)
+    return Interval(float(np.median(top) / np.median(bottom)), *_ends(drawn, level), n)
+
+
+def _by_round(rounds: Rounds) -> np.ndarray:
+    """(K,) median of each round."""
+    return np.array([np.median(r) for r in rounds])
 
 
 def _flat(rounds: Rounds) -> np.ndarray:

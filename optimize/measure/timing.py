@@ -51,13 +51,15 @@ def _stable(taken: list[float], window: int, tolerance: float) -> bool:
     return bool(abs(after - before) <= tolerance * before)
 
 
-def synchronizer(device: str) -> Call:
-    """Waits for a CUDA device's queue; does nothing on other devices."""
-    if not device.startswith("cuda"):
-        return lambda: None
-    import torch
+def synchronizer(device: str) -> tuple[Call, str]:
+    """What waits for a device's queue (nothing to wait for where calls return when they are done), and what to call
+    the clock. ONNX Runtime's calls end with the device's work, so without CUDA in torch there is nothing to wait for."""
+    if device.startswith("cuda"):
+        import torch
 
-    return lambda: torch.cuda.synchronize(device)
+        if torch.cuda.is_available():
+            return lambda: torch.cuda.synchronize(device), "perf_counter, device synchronized before and after"
+    return lambda: None, "perf_counter around calls that return when they are done"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ round stay true. A worker that fails or hangs gives a failed row; the others go 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import signal
@@ -17,7 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -25,8 +26,10 @@ from typing import Any
 
 from optimize import environment, rng
 from optimize.context import Advance, Progress, silent
-from optimize.errors import OptimizeError, UserError
-from optimize.measure.measurement import Measurement, Variant
+from optimize.errors import EnvironmentLacks, OptimizeError, UserError
+from optimize.measure import conditions
+from optimize.measure.measurement import KINDS, Measurement, Variant
+from optimize.measure.nvml import Gpu, Watch
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -40,14 +43,15 @@ def bench(
     warm_s: float = 0.6,
     timeout_s: float = 600.0,
     seed: int = 0,
+    kinds: Sequence[str] = KINDS,
     progress: Progress = silent,
 ) -> list[Measurement]:
-    """One Measurement a variant, in the given order.
+    """One Measurement a variant, in the given order; `kinds` may leave out calls or images.
 
     A turn takes up to `calls_per_round` network calls and as many batches of images, each kind for about `turn_s`
     seconds but at least once, so slow variants give one sample a round. `warm_s` limits each kind of warm-up. A worker
     that answers nothing for `timeout_s` is killed. Raises UserError for keys given twice; nothing else of a variant
-    raises: a failed one has status "failed" and a reason.
+    raises: a failed one has status "failed" and a reason, one that this machine cannot run "refused".
     """
     asked = [v if isinstance(v, Variant) else Variant(**v) for v in variants]
     _check(asked, rounds, calls_per_round)
@@ -57,13 +61,9 @@ def bench(
         with progress("benchmark", len(rows) * (rounds + 1)) as advance:
             _open_all(rows, warm_s, advance)
             for round_ in range(rounds):
-                _round(
-                    rows,
-                    rng.generator("bench", seed, round_).permutation(len(rows)).tolist(),
-                    calls_per_round,
-                    turn_s,
-                    advance,
-                )
+                for index in rng.generator("bench", seed, round_).permutation(len(rows)).tolist():
+                    rows[index].turn(calls_per_round, turn_s, kinds)
+                    advance(1, rows[index].variant.key)
         with ThreadPoolExecutor(len(rows) or 1) as pool:
             return list(pool.map(_Row.close, rows))
     finally:
@@ -96,14 +96,12 @@ def _check(variants: list[Variant], rounds: int, calls: int) -> None:
         raise UserError(f"bench: rounds = {rounds}, calls_per_round = {calls}; both must be 1 or more.")
 
 
-def _round(rows: list[_Row], order: list[int], calls: int, turn_s: float, advance: Advance) -> None:
-    for index in order:
-        rows[index].turn(calls, turn_s)
-        advance(1, rows[index].variant.key)
-
-
 class WorkerFailed(OptimizeError):
-    """A worker answered an error, ended, or did not answer in time."""
+    """A worker answered an error, ended, or did not answer in time; `refused`: this machine lacks what it takes."""
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 class _Row:
@@ -112,7 +110,8 @@ class _Row:
     def __init__(self, variant: Variant, bench: str, timeout_s: float) -> None:
         self.variant, self.bench, self.timeout_s = variant, bench, timeout_s
         self.worker: Worker | None = None
-        self.found: dict[str, Any] = {"call_s": [], "image_s": []}
+        self.gpu: Gpu | None = None
+        self.found: dict[str, Any] = {"call_s": [], "image_s": [], "memory": {}, "conditions": []}
 
     def open(self, warm_s: float, alone: threading.Lock) -> None:
         """Start the worker and load; then, holding `alone`, make the first call and warm up."""
@@ -124,17 +123,27 @@ class _Row:
         if opened is None or warmed is None or self.worker is None:
             return
         cold = {"process_s": self.worker.start_s, **opened.pop("cold"), **warmed.pop("cold")}
+        self.gpu = _gpu(opened.pop("gpu"))
         self.found |= opened | warmed | {"cold": cold}
 
-    def turn(self, calls: int, limit_s: float) -> None:
-        """Samples of one round."""
-        taken = self._ask({"do": "turn", "calls": calls, "limit_s": limit_s})
+    def turn(self, calls: int, limit_s: float, kinds: Sequence[str]) -> None:
+        """Samples of one round, and the conditions they were taken under."""
+        if self.worker is None:
+            return
+        before = conditions.now()
+        with ExitStack() as stack:
+            watch = stack.enter_context(Watch(self.gpu, self.worker.pid)) if self.gpu else None
+            taken = self._ask({"do": "turn", "calls": calls, "limit_s": limit_s, "kinds": list(kinds)})
         for name, values in (taken or {}).items():
             self.found[name].append(values)
+        gpu = {"gpu": watch.summary()} if watch else {}
+        self.found["conditions"].append(conditions.between(before, conditions.now()) | gpu)
 
     def close(self) -> Measurement:
         """The Measurement; the worker has ended."""
-        self.found["memory"] = self.found.get("memory", {}) | (self._ask({"do": "close"}) or {})
+        last = self._ask({"do": "close"}) or {}
+        self.found["memory"] |= last.get("memory", {}) | _device_peak(self.found["conditions"])
+        self.found["energy"] = last.get("energy", {})
         if self.worker is not None:
             self.worker.wait(10.0)
         self.kill()
@@ -153,9 +162,26 @@ class _Row:
         try:
             return self.worker.ask(request)
         except WorkerFailed as error:
-            self.found |= {"status": "failed", "reason": str(error)}
+            self.found |= {"status": "refused" if error.refused else "failed", "reason": str(error)}
             self.kill()
             return None
+
+
+def _gpu(which: str | int | None) -> Gpu | None:
+    """The GPU a worker computes on, to be watched; None on the CPU, and where NVML cannot be asked."""
+    if which is None:
+        return None
+    try:
+        return Gpu(which)
+    except EnvironmentLacks as error:
+        logging.getLogger(__name__).warning("turns are not watched: %s", error)
+        return None
+
+
+def _device_peak(turns: list[dict[str, Any]]) -> dict[str, int]:
+    """The most device memory NVML saw the worker hold."""
+    seen = [p for t in turns if (p := t.get("gpu", {}).get("process_peak_bytes")) is not None]
+    return {"device_process_peak_bytes": max(seen)} if seen else {}
 
 
 class Worker:
@@ -178,6 +204,11 @@ class Worker:
         )
         threading.Thread(target=self._listen, daemon=True).start()
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and wait for its answer. Raises WorkerFailed."""
         if self.start_s is None:
@@ -199,7 +230,7 @@ class Worker:
             raise WorkerFailed(f"worker: ended with code {code} at {asked}. Last words: {self._last_words()}")
         answer = json.loads(line)
         if "error" in answer:
-            raise WorkerFailed(answer["error"])
+            raise WorkerFailed(answer["error"], answer.get("refused", False))
         return answer
 
     def _listen(self) -> None:

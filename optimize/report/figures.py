@@ -256,7 +256,7 @@ def runner(row: Row) -> str:
 
 
 def latency(row: Row, kind: str, percentile: str) -> float | None:
-    """Milliseconds: kind `call` or `image`, percentile `p50`, `p90` or `p99`."""
+    """Milliseconds: kind `call` or `image`, percentile `p50`, `p90`, `p95` or `p99`."""
     return number((row.get(f"{kind}_latency_ms") or {}).get(percentile))
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the exported file in a session of the provider asked for, and no other.
+"""ONNX Runtime: the exported file in a session of the provider asked for, and no other: what falls back fails.
 
 On the CPU its Q/DQ fusions want a Q/DQ after each layer as well, which this graph rightly lacks; unfused, a quantized
 graph is slower than FP32. So it is widened at load, and `describe()` says so.
@@ -16,6 +16,7 @@ from optimize.errors import EnvironmentLacks
 from optimize.network import TensorSpec
 from optimize.registry import RUNNERS
 from optimize.runner import Closing, onnx_file
+from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, provider_list, refuse_fallback
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,10 @@ class OnnxRuntime(Config):
     """Options of the ONNX Runtime runner."""
 
     threads: Annotated[int, Field(ge=1)] | None = None  # intra-op threads; None: all cores
-    provider: str = "CPUExecutionProvider"  # ONNX Runtime's name of the execution provider
+    device: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # which of its providers computes
+    provider: str | None = None  # ONNX Runtime's name of any other execution provider
+    io: Literal["host", "device"] = "host"  # where inputs come from and outputs go; device: on a GPU only
+    cuda_graphs: bool = False  # capture a call once for each batch size, then replay it; on a GPU only
     spinning: bool = (
         True  # whether idle threads spin, as ONNX Runtime has it: faster alone, slower beside other processes
     )
@@ -41,31 +45,51 @@ class OnnxRuntime(Config):
             raise EnvironmentLacks(
                 "runner onnxruntime: ONNX Runtime is not installed. pip install onnxruntime"
             ) from error
-        path, available = onnx_file(folder), onnxruntime.get_available_providers()
-        if self.provider not in available:
+        path, available, provider = onnx_file(folder), onnxruntime.get_available_providers(), self.chosen
+        if provider not in available:
             raise EnvironmentLacks(
-                f"runner onnxruntime: provider {self.provider} is not in this build. Available: {', '.join(available)}. "
+                f"runner onnxruntime: provider {provider} is not in this build. Available: {', '.join(available)}. "
                 "For CUDA: pip install onnxruntime-gpu"
+            )
+        if provider == PROVIDERS["cpu"] and (self.io == "device" or self.cuda_graphs):
+            asked = "io device" if self.io == "device" else "CUDA graphs"
+            raise EnvironmentLacks(
+                f"runner onnxruntime: {asked}: on the CPU only io host without CUDA graphs exists, since its memory is the host's. Use device cuda or tensorrt."
             )
         return OnnxRuntimeRunner(path, self)
 
+    @property
+    def chosen(self) -> str:
+        """ONNX Runtime's name of the provider asked for."""
+        return self.provider or PROVIDERS[self.device]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether calls are bound to a GPU."""
+        return self.chosen in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+
 
 class OnnxRuntimeRunner(Closing):
-    """One session; copies nothing but the output."""
+    """One session; on the CPU copies nothing but the output."""
 
     def __init__(self, path: Path, options: OnnxRuntime) -> None:
         import onnxruntime
 
+        _check_binding(options)
         graph, self._lowered = prepared(path, options)
-        session = onnxruntime.InferenceSession(graph, _settings(options), providers=[options.provider])
-        if session.get_providers()[0] != options.provider:
-            raise EnvironmentLacks(f"runner onnxruntime: {options.provider} fell back to {session.get_providers()[0]}.")
+        asked = provider_list(options.chosen, options.cuda_graphs)
+        session = onnxruntime.InferenceSession(graph, _settings(options), providers=asked)
+        session.disable_fallback()
+        self._assigned = refuse_fallback(session, options.chosen)
+        self._bound = BoundCalls(session, onnxruntime, options.cuda_graphs) if options.on_gpu else None
         self._held, self._options = session, options
         self.inputs = tuple(_spec(i) for i in session.get_inputs())
 
     def __call__(self, **tensors: Tensor) -> Tensor:
         import torch
 
+        if self._bound is not None:
+            return self._bound(tensors)
         feed = {spec.name: tensors[spec.name].detach().contiguous().numpy() for spec in self.inputs}
         return torch.from_numpy(self.held.run(None, feed)[0])
 
@@ -73,17 +97,33 @@ class OnnxRuntimeRunner(Closing):
         """Backend facts, JSON."""
         import onnxruntime
 
-        about = {
-            "backend": "onnxruntime",
-            "version": onnxruntime.__version__,
-            "device": self._options.provider,
-        }
-        return {**about, "precision": "fp32", "threads": self._options.threads, "lowered": self._lowered}
+        options = self._options
+        device = "cuda:0" if options.on_gpu else options.chosen
+        about = {"backend": "onnxruntime", "version": onnxruntime.__version__, "device": device}
+        policy = {"provider": options.chosen, "io": options.io, "cuda_graphs": options.cuda_graphs}
+        threads = {"threads": options.threads, "spinning": options.spinning}
+        nodes = {"nodes": self._assigned}
+        return {**about, "precision": "fp32", **policy, **threads, **nodes, "lowered": self._lowered}
+
+    def __exit__(self, *rest: Any) -> None:
+        self._bound = None
+        super().__exit__(*rest)
+
+
+def _check_binding(options: OnnxRuntime) -> None:
+    """Device tensors and fixed buffers are torch's: both want a torch that sees the GPU."""
+    if options.on_gpu and (options.io == "device" or options.cuda_graphs):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise EnvironmentLacks(
+                f"runner onnxruntime: io device and CUDA graphs bind torch's CUDA tensors, and torch {torch.__version__} sees no CUDA device. Install a CUDA build of torch, or use io host without graphs."
+            )
 
 
 def prepared(path: Path, options: OnnxRuntime) -> tuple[str | bytes, list[str]]:
     """What the session is made of: the path, or the bytes of the widened graph, and what was changed."""
-    if options.provider != "CPUExecutionProvider" or options.int8 == "as_is":
+    if options.chosen != PROVIDERS["cpu"] or options.int8 == "as_is":
         return str(path), []
     if b"QuantizeLinear" not in path.read_bytes():  # names of operators stand there as they are
         return str(path), []
@@ -101,6 +141,7 @@ def _settings(options: OnnxRuntime) -> Any:
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if options.threads:
         settings.intra_op_num_threads = options.threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")

@@ -1,37 +1,42 @@
-"""torch.compile (Inductor): the artifact's network compiled to C++ on the CPU, once for each batch size."""
+"""torch.compile (Inductor): the artifact's network compiled, to C++ on the CPU or to Triton kernels on a GPU, once for
+each batch size."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from optimize.configs import Config
 from optimize.errors import EnvironmentLacks
 from optimize.registry import RUNNERS
-from optimize.runner import Closing
+from optimize.runners._torch_module import ModuleRunner, TorchOptions, check
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @RUNNERS.register("torch_compile")
-class TorchCompile(Config):
-    """Options of the compiled runner."""
-
-    # torch's intra-op threads, of the whole process; None: unchanged
-    threads: Annotated[int, Field(ge=1)] | None = None
+class TorchCompile(TorchOptions):
+    """Options of the compiled runner; `cuda_graphs` is Inductor's own mode "reduce-overhead"."""
 
     def open(self, folder: Path) -> CompiledRunner:
         """Load the artifact; compilation happens at the first call of each batch size. EnvironmentLacks without a C++
-        compiler."""
+        compiler, or for a device, precision or policy this machine does not have."""
+        device = check("torch_compile", self)
         find_compiler()
         from optimize.artifact import load_model
 
-        return CompiledRunner(load_model(folder).denoiser.network, self.threads)
+        mode = "reduce-overhead" if self.cuda_graphs else "default"
+        network = load_model(folder).denoiser.network
+        return CompiledRunner("torch_compile", network, self, device, lambda module: compiled(module, mode))
+
+
+def compiled(module: Any, mode: str) -> Any:
+    """The module compiled for fixed shapes."""
+    import torch
+
+    return torch.compile(module, dynamic=False, mode=mode)
 
 
 def find_compiler() -> str:
@@ -47,41 +52,9 @@ def find_compiler() -> str:
     )
 
 
-class CompiledRunner(Closing):
-    """Calls the compiled module under inference mode."""
+class CompiledRunner(ModuleRunner):
+    """Calls the compiled module; its output buffer is Inductor's, so it is copied."""
 
-    def __init__(self, network: Any, threads: int | None) -> None:
-        import torch
-
-        self.inputs = network.inputs
-        self._threads_before = torch.get_num_threads()
-        if threads:
-            torch.set_num_threads(threads)
-        self._module = network.module
-        self._held = torch.compile(network.module, dynamic=False)
-
-    def __call__(self, **tensors: Tensor) -> Tensor:
-        import torch
-
-        from optimize.network import raw_output
-
-        with torch.inference_mode():
-            return raw_output(self.held(**tensors)).clone()
-
-    def __exit__(self, *rest: Any) -> None:
-        import torch
-
-        torch.set_num_threads(self._threads_before)
-        super().__exit__(*rest)
-
-    def describe(self) -> dict[str, Any]:
-        """Backend facts, JSON."""
-        import torch
-
-        about = {
-            "backend": "torch_compile",
-            "version": torch.__version__,
-            "device": "cpu",
-            "precision": "fp32",
-        }
-        return {**about, "threads": torch.get_num_threads(), "lowered": []}
+    def compute(self, fed: dict[str, Tensor]) -> Tensor:
+        """As the module's, cloned."""
+        return super().compute(fed).clone()

@@ -1,0 +1,236 @@
+"""This harness against OpenVINO's benchmark_app, a plain ONNX Runtime loop and torch.utils.benchmark, interleaved.
+
+Same exported file (or module), inputs, batch, threads. In every round each of the six takes one turn, in an order drawn
+anew; benchmark_app is a fresh process every time, since it is made to be run so. Printed is what the harness says a call
+takes over what the tool says, with the interval of the paired rounds. Exits with 1 where a ratio is off by more than 3 %.
+
+    python benchmarks/against_tools.py exported/digits/final --torch exported/digits/distill --batch 4 --rounds 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from optimize import rng
+from optimize.environment import environment
+from optimize.measure.measurement import Variant
+from optimize.measure.statistics import ratio_interval
+from optimize.measure.turns import Worker, thread_environment
+
+LIMIT = 0.03
+OURS = {"benchmark_app": "openvino", "onnxruntime loop": "onnxruntime", "torch.utils.benchmark": "torch"}
+Turn = Callable[[int], float]  # calls -> median seconds of one
+
+
+def main() -> int:
+    """Take turns, print the table, write the record."""
+    asked = _arguments()
+    if asked.serve:
+        return _serve(asked)
+    if not asked.artifact:
+        raise SystemExit("give an artifact with an exported ONNX file, e.g. exported/digits/final")
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = _inputs(asked.artifact, asked.batch, Path(folder))
+        opened = _open(asked, inputs)
+        try:
+            taken = _rounds(asked, {name: turn for name, (turn, _) in opened.items()})
+        finally:
+            for _, close in opened.values():
+                close()
+    record = {
+        "program": "against_tools",
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items()},
+        "environment": environment(),
+        "call_s": taken,
+        "ratios": {tool: _ratio(taken[OURS[tool]], taken[tool]) for tool in OURS},
+    }
+    record["holds"] = all(abs(r["value"] - 1) <= LIMIT for r in record["ratios"].values())
+    _show(record)
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(json.dumps(record) + "\n")
+    return 0 if record["holds"] else 1
+
+
+def _ratio(ours: list[float], tools: list[float]) -> dict[str, Any]:
+    return ratio_interval([[x] for x in ours], [[x] for x in tools]).to_json()
+
+
+def _rounds(asked: argparse.Namespace, turns: dict[str, Turn]) -> dict[str, list[float]]:
+    """Median seconds of a call by participant, one a round; the first round warms up and is not kept."""
+    taken: dict[str, list[float]] = {name: [] for name in turns}
+    names = list(turns)
+    for round_ in range(asked.rounds + 1):
+        for index in rng.generator("against", asked.seed, round_).permutation(len(names)).tolist():
+            found = turns[names[index]](asked.calls)
+            if round_:
+                taken[names[index]].append(found)
+    return taken
+
+
+def _open(asked: argparse.Namespace, inputs: Path) -> dict[str, tuple[Turn, Callable[[], None]]]:
+    """Every participant: how it takes a turn, and how it is ended."""
+    module = asked.torch or asked.artifact
+    ours = {
+        runner: _harness(asked, runner, module if runner == "torch" else asked.artifact) for runner in OURS.values()
+    }
+    loops = {
+        "onnxruntime loop": _loop(asked, "onnxruntime", asked.artifact, inputs),
+        "torch.utils.benchmark": _loop(asked, "torch", module, inputs),
+    }
+    return {**ours, **loops, "benchmark_app": (_benchmark_app(asked, inputs), lambda: None)}
+
+
+def _harness(asked: argparse.Namespace, runner: str, folder: Path) -> tuple[Turn, Callable[[], None]]:
+    """A worker of the harness; a turn is what `bench` asks of it."""
+    worker = Worker(thread_environment(asked.threads), 600.0)
+    variant = Variant(key=runner, folder=str(folder), runner=runner, batch=asked.batch, threads=asked.threads)
+    worker.ask({"do": "open", "variant": variant.to_json()})
+    worker.ask({"do": "warm", "limit_s": 1.0})
+
+    def turn(calls: int) -> float:
+        answer = worker.ask({"do": "turn", "calls": calls, "limit_s": 60.0, "kinds": ["call"]})
+        return float(np.median(answer["call_s"]))
+
+    return turn, worker.kill
+
+
+def _loop(asked: argparse.Namespace, which: str, folder: Path, inputs: Path) -> tuple[Turn, Callable[[], None]]:
+    """A process that runs this file's `_serve`: a number of calls a line in, the median seconds out."""
+    command = [sys.executable, __file__, "--serve", which, "--inputs", str(inputs), "--threads", str(asked.threads)]
+    process = subprocess.Popen([*command, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def turn(calls: int) -> float:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{calls}\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    def close() -> None:
+        process.kill()
+        process.wait()
+
+    return turn, close
+
+
+def _benchmark_app(asked: argparse.Namespace, inputs: Path) -> Turn:
+    """One run of OpenVINO's own tool; its median is printed with two decimals of a millisecond."""
+    tool = shutil.which("benchmark_app", path=str(Path(sys.executable).parent)) or shutil.which("benchmark_app")
+    if tool is None:
+        raise SystemExit("benchmark_app is not there. pip install openvino")
+    files = sorted(inputs.glob("*.npy"))
+    shapes = ",".join(f"{f.stem}{list(np.load(f).shape)}".replace(" ", "") for f in files)
+    command = [tool, "-m", str(asked.artifact / "onnx" / "model.onnx"), "-d", "CPU", "-hint", "latency", "-api", "sync"]
+    command += ["-nthreads", str(asked.threads), "-infer_precision", "f32", "-shape", shapes]
+    command += ["-i", ",".join(f"{f.stem}:{f}" for f in files)]
+
+    def turn(calls: int) -> float:
+        done = subprocess.run([*command, "-niter", str(calls)], capture_output=True, text=True, timeout=300)
+        found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
+        if found is None:
+            raise SystemExit(f"benchmark_app ended with {done.returncode}: {done.stdout[-500:]} {done.stderr[-500:]}")
+        return float(found[1]) / 1e3
+
+    return turn
+
+
+def _inputs(artifact: Path, batch: int, folder: Path) -> Path:
+    """The harness's own inputs at this batch, one .npy a name."""
+    from optimize.artifact import model_around
+    from optimize.measure.worker import middle_inputs
+    from optimize.runner import open_runner
+
+    with open_runner(artifact, "onnxruntime", threads=1) as network:
+        for name, value in middle_inputs(model_around(artifact, network), batch).items():
+            np.save(folder / f"{name}.npy", value.numpy())
+    return folder
+
+
+def _serve(asked: argparse.Namespace) -> int:
+    """Answer every number of calls with the median seconds of a call, as the tool measures it."""
+    feed = {f.stem: np.load(f) for f in asked.inputs.glob("*.npy")}
+    measure = {"onnxruntime": _plain_loop, "torch": _timer}[asked.serve](asked, feed)
+    for line in sys.stdin:
+        print(measure(int(line)), flush=True)
+    return 0
+
+
+def _plain_loop(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Turn:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = asked.threads
+    path = str(asked.artifact / "onnx" / "model.onnx")
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+
+    def measure(calls: int) -> float:
+        taken = []
+        session.run(None, feed)
+        for _ in range(calls):
+            start = perf_counter()
+            session.run(None, feed)
+            taken.append(perf_counter() - start)
+        return float(np.median(taken))
+
+    return measure
+
+
+def _timer(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Turn:
+    import torch
+    from torch.utils.benchmark import Timer
+
+    from optimize.artifact import load_model
+
+    tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+    names = {"module": load_model(asked.artifact).module, "feed": tensors, "torch": torch}
+    statement = "with torch.inference_mode():\n    module(**feed)"
+    timer = Timer(statement, globals=names, num_threads=asked.threads)
+
+    def measure(calls: int) -> float:
+        return float(np.median([timer.timeit(1).median for _ in range(calls)]))
+
+    return measure
+
+
+def _show(record: dict[str, Any]) -> None:
+    print(f"{'tool':24}{'tool ms':>10}{'harness ms':>12}{'ratio':>8}{'95 % interval':>18}   within {LIMIT:.0%}")
+    for tool, r in record["ratios"].items():
+        times = [1e3 * float(np.median(record["call_s"][name])) for name in (tool, OURS[tool])]
+        verdict = "yes" if abs(r["value"] - 1) <= LIMIT else "NO"
+        if verdict == "NO" and r["low"] <= 1 + LIMIT and r["high"] >= 1 - LIMIT:
+            verdict += ", though the interval reaches it: too noisy to tell"
+        interval = f"[{r['low']:.3f}, {r['high']:.3f}]"
+        print(f"{tool:24}{times[0]:10.3f}{times[1]:12.3f}{r['value']:8.3f}{interval:>18}   {verdict}")
+    if shutil.which("trtexec") is None:
+        print("trtexec: not on PATH, not compared")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path, nargs="?", help="artifact folder with onnx/model.onnx in FP32")
+    parser.add_argument("--torch", type=Path, help="artifact folder for the torch rows; the same where not given")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--calls", type=int, default=30, help="calls in a turn")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON record")
+    parser.add_argument("--serve", choices=("onnxruntime", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
