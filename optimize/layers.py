@@ -138,8 +138,11 @@ class _Trace:
     def run(self, feed: Mapping[str, Any]) -> list[Layer]:
         """The operators; weights that no operator read close the list."""
         import torch
+        from torch.utils._pytree import tree_map_only
 
-        given = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in feed.items()}
+        from optimize.network import nested
+
+        given = tree_map_only(torch.Tensor, lambda t: t.to("meta"), nested(feed))
         self.hold(given.values())
         with ExitStack() as stack:
             hooks = torch.nn.modules.module
