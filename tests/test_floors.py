@@ -23,6 +23,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "calibration.py",
         "context.py",
         "gates.py",
+        "layers.py",
         "macs.py",
         "onnx_graph.py",
         "onnx_lowering.py",
