@@ -41,6 +41,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: (
         "fair.py",
         "fleet.py",
+        "inspection.py",
+        "parts.py",
         "pipeline.py",
         "plan.py",
         "progress.py",
