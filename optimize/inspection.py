@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +73,11 @@ def _device(name: str, cache: Path | None) -> tuple[Target, Rates]:
 
         found = classify(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     device = found or target("cpu" if name == "here" else name)
-    return device, gpu_rates() if device.cuda else calibrate(cache)
+    if device.cuda:
+        return device, gpu_rates()
+    import torch
+
+    return device, calibrate(cache, torch.get_num_threads())
 
 
 def _described(
@@ -135,22 +138,23 @@ def measured_modules(module: nn.Module, feed: Mapping[str, Any], rounds: int) ->
     """(median seconds of a call in torch eager, seconds of each module's own operators by path).
 
     Plain calls and calls with a clock at every module take turns, after one of warm-up. The modules' medians are scaled
-    to add up to the plain call, so that the clocks' own time is left out.
+    to add up to the plain call; a module of many small children keeps a little of their clocks' time. The clock is that of `measure.calibrate`.
     """
     import torch
 
+    from optimize.measure.calibrate import clock
     from optimize.measure.timing import no_garbage_collection
     from optimize.network import nested
 
-    arguments, plain = nested(feed), []
+    arguments, plain, now = nested(feed), [], clock(torch.get_num_threads())
     clocked: dict[str, list[float]] = {}
     with torch.inference_mode(), no_garbage_collection():
         module(**arguments)
         for _ in range(rounds):
-            start = time.perf_counter()
+            start = now()
             module(**arguments)
-            plain.append(time.perf_counter() - start)
-            with _clocks(module) as own:
+            plain.append(now() - start)
+            with _clocks(module, now) as own:
                 module(**arguments)
             for path, seconds in own.items():
                 clocked.setdefault(path, []).append(seconds)
@@ -160,19 +164,19 @@ def measured_modules(module: nn.Module, feed: Mapping[str, Any], rounds: int) ->
 
 
 @contextmanager
-def _clocks(module: nn.Module) -> Iterator[dict[str, float]]:
+def _clocks(module: nn.Module, now: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Inside the block every call of a module adds the seconds it spent outside its children to the dictionary."""
     own: dict[str, float] = {}
     stack: list[list[float]] = []  # [start, seconds of children]
     handles = []
 
     def enter(*_: Any) -> None:
-        stack.append([time.perf_counter(), 0.0])
+        stack.append([now(), 0.0])
 
     def leave(path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             start, children = stack.pop()
-            seconds = time.perf_counter() - start
+            seconds = now() - start
             own[path] = own.get(path, 0.0) + seconds - children
             if stack:
                 stack[-1][1] += seconds

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Report = dict[str, Any]
+WIDE = 96  # columns from which the bytes moved are shown
 SHOWN = 20  # rows of a part in the table and in the picture; the rest is one row
 
 
@@ -20,7 +21,7 @@ def print_breakdown(report: Report, console: Console) -> None:
     console.print(_totals(report))
     for part in report["parts"]:
         if part["layers"]:
-            console.print(_layers(part))
+            console.print(_layers(part, console.width >= WIDE))
     for part in report["parts"]:
         if part["note"]:
             console.print(f"{part['name']}: {part['note']}", soft_wrap=True)
@@ -42,23 +43,24 @@ def balance_text(balance: dict[str, Any]) -> str:
 
 def _totals(report: Report) -> Table:
     title = f"{report['model']} · batch {report['batch']} · {report['target']} {report['format']}, predicted"
-    table = _table(title, ("part", "class", "params", "MACs", "size", "memory", "predicted (90 %)", "measured"))
+    table = _table(title, ("part", "params", "MACs", "size", "memory", "predicted", "90 %", "measured"))
     for p in report["parts"]:
-        span = f"{seconds_text(p['low_s'])} … {seconds_text(p['high_s'])}"
-        predicted = f"{seconds_text(p['predicted_s'])} ({span})" if p["predicted_s"] is not None else DASH
+        span = f"{seconds_text(p['low_s'])}–{seconds_text(p['high_s'])}" if p["low_s"] is not None else DASH
         table.add_row(
-            p["name"], p["class"], count_text(p["params"]), count_text(p["macs"]), bytes_text(p["size_bytes"]),
-            bytes_text(p["memory_bytes"]), predicted, seconds_text(p["measured_s"]),
+            p["name"], count_text(p["params"]), count_text(p["macs"]), bytes_text(p["size_bytes"]),
+            bytes_text(p["memory_bytes"]), seconds_text(p["predicted_s"]), span, seconds_text(p["measured_s"]),
         )  # fmt: skip
     return table
 
 
-def _layers(part: dict[str, Any]) -> Table:
-    title = f"{part['name']}: layers by time"
-    table = _table(title, ("layer", "params", "MACs", "moved", "measured", "share", "roofline", "share", "bound by"))
+def _layers(part: dict[str, Any], wide: bool) -> Table:
+    moved = ("moved",) if wide else ()
+    title = f"{part['name']} ({part['class']}): layers by time"
+    columns = ("layer", "params", "MACs", *moved, "measured", "share", "roofline", "share", "bound by")
+    table = _table(title, columns)
     for row in folded(part["layers"]):
         table.add_row(
-            row["path"], count_text(row["params"]), count_text(row["macs"]), bytes_text(row["bytes"]),
+            row["path"], count_text(row["params"]), count_text(row["macs"]), *([bytes_text(row["bytes"])] * wide),
             seconds_text(row["measured_s"]), _share(row, part, "measured_s"), seconds_text(row["predicted_s"]),
             _share(row, part, "predicted_s"), row["bound"],
         )  # fmt: skip
@@ -83,9 +85,10 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 or name in ("class", "bound by") else "right", overflow="fold")
+        left = i == 0 or name == "bound by"
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=i > 0)
     return table
 
 
