@@ -191,7 +191,8 @@ class _Trace:
         kind = kind_of(name, any(key in self.constant for key in by_storage))
         if kind == "embedding":
             read = []
-        outputs = sum(t.numel() for t in _tensors([output]))
+        written = _tensors([output])[: 1 if kind == "norm" else None]  # a norm's statistics are for training
+        outputs = sum(t.numel() for t in written)
         counted = flops() // 2 if flops else 0
         path = self.stack[-1]
         self.found.append(
