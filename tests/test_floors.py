@@ -22,6 +22,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "artifact.py",
         "calibration.py",
         "context.py",
+        "cost.py",
         "gates.py",
         "macs.py",
         "onnx_graph.py",
