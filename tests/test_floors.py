@@ -23,6 +23,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "calibration.py",
         "context.py",
         "cost.py",
+        "feasibility.py",
         "gates.py",
         "macs.py",
         "onnx_graph.py",
