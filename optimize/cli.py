@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Shrink trained diffusion models, prove what it cost, and export what a server loads.\n\nExample: optimize run digits",
 )
 Exported = Annotated[Path, typer.Option(help="Folder that results go to.")]
+PriceTable = Annotated[Path | None, typer.Option("--prices", help="Price table instead of the shipped one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -34,6 +35,7 @@ def run(
     exported: Exported = Path("exported"),
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    prices: PriceTable = None,
 ) -> None:
     """Run a recipe: passes, exports, parity, benchmark, quality, gates, report.
 
@@ -42,6 +44,7 @@ def run(
     from optimize.recipe import load
 
     loaded = load(recipe)
+    loaded = loaded.model_copy(update={"prices": prices}) if prices else loaded
     from optimize.pipeline import run as run_recipe
     from optimize.progress import rich_progress
 

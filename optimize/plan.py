@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize import environment
+from optimize.cost import load_prices
 from optimize.errors import UserError
 from optimize.feasibility import Choice, Facts, Judgement, judge
 from optimize.measure.devices import here
@@ -21,7 +22,7 @@ EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # expor
 
 def check(recipe: Recipe) -> None:
     """UserError naming every problem of paths, of the passes and of the target; what will not pay is logged."""
-    problems = [*_paths(recipe), *_pinned(recipe)]
+    problems = [*_paths(recipe), *_pinned(recipe), *_prices(recipe)]
     target = here()[0]
     if recipe.target not in ("here", "cpu", target.name):
         allowed = ", ".join(dict.fromkeys(("here", "cpu", target.name)))
@@ -92,13 +93,20 @@ def _paths(recipe: Recipe) -> list[str]:
         "quality.features": recipe.quality.features,
         "quality.classifier": recipe.quality.classifier,
     }
-    if recipe.prices is not None:
-        paths["prices"] = recipe.prices
     return [
         f"{field}: {path} does not exist (relative to the working directory)."
         for field, path in paths.items()
         if not path.exists()
     ]
+
+
+def _prices(recipe: Recipe) -> list[str]:
+    """What is wrong with the price table; found out now, not after the work."""
+    try:
+        load_prices(recipe.prices)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _pinned(recipe: Recipe) -> list[str]:

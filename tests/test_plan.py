@@ -50,7 +50,7 @@ def test_several_problems_come_at_once(beginning: str) -> None:
     message = refusal(parse(text + "target: a100\nprices: nowhere.yaml"))
     for part in (
         "target:",
-        "prices: nowhere.yaml does not exist",
+        "prices: no such file: nowhere.yaml",
         "guidance.folded",
         "passes[1].prune",
         "passes[2].quantize",
@@ -82,3 +82,9 @@ def test_every_shipped_recipe_works_on_a_cpu() -> None:
     for name in builtin():
         verdicts = [found.verdict for _, found in plan.verdicts(load(name), target("cpu"))]
         assert "impossible" not in verdicts
+
+
+def test_a_malformed_price_table_is_refused_before_the_work(beginning: str, tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text("currency: USD\nprices: {cpu: {per_core_hour: -1, source: x, date: 2026-01}}")
+    message = refusal(parse(beginning + f"prices: {tmp_path}/prices.yaml"))
+    assert "prices.cpu.per_core_hour: given -1" in message
