@@ -5,6 +5,7 @@ An `nn.Module`, an ONNX session and an engine all look like this, so nothing abo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -42,7 +43,19 @@ class TorchNetwork:
         self.inputs = inputs
 
     def __call__(self, **tensors: Tensor) -> Tensor:
-        return raw_output(self.module(**tensors))
+        return raw_output(self.module(**nested(tensors)))
+
+
+def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors by name as keyword arguments: "a.b" is entry "b" of the dictionary argument "a"."""
+    made: dict[str, Any] = {}
+    for name, value in tensors.items():
+        outer, _, inner = name.partition(".")
+        if inner:
+            made.setdefault(outer, {})[inner] = value
+        else:
+            made[name] = value
+    return made
 
 
 def raw_output(value: Any) -> Tensor:

@@ -1,0 +1,133 @@
+"""Parts of a diffusers pipeline that can be built from their config alone and looked at: how, and what they are fed.
+
+More classes than the architectures that passes work on: a network here is only counted, predicted and timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from optimize.errors import UserError, unknown
+from optimize.models.architectures import ARCHITECTURES
+from optimize.network import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Config = dict[str, Any]
+Role = Literal["denoiser", "decoder", "text encoder"]
+SIZED = 64  # latents, where a config names no size
+
+
+@dataclass(frozen=True)
+class Component:
+    """`build(config)` gives the module, whose `forward` is what a sampler calls; `inputs(config)` what it is fed."""
+
+    role: Role
+    build: Callable[[Config], nn.Module]
+    inputs: Callable[[Config], tuple[TensorSpec, ...]]
+
+
+def _diffusers(name: str) -> Callable[[Config], nn.Module]:
+    def build(config: Config) -> nn.Module:
+        import diffusers
+
+        return getattr(diffusers, name).from_config(config)
+
+    return build
+
+
+def _transformers(name: str, config_name: str) -> Callable[[Config], nn.Module]:
+    def build(config: Config) -> nn.Module:
+        import transformers
+
+        return getattr(transformers, name)(getattr(transformers, config_name).from_dict(config))
+
+    return build
+
+
+def _decoder(config: Config) -> nn.Module:
+    """The autoencoder with `decode` as what is called; its encoder is not run when images are drawn."""
+    module = _diffusers("AutoencoderKL")(config)
+    module.forward = module.decode  # type: ignore[assignment]
+    return module
+
+
+def _square(config: Config, default: int = SIZED) -> tuple[int, int]:
+    size = config.get("sample_size") or default
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _conditional_unet_inputs(config: Config) -> tuple[TensorSpec, ...]:
+    """Text states of 77 tokens, CLIP's length; SDXL's pooled text and size embeddings are nested (see `nested`)."""
+    latents = TensorSpec("sample", ("B", config.get("in_channels", 4), *_square(config)))
+    width = config.get("encoder_hid_dim") or config.get("cross_attention_dim", 1280)
+    text = TensorSpec("encoder_hidden_states", ("B", 77, width if isinstance(width, int) else max(width)))
+    common = (latents, TensorSpec("timestep", ("B",)), text)
+    if config.get("addition_embed_type") != "text_time":
+        return common
+    ids = 6 if config.get("addition_time_embed_dim") else 0
+    pooled = config["projection_class_embeddings_input_dim"] - ids * config["addition_time_embed_dim"]
+    return (
+        *common,
+        TensorSpec("added_cond_kwargs.text_embeds", ("B", pooled)),
+        TensorSpec("added_cond_kwargs.time_ids", ("B", ids)),
+    )
+
+
+def _dit_inputs(config: Config) -> tuple[TensorSpec, ...]:
+    latents = TensorSpec("hidden_states", ("B", config.get("in_channels", 4), *_square(config, 32)))
+    return (latents, TensorSpec("timestep", ("B",), "int64"), TensorSpec("class_labels", ("B",), "int64"))
+
+
+def _decoder_inputs(config: Config) -> tuple[TensorSpec, ...]:
+    shrink = 2 ** (len(config["block_out_channels"]) - 1)
+    h, w = (side // shrink for side in _square(config, SIZED * shrink))
+    return (TensorSpec("z", ("B", config.get("latent_channels", 4), h, w)),)
+
+
+def _token_inputs(config: Config) -> tuple[TensorSpec, ...]:
+    return (TensorSpec("input_ids", ("B", config.get("max_position_embeddings", 77)), "int64"),)
+
+
+COMPONENTS: dict[str, Component] = {
+    **{name: Component("denoiser", a.build, a.inputs) for name, a in ARCHITECTURES.items()},
+    "UNet2DConditionModel": Component("denoiser", _diffusers("UNet2DConditionModel"), _conditional_unet_inputs),
+    "DiTTransformer2DModel": Component("denoiser", _diffusers("DiTTransformer2DModel"), _dit_inputs),
+    "AutoencoderKL": Component("decoder", _decoder, _decoder_inputs),
+    "CLIPTextModel": Component("text encoder", _transformers("CLIPTextModel", "CLIPTextConfig"), _token_inputs),
+    "CLIPTextModelWithProjection": Component(
+        "text encoder", _transformers("CLIPTextModelWithProjection", "CLIPTextConfig"), _token_inputs
+    ),
+}
+
+
+def class_name(config: Config) -> str:
+    """The class a config.json names, by diffusers' key or transformers'; empty where it names none."""
+    return config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
+
+
+def component(name: str) -> Component:
+    """The entry called `name`; UserError with the nearest name otherwise."""
+    if name not in COMPONENTS:
+        raise unknown("architecture", name, COMPONENTS)
+    return COMPONENTS[name]
+
+
+def skeleton(config: Config) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
+    """(the network of a config on the meta device, in evaluation mode, what it is fed); no memory for weights.
+
+    Raises UserError for a class that is not known and for a config that its class refuses.
+    """
+    import torch
+
+    name = class_name(config)
+    entry = component(name)
+    try:
+        with torch.device("meta"):
+            module = entry.build(config)
+        return module.eval().requires_grad_(False), entry.inputs(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{name}: it cannot be built from this config ({type(error).__name__}: {error}).") from error
