@@ -106,7 +106,12 @@ def kind_of(name: str, reads_weights: bool) -> str:
         return "conv"
     if bare in ("mm", "addmm", "bmm", "baddbmm"):
         return "linear" if reads_weights else "matmul"
-    for part, kind in (("attention", "attention"), ("norm", "norm"), ("softmax", "softmax"), ("embedding", "embedding")):
+    for part, kind in (
+        ("attention", "attention"),
+        ("norm", "norm"),
+        ("softmax", "softmax"),
+        ("embedding", "embedding"),
+    ):
         if part in bare:
             return kind
     if bare.startswith("upsample") or "pool" in bare or bare in ("pixel_shuffle", "pixel_unshuffle"):
@@ -244,7 +249,9 @@ def _modes(trace: _Trace) -> Iterator[None]:
                 return func(*args, **(kwargs or {}))
             return attention(*args, **(kwargs or {}))
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Any:
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+    ) -> Any:
         output = query.new_empty((*query.shape[:-1], value.shape[-1]), device="meta")
         read = _tensors([query, key, value, attn_mask])
         flops = 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
