@@ -25,6 +25,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "cost.py",
         "feasibility.py",
         "gates.py",
+        "layers.py",
         "macs.py",
         "offers.py",
         "onnx_graph.py",

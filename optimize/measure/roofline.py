@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from optimize.errors import UserError, unknown
 from optimize.layers import Layer
 from optimize.targets import FORMATS, Target
 
 Bound = Literal["compute", "memory", "overhead"]
+BOUNDS: tuple[Bound, ...] = ("compute", "memory", "overhead")
 BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5, "fp4": 0.5}
-ARITHMETIC = ("conv", "linear", "attention", "matmul")
 NARROW = ("fp8", "int8", "int4", "fp4")  # formats of convolutions and linear layers alone; the rest stays wider
 FUSED = ("elementwise",)
 LEVEL = 0.9  # of the interval
@@ -29,11 +31,14 @@ class Rates:
     """What a device reaches of its peaks, with how far predictions by it were off on networks it had not seen."""
 
     name: str  # what was measured: device, software, figures
-    compute: Mapping[str, float]  # share of the peak by kind of layer; "default" for kinds not named; (0, inf)
-    bandwidth: float  # share of the memory bandwidth; may exceed 1 where caches hold the activations
+    # share of the peak by kind of layer, "default" for kinds not named; "other": of what are no multiply-accumulates,
+    # which cost nothing but their traffic where it is missing
+    compute: Mapping[str, float]
+    bandwidth: float  # share of the memory bandwidth; above 1 where caches hold what is moved
     overhead_s: float  # of each operator that is not fused
     spread: float  # standard deviation of ln(measured / predicted), out of sample
     samples: int  # predictions that `spread` is the spread of, at least 2
+    cache: float = 1.0  # how much faster than memory activations come from the last cache, where they fit; at least 1
     fused: bool = True  # False: every element-wise operator goes through memory (torch eager)
     formats: tuple[str, ...] = ("fp16",)  # formats that were measured
     peak_tflops: Mapping[str, float] = field(default_factory=dict)  # measured peaks, in place of the target's
@@ -85,17 +90,27 @@ def predict(
     Raises UserError for an unknown format, one the target does not compute in, and a CPU without rates.
     """
     rates = rates or _published(target)
-    device = _Device(target, rates, memory_gb)
+    device = Device(target, rates, memory_gb)
     _check(device, format)
-    shares = [device.share(layer, format) for layer in layers]
-    seconds, factor = sum(s.seconds for s in shares), rates.factor()
+    table = Table(layers, device, format)
+    times = np.stack(device.seconds(table))  # (3,N): compute, memory, overhead
+    each, factor = _total(times), rates.factor()
+    seconds = float(each.sum())
     low, high = seconds / factor, seconds * factor
     base = device.base(format)
     if format not in rates.formats and format in NARROW:  # nobody measured it: it may bring nothing
-        high = max(high, factor * sum(device.share(layer, base).seconds for layer in layers))
-    weights = math.ceil(sum(layer.weights * BYTES[device.format(layer, format)[0]] for layer in layers))
+        wide = np.stack(device.seconds(Table(layers, device, base)))
+        high = max(high, factor * float(_total(wide).sum()))
+    size = math.ceil(table.size.sum())
     live = math.ceil(max((layer.live for layer in layers), default=0) * BYTES[base])
-    return Prediction(seconds, low, high, weights + live, weights, shares, rates.name)
+    shares = [
+        Share(layer.path, layer.kind, float(s), BOUNDS[i]) for layer, s, i in zip(layers, each, times.argmax(axis=0))
+    ]
+    return Prediction(seconds, low, high, size + live, size, shares, rates.name)
+
+
+def _total(times: np.ndarray) -> np.ndarray:
+    return np.maximum(times[0], times[1]) + times[2]
 
 
 def _published(target: Target) -> Rates:
@@ -108,7 +123,7 @@ def _published(target: Target) -> Rates:
     return gpu_rates()
 
 
-def _check(device: _Device, format: str) -> None:
+def _check(device: Device, format: str) -> None:
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if format != "int4" and format not in device.peaks:
@@ -117,10 +132,10 @@ def _check(device: _Device, format: str) -> None:
         )
 
 
-class _Device:
-    """A target at the rates it reaches."""
+class Device:
+    """A target at the rates it reaches; `seconds(layers, format)` is the roofline itself."""
 
-    def __init__(self, target: Target, rates: Rates, memory_gb: float | None) -> None:
+    def __init__(self, target: Target, rates: Rates, memory_gb: float | None = None) -> None:
         self.target, self.rates = target, rates
         self.peaks = rates.peak_tflops or target.peak_tflops
         gb_s = rates.bandwidth_gb_s or target.bandwidth(memory_gb)
@@ -140,18 +155,44 @@ class _Device:
         narrow = layer.format or format
         return (narrow, narrow if narrow in self.peaks and narrow != "int4" else base)
 
-    def share(self, layer: Layer, format: str) -> Share:
-        """Seconds of one operator; a fused one launches nothing and finds its first operand where it is computed."""
-        stored, arithmetic = self.format(layer, format)
-        fused = self.rates.fused and layer.kind in FUSED
-        wide = BYTES[self.base(format)]
-        if fused:
-            traffic = wide * max(layer.inputs - layer.outputs, 0)
-        else:
-            traffic = BYTES[arithmetic] * layer.inputs + wide * layer.outputs
-        memory = (traffic + BYTES[stored] * layer.weights) / self.bytes_s
-        share = self.rates.compute.get(layer.kind, self.rates.compute.get("default", 1.0))
-        compute = 2 * layer.macs / (1e12 * self.peaks[arithmetic] * share)
-        overhead = 0.0 if fused or layer.kind == "unused" else self.rates.overhead_s
-        times: dict[Bound, float] = {"compute": compute, "memory": memory, "overhead": overhead}
-        return Share(layer.path, layer.kind, max(compute, memory) + overhead, max(times, key=lambda k: times[k]))
+    def seconds(self, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(compute, memory, overhead) seconds (N,) of each operator; it takes max(compute, memory) + overhead."""
+        rates = self.rates
+        shares = np.array([rates.compute.get(k, rates.compute.get("default", 1.0)) for k in table.kinds])
+        compute = table.ideal / shares
+        if "other" in rates.compute:
+            compute = compute + table.other / rates.compute["other"]
+        fused = table.elementwise if rates.fused else np.zeros(len(shares), bool)
+        traffic = np.where(fused, table.beside, table.read + table.written)
+        memory = (traffic * self.slowness(table.read + table.written) + table.weights) / self.bytes_s
+        return compute, memory, np.where(fused | table.idle, 0.0, rates.overhead_s)
+
+    def slowness(self, held_bytes: np.ndarray) -> np.ndarray:
+        """Time of traffic against memory alone, of tensors this large: the part of them that the cache keeps, c / (c +
+        size) of a cache of c bytes, comes `rates.cache` times as fast."""
+        cache = 1e6 * (self.target.l2_mb or 0)
+        kept = cache / (cache + held_bytes) if cache else np.zeros_like(held_bytes)
+        return 1 - kept * (1 - 1 / self.rates.cache)
+
+
+class Table:
+    """Layers as columns (N,) for one device and format: bytes moved, and seconds at the peak."""
+
+    def __init__(self, layers: Sequence[Layer], device: Device, format: str) -> None:
+        formats = [device.format(layer, format) for layer in layers]
+        wide, peaks = BYTES[device.base(format)], device.peaks
+        peak = np.array([1e12 * peaks[arithmetic] for _, arithmetic in formats])
+        self.kinds = [layer.kind for layer in layers]
+        self.idle = np.array([k == "unused" for k in self.kinds])  # nothing runs
+        self.elementwise = np.array([k in FUSED for k in self.kinds])
+        self.ideal = np.array([2.0 * layer.macs for layer in layers]) / peak
+        self.other = np.array([float(layer.other_flops) for layer in layers]) / peak
+        stored = np.array([BYTES[s] for s, _ in formats])
+        self.size = stored * np.array([layer.weights for layer in layers])  # bytes on disk
+        looked_up = np.array([k == "embedding" for k in self.kinds])  # of a table only the rows asked for are read
+        self.weights = np.where(self.idle | looked_up, 0.0, self.size)
+        self.read = np.array([BYTES[a] for _, a in formats]) * np.array([layer.inputs for layer in layers])
+        self.written = wide * np.array([layer.outputs for layer in layers])
+        self.beside = np.maximum(self.read - self.written, 0.0)  # of a fused operator: its other operands
+
+
