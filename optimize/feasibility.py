@@ -251,6 +251,11 @@ RULES: tuple[Rule, ...] = (
     Rule("onnxruntime cuda has no int8 kernels", "will not pay", lambda c: c.way == "onnxruntime-cuda" and c.format in NARROW,
          "ONNX Runtime's CUDA provider has no {format} convolutions: it computes in floating point between rounding steps.",
          lambda c: "fp16" if _volta(c) else "TensorRT"),
+    # TensorRT's documentation, "Working with quantized types": INT4 is weight-only
+    Rule("int4 weights alone", "will not pay",
+         lambda c: c.way in ("tensorrt", "tensorrt-rtx") and c.format == "int4" and c.has("int4"),
+         "{way} takes INT4 for weights alone and computes in 16 bits: smaller, hardly faster.",
+         lambda c: "fp8" if c.has("fp8") else "int8"),
     Rule("onnxruntime cpu has no bf16 kernels", "impossible", lambda c: c.way == "onnxruntime-cpu" and c.format == "bf16",
          "ONNX Runtime has no BF16 convolutions on CPUs.", "OpenVINO"),
     # HW: "7.5 falls back or fails on FP32 GEMM"

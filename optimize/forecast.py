@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from optimize.subject import Subject
 
 LEAST_SPREAD = 0.05  # of ln(measured / predicted): closer agreement of a few measurements is luck
+ON_CPUS = ("int8", "bf16")  # formats a CPU has no rates of
+NARROWED = ("conv", "linear")  # layers that quantization makes narrow
 COMPUTED = ("fp32", "tf32", "fp16", "bf16")
 
 
@@ -112,6 +114,8 @@ class Forecaster:
     def call(self, target: Target, candidate: Candidate, network_batch: int, rates: Rates | None) -> Prediction:
         """One network call."""
         found = thinned(self.layers(network_batch), candidate.share)
+        if not target.cuda and candidate.format in ON_CPUS:
+            return _as_fp32(found, target, candidate.format, rates)
         return predict(found, target, format=candidate.format, rates=rates)
 
     def calibrate(self, target: Target, measured: Sequence[Measurement], rates: Rates | None = None) -> Calibration:
@@ -133,6 +137,16 @@ class Forecaster:
         mean, n = sum(logs) / len(logs), len(logs)
         spread = math.sqrt(sum((x - mean) ** 2 for x in logs) / (n - 1)) if n >= 3 else None
         return Calibration(math.exp(mean), spread, n, runner, notes)
+
+
+def _as_fp32(layers: Sequence[Layer], target: Target, format: str, rates: Rates | None) -> Prediction:
+    """A CPU's rates are those of FP32: another format is predicted to take as long, and may take half of it."""
+    found = predict(layers, target, format="fp32", rates=rates)
+    weights, narrow = (sum(x.weights for x in layers if not kinds or x.kind in kinds) for kinds in ((), NARROWED))
+    size = narrow + 2 * (weights - narrow) if format == "int8" else found.size_bytes
+    memory = found.memory_bytes - found.size_bytes + size
+    note = f"{found.rates}; {format.upper()} taken to be as fast as FP32"
+    return replace(found, low=found.low / 2, memory_bytes=memory, size_bytes=size, rates=note)
 
 
 def thinned(layers: Sequence[Layer], share: float) -> list[Layer]:

@@ -27,6 +27,7 @@ LOSS_OF_CALLS = {1: (2.69, 3.55), 2: (1.25, 1.75), 4: (1.06, 1.17)}
 LOSS_OF_SHARE = (0.48, 0.70)
 # FLUX.1-dev FID: BF16 20.3, INT8 20.4 (SVDQuant's table); 16 bits lose nothing that is published
 LOSS_OF_FORMAT = {"int8": (1.005, 1.05), "fp8": (1.0, 1.05)}
+TAKEN = ("seed", "source", "sampler", "data", "quality", "pinned", "fair", "prices")  # from the recipe it starts from
 DEFAULT_LOSS = 0.3  # allowed where no budget is given at all: the FD gate's usual 1.3
 
 
@@ -53,7 +54,8 @@ class Option:
     """A candidate with its forecast and predicted loss of quality."""
 
     found: Forecast
-    runner: str  # spec
+    way: str  # to run it
+    runner: str | None  # spec of the runner here that runs it so; None: this version has none
     loss: float  # expected rise of FID, a fraction
     worst: float
 
@@ -82,6 +84,13 @@ def losses(candidate: Candidate) -> tuple[float, float]:
         expected * (1 + LOSS_OF_SHARE[0] * candidate.share) * by_format[0] - 1,
         worst * (1 + LOSS_OF_SHARE[1] * candidate.share) * by_format[1] - 1,
     )
+
+
+def loss_text(expected: float, worst: float) -> str:
+    """A predicted loss in words."""
+    if worst < 0.005:
+        return "no loss of FID is published for as much"
+    return f"FID {1 + expected:.2f} times the untouched model's (at worst {1 + worst:.2f})"
 
 
 def candidates(nfe: int, guided: bool, formats: Sequence[str]) -> Iterable[Candidate]:
@@ -142,17 +151,15 @@ def recipe_of(
     """A recipe, as plain values, that makes what the option says. `base` is the resolved recipe whose source, data and
     judges it takes over, with the settings of passes that it shares."""
     settings = {n: c for entry in base.get("passes", ()) for n, c in entry.items()}
-    gates = dict(base.get("gates") or {})
+    gates: dict[str, Any] = {**base.get("gates", {})}
     if budget.max_quality_loss is not None:
-        gates["fd"] = dict(gates.get("fd") or {}) | {"max_ratio": round(1 + budget.max_quality_loss, 6)}
-    runners = list(dict.fromkeys(["torch", option.runner]))
-    bench = dict(base.get("benchmark") or {}) | {"batch": sorted({1, option.found.batch}), "runners": runners}
-    taken = {
-        k: base[k] for k in ("seed", "source", "sampler", "data", "quality", "pinned", "fair", "prices") if k in base
-    }
-    made = {"version": 1, "name": name, **taken, "target": target}
+        gates["fd"] = {**gates.get("fd", {}), "max_ratio": round(1 + budget.max_quality_loss, 6)}
+    runners = list(dict.fromkeys(["torch", option.runner or "onnxruntime"]))
+    bench = {**base.get("benchmark", {}), "batch": sorted({1, option.found.batch}), "runners": runners}
+    taken = {k: base[k] for k in TAKEN if k in base}
     steps = list(_passes(option.found.candidate, settings, on_gpu))
-    return made | {"passes": steps, "exports": [{"onnx": {}}], "benchmark": bench, "gates": gates}
+    head = {"version": 1, "name": name, **taken, "target": target}
+    return {**head, "passes": steps, "exports": [{"onnx": {}}], "benchmark": bench, "gates": gates}
 
 
 def _passes(candidate: Candidate, settings: dict[str, Any], on_gpu: bool) -> Iterable[dict[str, Any]]:

@@ -68,6 +68,7 @@ CASES: list[tuple[str, str, Any, dict[str, Any], str, str]] = [
     ("torch only simulates", "impossible", "cpu", {"way": "torch", "format": "int8"}, "only simulated", "OpenVINO"),
     ("onnxruntime cuda has no int8 kernels", "will not pay", "a10", {"way": "onnxruntime-cuda", "format": "int8"},
      "no INT8 convolutions", "TensorRT"),
+    ("int4 weights alone", "will not pay", "a10", {"way": "tensorrt", "format": "int4"}, "TensorRT takes INT4 for weights", "int8"),
     ("onnxruntime cpu has no bf16 kernels", "impossible", "cpu",
      {"way": "onnxruntime-cpu", "format": "bf16", "instructions": AMX}, "no BF16 convolutions", "OpenVINO"),
     ("tensorrt-rtx int8 on 7.5", "impossible", "t4", {"way": "tensorrt-rtx", "format": "int8"}, "SM 7.5", "fp16, or TensorRT"),

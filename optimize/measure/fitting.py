@@ -35,9 +35,7 @@ def fit(cases: Sequence[Case], start: Rates, free: Free, format: str) -> Rates:
     return replace(_fitted(cases, tables, start, free), spread=spread, samples=len(means))
 
 
-def left_out(
-    cases: Sequence[Case], start: Rates, free: Free, tables: Sequence[Table]
-) -> dict[str, list[float]]:
+def left_out(cases: Sequence[Case], start: Rates, free: Free, tables: Sequence[Table]) -> dict[str, list[float]]:
     """ln(predicted / measured) of each group's cases, by rates fitted without that group."""
     found = {}
     for group in dict.fromkeys(c.group for c in cases):

@@ -194,5 +194,3 @@ class Table:
         self.read = np.array([BYTES[a] for _, a in formats]) * np.array([layer.inputs for layer in layers])
         self.written = wide * np.array([layer.outputs for layer in layers])
         self.beside = np.maximum(self.read - self.written, 0.0)  # of a fused operator: its other operands
-
-
