@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Shrink trained diffusion models, prove what it cost, and export what a server loads.\n\nExample: optimize run digits",
 )
 Exported = Annotated[Path, typer.Option(help="Folder that results go to.")]
+PriceTable = Annotated[Path | None, typer.Option("--prices", help="Price table instead of the shipped one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -34,6 +35,7 @@ def run(
     exported: Exported = Path("exported"),
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    prices: PriceTable = None,
 ) -> None:
     """Run a recipe: passes, exports, parity, benchmark, quality, gates, report.
 
@@ -42,6 +44,7 @@ def run(
     from optimize.recipe import load
 
     loaded = load(recipe)
+    loaded = loaded.model_copy(update={"prices": prices}) if prices else loaded
     from optimize.pipeline import run as run_recipe
     from optimize.progress import rich_progress
 
@@ -61,6 +64,54 @@ def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
 
     print_table(summary, console)
     console.print(f"Report: [bold]{folder / 'report.html'}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A model folder, an artifact folder, or a recipe (file or name).")],
+    target: Annotated[str, typer.Option(help="Device classes, e.g. a100,v100,rtx3090, cpu or here.")] = "here",
+    latency_ms: Annotated[float | None, typer.Option(help="Budget: milliseconds of a batch of images.")] = None,
+    size_mb: Annotated[float | None, typer.Option(help="Budget: megabytes of the network's file.")] = None,
+    max_quality_loss: Annotated[float | None, typer.Option(help="Budget: rise of FID, 0.3 is 1.3 times.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of today, instead of the recipe's.")] = None,
+    cfg: Annotated[float | None, typer.Option(min=0, help="Guidance weight of today; 0 is none.")] = None,
+    like: Annotated[str | None, typer.Option(help="Recipe whose data and judges a proposal takes over.")] = None,
+    measurements: Annotated[Path | None, typer.Option(help="measurements.jsonl to calibrate by.")] = None,
+    prices: PriceTable = None,
+    out: Annotated[Path | None, typer.Option(help="File for the proposed recipe; one for each target.")] = None,
+    exported: Exported = Path("exported"),
+    as_json: AsJson = False,
+) -> None:
+    """What works on a device, what it will take, and a recipe for a budget: predicted, before any work.
+
+    Example: optimize plan digits --target a100,v100,rtx3090 --latency-ms 5 --out fast.yaml
+    """
+    from optimize.planning import budget_of, plan_for, write_recipes
+
+    budget = budget_of(latency_ms, size_mb, max_quality_loss)
+    found = plan_for(
+        model,
+        [t.strip() for t in target.split(",") if t.strip()],
+        budget,
+        batch=batch,
+        steps=steps,
+        guidance=cfg,
+        like=like,
+        measurements=measurements,
+        prices=prices,
+        exported=exported,
+    )
+    written = write_recipes(found, out) if out else []
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    from optimize.report.planned import print_plan
+
+    console = _console()
+    print_plan(found, console)
+    for path in written:
+        console.print(f"Recipe: [bold]{path}[/bold]", soft_wrap=True)
 
 
 @app.command("list")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from optimize.configs import digest
+from optimize.gpus import gpus
+from optimize.targets import class_name
 
 LIBRARIES = (
     "torch",
@@ -31,9 +33,11 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_b
 
 
 def environment() -> dict[str, Any]:
-    """Device class, cores, memory, instruction sets, operating system, Python and library versions; JSON values."""
+    """Device class, GPU where there is one, cores, memory, instruction sets, operating system, Python and library
+    versions; JSON values."""
     return {
-        "device": "cpu",
+        "device": device_class(),
+        **gpu(),
         "cpu": cpu_name(),
         "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -42,6 +46,24 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": versions(),
     }
+
+
+def device_class() -> str:
+    """The class of the first visible GPU (see `optimize.targets`), or cpu."""
+    return class_name(gpus()[0]["name"]) if gpus() else "cpu"
+
+
+def gpu() -> dict[str, Any]:
+    """`{"gpu": {name, sm, memory_gib, driver, cuda, count}}` of the first visible GPU as far as known; empty without one."""
+    if not gpus():
+        return {}
+    first = gpus()[0]
+    about: dict[str, Any] = {k: first[k] for k in ("name", "driver", "cuda") if k in first}
+    if "sm" in first:
+        about["sm"] = list(first["sm"])
+    if "memory_bytes" in first:
+        about["memory_gib"] = round(first["memory_bytes"] / 2**30, 1)
+    return {"gpu": about | {"count": len(gpus())}}
 
 
 def key(value: dict[str, Any] | None = None) -> str:

@@ -2,22 +2,87 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from optimize import environment
+from optimize.cost import load_prices
 from optimize.errors import UserError
+from optimize.feasibility import Choice, Facts, Judgement, judge
+from optimize.measure.devices import here
 from optimize.recipe import Recipe
+from optimize.targets import Target, targets
 from optimize.weights import file_sha256
+
+log = logging.getLogger(__name__)
+EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # exporter -> the way that runs its files
 
 
 def check(recipe: Recipe) -> None:
-    """UserError naming every problem of paths and of the order of passes."""
-    problems = [*_paths(recipe), *_pinned(recipe), *_order(recipe), *_guidance(recipe)]
-    if recipe.target not in ("here", "cpu"):
-        problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: here, cpu.')
+    """UserError naming every problem of paths, of the passes and of the target; what will not pay is logged."""
+    problems = [*_paths(recipe), *_pinned(recipe), *_prices(recipe)]
+    target = here()[0]
+    if recipe.target not in ("here", "cpu", target.name):
+        allowed = ", ".join(dict.fromkeys(("here", "cpu", target.name)))
+        problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: {allowed}.')
+        target = targets()[recipe.target]
+    judged = list(verdicts(recipe, targets()["cpu"] if recipe.target == "cpu" else target))
+    problems += [f"{where}: {found.text}" for where, found in judged if found.verdict == "impossible"]
     if not recipe.exports and any(not s.startswith("torch") for s in recipe.benchmark.runners):
         problems.append("exports: none, but benchmark.runners asks for runners of exported files. Add `- onnx: {}`.")
     if problems:
         raise UserError("\n".join([f"recipe {recipe.name}:", *(f"  {p}" for p in problems)]))
+    for where, found in judged:
+        if found.verdict == "will not pay":
+            log.warning("%s will not pay: %s", where, found.text)
+
+
+def verdicts(recipe: Recipe, target: Target, facts: Facts | None = None) -> Iterator[tuple[str, Judgement]]:
+    """(place in the recipe, judgement) of the source, every pass in its order, and every exporter, on a target."""
+    facts = facts or facts_of(recipe)
+    about = context_of(target)
+    yield "sampler.guidance.folded", judge(Choice(target=target, step="source", facts=facts, **about))
+    provided = {"trained", "data"}
+    for i, step in enumerate(recipe.passes):
+        choice = Choice(target=target, facts=facts, provided=frozenset(provided), **_about(recipe, i), **about)
+        yield f"passes[{i}].{step.name}", judge(choice)
+        provided |= step.provides | ({"folded"} if folds(step, facts) else set())
+    for i, export in enumerate(recipe.exports):
+        way = EXPORTED_FOR.get(export.name, "")
+        yield f"exports[{i}].{export.name}", judge(Choice(target=target, way=way, facts=facts, **about))
+
+
+def context_of(target: Target) -> dict[str, Any]:
+    """What is known of the machine where it is of this class: instruction sets of the CPU, installed versions."""
+    is_here = target.name == here()[0].name
+    instructions = frozenset(environment.instructions()) if not target.cuda else frozenset()
+    return {"instructions": instructions, "installed": environment.versions() if is_here else {}}
+
+
+def facts_of(recipe: Recipe) -> Facts:
+    """What the recipe alone says of the model."""
+    guidance, sampler = recipe.sampler.guidance, recipe.sampler
+    guided = bool(guidance.cfg)
+    nfe = sampler.steps * (2 if guided and guidance.interval is None else 1)
+    return Facts(nfe=nfe, guided=guided, folded=guidance.folded, batch=max(recipe.benchmark.batch))
+
+
+def folds(step: Any, facts: Facts) -> bool:
+    """Whether a pass trains the guidance into the network."""
+    if step.name != "distill":
+        return False
+    return facts.guided if step.guidance is None else bool(step.guidance)
+
+
+def _about(recipe: Recipe, index: int) -> dict[str, Any]:
+    """A pass as a choice: its fields, what it declares, its format and the one that the network ends in."""
+    step = recipe.passes[index]
+    later = next((p.format for p in recipe.passes[index:] if "quantized" in p.provides), "")
+    declared = {"requires": step.requires, "refuses_after": step.refuses_after}
+    format = later if "quantized" in step.provides else ""
+    return {"step": step.name, "config": step.to_json(), "format": format, "later": later, **declared}
 
 
 def _paths(recipe: Recipe) -> list[str]:
@@ -35,6 +100,15 @@ def _paths(recipe: Recipe) -> list[str]:
     ]
 
 
+def _prices(recipe: Recipe) -> list[str]:
+    """What is wrong with the price table; found out now, not after the work."""
+    try:
+        load_prices(recipe.prices)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def _pinned(recipe: Recipe) -> list[str]:
     problems: list[str] = []
     for name, expected in recipe.pinned.items():
@@ -46,21 +120,3 @@ def _pinned(recipe: Recipe) -> list[str]:
                 f"pinned: {path} has hash {found}, the recipe expects {expected}. Restore it, or pin the new."
             )
     return problems
-
-
-def _order(recipe: Recipe) -> list[str]:
-    """Each pass against what the passes before it provide."""
-    problems: list[str] = []
-    provided = {"trained", "data"}
-    for i, step in enumerate(recipe.passes):
-        problems += [f"passes[{i}].{step.name}: {why}" for what, why in step.refuses_after.items() if what in provided]
-        lacks = sorted(step.requires - provided)
-        problems += [f"passes[{i}].{step.name}: needs {what}, which no earlier pass provides." for what in lacks]
-        provided |= step.provides
-    return problems
-
-
-def _guidance(recipe: Recipe) -> list[str]:
-    if recipe.sampler.guidance.folded is None:
-        return []
-    return ["sampler.guidance.folded: only a distilled network contains its guidance; give cfg for the source model."]

@@ -140,6 +140,7 @@ class Recipe(Config):
     fair: FairConfig | None = FairConfig()
     gates: Gates = Gates()
     targets: Targets = Targets()
+    prices: Path | None = None  # price table (see `optimize/prices.yaml`); None: the one that ships
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as it can be written and read again."""

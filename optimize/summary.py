@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from optimize import environment
+from optimize.cost import Prices, load_prices
 from optimize.gates import check, hold, parity_gate, quality_gates
+from optimize.measure.devices import device_class
 from optimize.measure.measurement import Measurement, speedup
 from optimize.recipe import Recipe
 from optimize.stages import Variant
@@ -33,6 +36,11 @@ class Findings:
     def batch(self) -> int:
         """The largest batch: where speed-ups are claimed."""
         return max(self.recipe.benchmark.batch)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """The recipe's price table, or the shipped one."""
+        return load_prices(self.recipe.prices)
 
     def measured(self, name: str, spec: str, batch: int | None = None) -> Measurement | None:
         """A finished measurement by its key."""
@@ -88,6 +96,7 @@ def _row(found: Findings, m: Measurement) -> dict[str, Any]:
     parity = variant.parity[spec]
     row = {
         **_about(found, name, variant, spec),
+        "device": device_class(m),
         "runner_options": m.variant.options,
         "batch": batch,
         "status": m.status,
@@ -133,7 +142,15 @@ def _times(found: Findings, m: Measurement) -> dict[str, Any]:
         "cold": m.cold,
         "noisy": m.noisy,
         "speedup": _speedups(found, m),
+        **_cost(found, m),
     }
+
+
+def _cost(found: Findings, m: Measurement) -> dict[str, Any]:
+    """`cost_per_1000` images {value, low, high, currency, source, date}, or `cost_missing`: how to add the price."""
+    device, cores = device_class(m), m.variant.threads or m.environment.get("cores", 1)
+    cost = found.prices.per_1000(device, m.images_per_s(), cores)
+    return {"cost_per_1000": cost} if cost else {"cost_missing": found.prices.missing(device)}
 
 
 def _ms(latency: dict[str, Any], per: int) -> dict[str, Any]:

@@ -7,13 +7,14 @@ AD102 2022, H100 2022, H200 2023); TensorRT's support matrix for `tensorrt`. A r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from optimize.errors import unknown
+from optimize.errors import UserError, unknown
 
 Format = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4", "fp4"]
 FORMATS: tuple[Format, ...] = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4", "fp4")
@@ -48,8 +49,19 @@ class Target:
         """Whether the hardware computes in this format at all."""
         return format in self.peak_tflops
 
+    @property
+    def sm_text(self) -> str:
+        """The compute capability as it is written, "8.6"; empty where there is none."""
+        return f"{self.sm[0]}.{self.sm[1]}" if self.sm else ""
+
     def bandwidth(self, memory_gb: float | None = None) -> float:
-        """Memory bandwidth (GB/s) of the part with at least this memory; of the smallest part where not given."""
+        """Memory bandwidth (GB/s) of the part with at least this memory; of the smallest part where not given.
+
+        UserError where it is not listed: a CPU's is measured on the spot."""
+        if not self.bandwidth_gb_s:
+            raise UserError(
+                f"target {self.name}: its memory bandwidth is not listed. Measure it, and give it as a rate."
+            )
         fits = [b for m, b in zip(self.memory_gb, self.bandwidth_gb_s) if memory_gb is None or m >= memory_gb]
         return fits[0] if fits else self.bandwidth_gb_s[-1]
 
@@ -114,7 +126,10 @@ def targets() -> Mapping[str, Target]:
     return MappingProxyType({t.name: t for t in classes})
 
 
-OTHER_PARTS = frozenset({"ti", "super", "laptop", "mobile", "nvl", "pcie", "max", "d"})
+# words in a driver's name that say it is another part of the family, or a slice of the GPU, with other rates
+OTHER_PARTS = frozenset({"ti", "super", "laptop", "mobile", "nvl", "pcie", "max", "d", "mig", "grid"})
+PCIE_TOO = frozenset({"V100", "A100"})  # their PCIe cards have the same memory and nearly the same peaks
+VGPU = re.compile(r"\d+[ABCQ]")  # a share of a GPU, "A10-24Q"
 
 NAMES = ("here", "cpu", "v100", "a100", "rtx3090", "t4", "a10", "l4", "rtx4090", "h100", "h200")
 
@@ -133,7 +148,8 @@ def classify(device_name: str) -> Target | None:
     A name is matched by whole words, so that "A10" is not found in "A100"; another part of the family, e.g. an
     "RTX 3090 Ti", is no member of the class."""
     words = device_name.replace("-", " ").split()
-    if OTHER_PARTS & {w.lower() for w in words} - ({"pcie"} if "A100" in words else set()):
+    other = OTHER_PARTS - ({"pcie"} if PCIE_TOO & set(words) else set())
+    if any(w.lower() in other or VGPU.fullmatch(w) for w in words):
         return None
     for known in targets().values():
         for pattern in known.matches:
@@ -141,3 +157,10 @@ def classify(device_name: str) -> Target | None:
             if any(words[i : i + len(parts)] == parts for i in range(len(words))):
                 return known
     return None
+
+
+def class_name(device_name: str) -> str:
+    """The class's name, or for a GPU of no listed class its own as one word: "NVIDIA RTX A6000" is rtx-a6000."""
+    known = classify(device_name)
+    words = device_name.lower().replace("(", " ").replace(")", " ").split()
+    return known.name if known else "-".join(w for w in words if w not in ("nvidia", "geforce")) or "gpu"

@@ -1,0 +1,90 @@
+"""The check before a run: the table of feasibility applied to a recipe, in its order, on this machine."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from optimize import plan
+from optimize.errors import UserError
+from optimize.recipe import Recipe, load, parse
+from optimize.targets import target
+
+
+@pytest.fixture
+def beginning(tmp_path: Path) -> str:
+    """The beginning of a recipe whose paths exist."""
+    for name in "mthfc":
+        (tmp_path / name).mkdir()
+    text = f"source: {{path: {tmp_path}/m}}\ndata: {{training: {tmp_path}/t, held_out: {tmp_path}/h}}\n"
+    text += f"quality: {{features: {tmp_path}/f, classifier: {tmp_path}/c}}\nname: x\nexports: [{{onnx: {{}}}}]\n"
+    return text + "sampler: {steps: 50, guidance: {cfg: 0.5}}\n"
+
+
+def refusal(recipe: Recipe) -> str:
+    with pytest.raises(UserError) as caught:
+        plan.check(recipe)
+    return str(caught.value)
+
+
+def test_guidance_is_folded_once(beginning: str) -> None:
+    twice = parse(beginning + "passes: [{distill: {nfe: 4}}, {distill: {nfe: 1}}]")
+    assert "passes[1].distill: The network already contains its guidance" in refusal(twice)
+    plan.check(parse(beginning + "passes: [{distill: {nfe: 4, guidance: 0}}]"))
+    unguided = beginning.replace("guidance: {cfg: 0.5}", "guidance: {}")
+    plan.check(parse(unguided + "passes: [{distill: {nfe: 4}}, {distill: {nfe: 1}}]"))
+
+
+def test_a_folded_source_is_refused(beginning: str) -> None:
+    folded = parse(beginning.replace("cfg", "folded"))
+    assert "sampler.guidance.folded: Only a distilled network contains its guidance" in refusal(folded)
+
+
+def test_several_problems_come_at_once(beginning: str) -> None:
+    text = (
+        beginning.replace("cfg", "folded")
+        + "passes: [{quantize: {}}, {prune: {budget: {macs: 0.2}}}, {quantize: {}}]\n"
+    )
+    message = refusal(parse(text + "target: a100\nprices: nowhere.yaml"))
+    for part in (
+        "target:",
+        "prices: no such file: nowhere.yaml",
+        "guidance.folded",
+        "passes[1].prune",
+        "passes[2].quantize",
+    ):
+        assert part in message
+
+
+def test_what_will_not_pay_is_said_and_not_refused(beginning: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "optimize.plan"):
+        plan.check(parse(beginning + "passes: [{distill: {nfe: 64}}]\nsampler: {steps: 20}"))
+    assert "passes[0].distill will not pay: The sampler takes 20 network evaluations already." in caplog.text
+
+
+def test_the_pass_is_judged_on_the_target_it_is_for() -> None:
+    recipe = load("digits")
+    by_target = {
+        name: {place: found.verdict for place, found in plan.verdicts(recipe, target(name))}
+        for name in ("cpu", "v100", "a10")
+    }
+    assert by_target["v100"]["passes[3].quantize"] == "will not pay"
+    assert by_target["a10"]["passes[3].quantize"] == "works"
+    assert by_target["cpu"]["passes[0].prune"] == "works"
+    assert by_target["a10"]["passes[0].prune"] == "will not pay"  # INT8 tensor cores take 16 channels at once
+
+
+def test_every_shipped_recipe_works_on_a_cpu() -> None:
+    from optimize.recipe import builtin
+
+    for name in builtin():
+        verdicts = [found.verdict for _, found in plan.verdicts(load(name), target("cpu"))]
+        assert "impossible" not in verdicts
+
+
+def test_a_malformed_price_table_is_refused_before_the_work(beginning: str, tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text("currency: USD\nprices: {cpu: {per_core_hour: -1, source: x, date: 2026-01}}")
+    message = refusal(parse(beginning + f"prices: {tmp_path}/prices.yaml"))
+    assert "prices.cpu.per_core_hour: given -1" in message
