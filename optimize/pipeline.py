@@ -59,6 +59,7 @@ class _Run:
     progress: Progress
     evaluators: dict[int, Any] = field(default_factory=dict)
     judged: dict[str, Any] = field(default_factory=dict)
+    judges: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, index: int, parent: Stage, source: Stage) -> Stage:
         """One pass."""
@@ -152,8 +153,8 @@ class _Run:
         return stages.json_stage(self.store, "quality", key, compute)
 
     def _images(self, variant: Variant, spec: str, sampler: Sampler, count: int) -> Stage:
-        batch = self.recipe.quality.batch
-        return stages.images_stage(self.store, variant, spec, sampler, count, batch, self.progress)
+        q = self.recipe.quality
+        return stages.images_stage(self.store, variant, spec, sampler, count, q.batch, self.progress, q.processes)
 
     def _judge(self, drawn: Stage, labels: Any) -> Any:
         """Images with their features and classes; kept, since the baseline's are compared with again and again."""
@@ -169,14 +170,25 @@ class _Run:
         if replicates not in self.evaluators:
             q, data = self.recipe.quality, self.recipe.data
             paths = (q.features, q.classifier, data.held_out, data.training)
-            self.evaluators[replicates] = Evaluator(*paths, replicates=replicates)
+            more: dict[str, Any] = {
+                "metrics": q.metrics,
+                "further": q.further,
+                "lpips": q.lpips,
+                "clip": q.clip,
+                "wording": q.prompts,
+            }
+            self.evaluators[replicates] = Evaluator(*paths, replicates=replicates, processes=q.processes, **more)
         return self.evaluators[replicates]
 
-    def _judges(self) -> dict[str, str]:
-        """Content of everything that judges: networks, scans, code."""
-        q, data = self.recipe.quality, self.recipe.data
-        files = [data.training, data.held_out, *(p for f in (q.features, q.classifier) for p in sorted(f.iterdir()))]
-        return {p.name: file_sha256(p) for p in files if p.is_file()} | {"code": code_hash("optimize.quality.evaluate")}
+    def _judges(self) -> dict[str, Any]:
+        """Content of everything that judges: networks, scans, figures asked for, code."""
+        if "content" not in self.judges:
+            from optimize.quality.networks import judged_by
+
+            q, data = self.recipe.quality, self.recipe.data
+            scans = {p.name: file_sha256(p) for p in (data.training, data.held_out)}
+            self.judges["content"] = scans | judged_by(q) | {"code": code_hash("optimize.quality.evaluate")}
+        return self.judges["content"]
 
     def publish(self, result: dict[str, Any], found: Findings, out: Path) -> dict[str, Any]:
         """Write variants, samples, measurements, summary and report below `out`."""

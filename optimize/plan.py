@@ -90,8 +90,7 @@ def _paths(recipe: Recipe) -> list[str]:
         "source.path": recipe.source.path,
         "data.training": recipe.data.training,
         "data.held_out": recipe.data.held_out,
-        "quality.features": recipe.quality.features,
-        "quality.classifier": recipe.quality.classifier,
+        **_judges(recipe),
     }
     return [
         f"{field}: {path} does not exist (relative to the working directory)."
@@ -107,6 +106,14 @@ def _prices(recipe: Recipe) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _judges(recipe: Recipe) -> dict[str, Path]:
+    """Paths of what judges, as far as they must be local."""
+    quality, found = recipe.quality, {}
+    if quality.features.kind == "classifier":
+        found["quality.features"] = Path(quality.features.source)
+    return found | ({"quality.classifier": quality.classifier} if quality.classifier else {})
 
 
 def _pinned(recipe: Recipe) -> list[str]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from optimize.configs import Config
 from optimize.errors import UserError, did_you_mean
+from optimize.quality.config import DEFAULT_METRICS, FeatureNetwork, Metric, check_metrics
 from optimize.registry import EXPORTERS, PASSES, RUNNERS, SOURCES, Registry
 from optimize.sampling import SOLVERS, Sampler
 from optimize.schedule import Spacing
@@ -68,11 +69,45 @@ class QualityConfig(Config):
 
     images: Annotated[int, Field(ge=16)] = 1000
     batch: Positive = 50
-    features: Path  # feature network for FD and KID
-    classifier: Path  # independent classifier
+    features: FeatureNetwork  # for FD and KID: a classifier's folder, or {inception | dinov2 | clip | import: …}
+    further: dict[str, FeatureNetwork] = Field(default_factory=dict)  # more networks; figures are fd_<name> and so on
+    classifier: Path | None = None  # independent classifier; None: no class accuracy
+    metrics: tuple[Metric, ...] = DEFAULT_METRICS  # figures wanted
+    lpips: str | None = None  # weights of LPIPS: file, folder or hub id
+    clip: FeatureNetwork | None = None  # {clip: folder or hub id}, for clip_score
+    prompts: tuple[str, ...] = ()  # for clip_score: one for every class in order, or taken in turn
+    processes: Positive = 1  # that images and features are shared out to; changes no figure
     endpoint_images: Positive = 64  # seeds solved to the end for the endpoint error
     endpoint_steps: Positive = 256
     replicates: Annotated[int, Field(ge=20)] = 200  # bootstrap
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            check_metrics(tuple(value))
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> QualityConfig:
+        """What the metrics need is there."""
+        needs = {"lpips": self.lpips, "clip_score": self.clip and self.prompts}
+        for metric, given in needs.items():
+            if metric in self.metrics and not given:
+                field = {"lpips": "lpips: weights", "clip_score": "clip: {clip: …} and prompts: […]"}[metric]
+                raise ValueError(f"the metric {metric} needs more. Give {field}")
+        for name in self.further:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in (
+                "held_out",
+                "training",
+                "all",
+                "features",
+                "per_class",
+            ):
+                raise ValueError(f'further: "{name}" cannot name a network. Give a word of its own, such as dinov2')
+        if self.clip and self.clip.kind != "clip":
+            raise ValueError(f"clip: a {self.clip.kind} has no text side. Give {{clip: folder or hub id}}")
+        return self
 
 
 class FairConfig(Config):

@@ -13,8 +13,10 @@ from optimize import environment
 from optimize.artifact import MANIFEST, commit, load_model, save_model, verify, write_json
 from optimize.context import Context, Data, Keep, Progress
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.quality import shards
 from optimize.recipe import Recipe
 from optimize.registry import SOURCES
+from optimize.schedule import Schedule
 from optimize.store import Stage, Store, code_hash
 from optimize.weights import file_sha256, read_json, read_tensors
 
@@ -229,9 +231,19 @@ def open_spec(folder: Path, spec: str, **options: Any) -> Any:
 
 
 def images_stage(
-    store: Store, variant: Variant, spec: str, sampler: Sampler, count: int, batch: int, progress: Progress
+    store: Store,
+    variant: Variant,
+    spec: str,
+    sampler: Sampler,
+    count: int,
+    batch: int,
+    progress: Progress,
+    processes: int = 1,
 ) -> Stage:
-    """Images of seeds 0..count-1 drawn with `sampler` through a runner of the variant; read them with `images`."""
+    """Images of seeds 0..count-1 drawn with `sampler` through a runner of the variant; read them with `images`.
+
+    They do not depend on the number of processes, so it is no part of the key.
+    """
     key = {
         "artifact": variant.id,
         "runner": [spec, runner_code(spec)],
@@ -244,10 +256,16 @@ def images_stage(
     def compute(folder: Path, work: Path) -> dict[str, Any]:
         from safetensors.torch import save_file
 
-        model = variant.model
-        title = f"images {variant.name} {sampler.nfe(model.denoiser.schedule)} NFE"
-        with open_spec(variant.folder, spec) as network, progress(title, count) as advance:
-            drawn = model.with_network(network).sample(range(count), batch, sampler, advance)
+        title = f"images {variant.name} {sampler.nfe(Schedule.from_json(variant.sampling['schedule']))} NFE"
+        with progress(title, count) as advance:
+            if processes > 1:
+                name, options = _runner(spec)
+                about = (sampler.to_json(), count, batch, processes)
+                drawn = shards.images(variant.folder, name, options, *about)
+                advance(count)
+            else:
+                with open_spec(variant.folder, spec) as network:
+                    drawn = variant.model.with_network(network).sample(range(count), batch, sampler, advance)
         save_file({"images": drawn.contiguous()}, folder / "images.safetensors")
         return {"artifact": variant.id}
 

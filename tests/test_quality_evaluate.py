@@ -136,7 +136,9 @@ def test_labels_baselines_and_endpoints_of_other_lengths_are_refused(evaluator: 
 def test_a_missing_folder_or_file_is_named(tmp_path: Path, evaluator: Evaluator):
     with pytest.raises(UserError, match=r"quality.features: .*nowhere is no folder"):
         Evaluator(tmp_path / "nowhere", tmp_path, tmp_path / "h", tmp_path / "t")
-    half = Evaluator(*evaluator._paths.values(), tmp_path / "h.safetensors", tmp_path / "t.safetensors")
+    with pytest.raises(UserError, match=r"quality.classifier: .*nowhere is no folder"):
+        Evaluator(evaluator.networks["features"], tmp_path / "nowhere", tmp_path / "h", tmp_path / "t")
+    half = Evaluator(evaluator.networks["features"], None, tmp_path / "h.safetensors", tmp_path / "t.safetensors")
     with pytest.raises(ArtifactError, match="no such file"):
         half.measure(images("a"))
     save_file({"pixels": torch.zeros(2)}, tmp_path / "h.safetensors")
@@ -164,3 +166,73 @@ def test_a_grid_of_nothing_or_of_unlike_sizes_is_refused(tmp_path: Path):
         grid({"a": images("a"), "b": torch.zeros(1, 1, 64, 64)}, tmp_path / "g.png")
     with pytest.raises(UserError, match="1 or 3"):
         grid({"a": torch.zeros(1, 2, 4, 4)}, tmp_path / "g.png")
+
+
+@pytest.fixture(scope="module")
+def wide(evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    """All figures, a second feature network, scans with classes."""
+    folder = tmp_path_factory.mktemp("wide")
+    for name, n in (("training", 80), ("held-out", 20)):
+        scans = {"images": images(name, n).half(), "labels": torch.arange(n) % CLASSES}
+        save_file(scans, folder / f"{name}.safetensors")
+    metrics = ("fd", "kid", "precision_recall", "density_coverage", "fd_per_class", "class_accuracy", "psnr")
+    features = evaluator.networks["features"]
+    return Evaluator(features, evaluator._classifier, folder / "held-out.safetensors", folder / "training.safetensors", replicates=20, metrics=metrics, further={"second": features})  # fmt: skip
+
+
+def test_further_networks_and_figures_come_with_intervals_and_paired_differences(wide: Evaluator, labels: torch.Tensor):
+    found = wide.measure(images("a"), labels, baseline=images("b"))
+    for key in ("fd_second", "precision", "recall", "density", "coverage", "fd_per_class", "precision_second"):
+        assert found[key]["low"] <= found[key]["value"] <= found[key]["high"]
+        assert key in found["difference"]
+    assert found["fd_second"]["value"] == found["fd"]["value"], "the second network is the first one again"
+    assert "ssim" not in found and "endpoint_error" not in found and "fd_second_held_out" not in found
+    json.dumps(found, allow_nan=False)
+
+
+def test_fd_of_a_class_is_between_its_own_images_and_its_own_scans(wide: Evaluator, labels: torch.Tensor):
+    found = wide.measure(images("a"), labels)["fd_per_class"]
+    subject = wide.judge(images("a"), labels)
+    own = [
+        frechet_distance(wide.scan_features["all"][wide.scan_labels == c], subject.features[labels.numpy() == c])
+        for c in range(CLASSES)
+    ]
+    np.testing.assert_allclose(found["per_class"], own, rtol=1e-9)
+    assert found["value"] == max(found["per_class"]) and found["classes"] == [0, 1, 2]
+
+
+def test_a_class_with_too_few_images_is_left_out_with_the_reason(wide: Evaluator):
+    few = torch.tensor([0] * 30 + [1] * 26 + [2] * 4)
+    found = wide.measure(images("a"), few)["fd_per_class"]
+    assert found["classes"] == [0, 1]
+    assert found["left_out"]["2"].startswith("4 images and 32 real ones for 8 features: with fewer than 9")
+    none = wide.measure(images("a", 6), torch.tensor([0, 0, 1, 1, 2, 2]))["fd_per_class"]
+    assert none["value"] is None and len(none["left_out"]) == CLASSES
+
+
+def test_fd_of_fewer_images_than_features_says_that_it_is_biased(evaluator: Evaluator, labels: torch.Tensor):
+    assert "note" not in evaluator.measure(images("a"))["fd"]
+    note = evaluator.measure(images("a", 8))["fd"]["note"]
+    assert note.startswith(
+        "8 images and 100 real ones for 8 features: with fewer than 9 a covariance is rank-deficient"
+    )
+
+
+def test_no_images_to_compare_is_said(evaluator: Evaluator):
+    with pytest.raises(UserError, match="0 images given; a distribution needs at least 2"):
+        evaluator.measure(torch.zeros(0, 1, 16, 16))
+
+
+def test_without_a_classifier_there_is_no_accuracy(evaluator: Evaluator, labels: torch.Tensor):
+    paths = evaluator._scan_paths
+    blind = Evaluator(evaluator.networks["features"], None, paths["held_out"], paths["training"], replicates=20)
+    assert "class_accuracy" not in blind.measure(images("a"), labels)
+    with pytest.raises(UserError, match="class accuracy needs one"):
+        _ = blind.classifier
+
+
+def test_lpips_without_weights_is_refused(evaluator: Evaluator):
+    paths = evaluator._scan_paths
+    asks = Evaluator(evaluator.networks["features"], None, paths["held_out"], paths["training"], replicates=20, metrics=("fd", "lpips"))  # fmt: skip
+    with pytest.raises(UserError, match="the metric lpips needs weights"):
+        asks.measure(images("a"), baseline=images("b"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,30 @@ def test_pinned_files_must_be_the_very_ones(paths: str, tmp_path: Path) -> None:
         plan.check(parse(paths + wrong))
     with pytest.raises(UserError, match="pinned"):
         parse(paths + "pinned: {x: abc}")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("metrics: [fd, precison_recall]", 'quality.metrics: given .*"precison_recall" is no metric. .*Did you mean "precision_recall"'),
+        ("metrics: [kid]", "fd is missing; a gate needs it"),
+        ("metrics: [fd, lpips]", "the metric lpips needs more. Give lpips: weights"),
+        ("metrics: [fd, clip_score]", "Give clip: .* and prompts"),
+        ("further: {held_out: {dinov2: a/b}}", '"held_out" cannot name a network'),
+        ("further: {dino: {dinov: a/b}}", 'Did you mean "dinov2"'),
+        ("clip: {dinov2: a/b}", "a dinov2 has no text side"),
+    ],
+)  # fmt: skip
+def test_what_judges_is_checked_before_anything_loads(line: str, says: str) -> None:
+    text = (resources.files("optimize.recipes") / "smoke.yaml").read_text()
+    with pytest.raises(UserError, match=says):
+        parse(text.replace("quality:\n", f"quality:\n  {line}\n"))
+
+
+def test_a_recipe_with_other_judges_reads_back_to_itself() -> None:
+    text = (resources.files("optimize.recipes") / "smoke.yaml").read_text()
+    more = "  further: {dinov2: {dinov2: facebook/dinov2-large}}\n  metrics: [fd, precision_recall]\n  processes: 2\n"
+    recipe = parse(text.replace("quality:\n", f"quality:\n{more}"))
+    quality = recipe.to_json()["quality"]
+    assert quality["features"] == "examples/digits/features"
+    assert type(recipe.quality).model_validate(quality) == recipe.quality

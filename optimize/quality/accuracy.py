@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,3 +38,15 @@ class Hits:
 def hits(predicted_N: np.ndarray, labels_N: np.ndarray) -> Hits:
     """Hits from predictions and asked labels."""
     return Hits((predicted_N == labels_N).astype(np.float64), labels_N)
+
+
+def drawn(
+    predicted_N: np.ndarray, labels_N: np.ndarray, counts_RN: np.ndarray
+) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
+    """class_accuracy, class_accuracy_min and class_accuracy_of_<class>, each (value, replicates (R,))."""
+    found, once = hits(predicted_N, labels_N), np.ones((1, len(labels_N)))
+    by_class, drawn_RK = found.per_class(once)[0], found.per_class(counts_RN)
+    yield "class_accuracy", (float(found.mean(once)[0]), found.mean(counts_RN))
+    yield "class_accuracy_min", (float(by_class.min()), drawn_RK.min(axis=1))
+    for i, label in enumerate(found.classes):
+        yield f"class_accuracy_of_{label}", (float(by_class[i]), drawn_RK[:, i])

@@ -1,6 +1,6 @@
-"""Drift of same-seed images: PSNR and SSIM to the baseline's, relative L2 to a nearly exact solution.
+"""Drift of same-seed images: PSNR, SSIM and LPIPS to the baseline's, relative L2 to a nearly exact solution.
 
-PSNR and SSIM by torchmetrics, image by image, so that the mean over images can be bootstrapped.
+PSNR and SSIM by torchmetrics; all image by image, so that the mean over images can be bootstrapped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from optimize.models.lpips import Lpips
 
 RANGE = 2.0  # images lie in [-1, 1]
 IDENTICAL_DB = 100.0  # what equal images count as, since their PSNR is infinite
@@ -36,6 +38,17 @@ def ssim(images: Tensor, baseline: Tensor) -> np.ndarray:
 
     value = structural_similarity_index_measure(images, baseline, data_range=RANGE, reduction="none")
     return value.double().reshape(-1).numpy()
+
+
+def lpips(network: Lpips, images: Tensor, baseline: Tensor, batch: int = 50) -> np.ndarray:
+    """(N,) perceptual distance of each image; grey is repeated to colour."""
+    import torch
+
+    from optimize.quality.preprocess import rgb
+
+    with torch.inference_mode():
+        pairs = zip(images.split(batch), baseline.split(batch))
+        return torch.cat([network(rgb(a.float()), rgb(b.float())) for a, b in pairs]).double().numpy()
 
 
 def endpoint_error(images: Tensor, endpoint: Tensor) -> float:

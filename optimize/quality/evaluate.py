@@ -1,12 +1,12 @@
 """The evaluator: images in, every quality figure out, each with a 95 % interval, and differences to the baseline.
 
-Distances are to real scans in the features of one network, accuracy by another that never saw the features. Intervals
-resample the generated images; the scans are taken as given.
+Distances are to real scans in the features of one network (and of further ones where asked for), accuracy by another that
+never saw the features. Intervals resample the generated images; the scans are taken as given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +16,21 @@ import numpy as np
 
 from optimize import rng
 from optimize.errors import OptimizeError, UserError
-from optimize.quality import accuracy, bootstrap, drift, frechet, kernel
+from optimize.quality import accuracy, bootstrap, distribution, drift, frechet, networks, prompts, shards
+from optimize.quality.config import DEFAULT_METRICS, FeatureNetwork
+from optimize.quality.distribution import Drawn, Scans
 from optimize.weights import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from optimize.models.image_classifier import ImageClassifier
+    from optimize.models.lpips import Lpips
 
-SETS = ("all", "held_out", "training")  # scans compared with; figures against "all" carry no suffix
-LEAST = {"fd": 0.0, "class_accuracy": 0.0, "ssim": -1.0, "psnr_db": 0.0, "endpoint_error": 0.0}
-MOST = {"class_accuracy": 1.0, "ssim": 1.0, "psnr_db": drift.IDENTICAL_DB}
-Drawn = dict[str, tuple[float, np.ndarray]]  # figure -> (value, its replicates (R,))
+LEAST = {"fd": 0.0, "class_accuracy": 0.0, "ssim": -1.0, "psnr_db": 0.0, "endpoint_error": 0.0, "lpips": 0.0,
+         "precision": 0.0, "recall": 0.0, "density": 0.0, "coverage": 0.0, "clip_score": 0.0}  # fmt: skip
+MOST = {"class_accuracy": 1.0, "ssim": 1.0, "psnr_db": drift.IDENTICAL_DB, "precision": 1.0, "recall": 1.0,
+        "coverage": 1.0, "clip_score": 100.0}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,27 +43,47 @@ class Judged:
     images: Tensor
     labels: np.ndarray | None
     features: np.ndarray
-    predicted: np.ndarray
+    predicted: np.ndarray | None
+    further: dict[str, np.ndarray] = field(default_factory=dict)  # features (N,D) of the further networks
+    agreement: np.ndarray | None = None  # (N,) CLIP score of each image with its prompt
     drawn: dict[tuple[int, int], Drawn] = field(default_factory=dict, repr=False)
 
 
 class Evaluator:
-    """`features`, `classifier`: folders of an `ImageClassifier`; `held_out`, `training`: safetensors with `images`."""
+    """`features`: a feature network or the folder of an `ImageClassifier`, as is `classifier` (None: no class accuracy);
+    `held_out`, `training`: safetensors with `images`, and `labels` where there are classes.
+
+    `further` are more feature networks by name, whose figures are called `fd_<name>` and so on; `lpips` the weights for
+    that metric; `clip` with `wording` (a prompt a class, or prompts taken in turn) those for the CLIP score. Features are
+    extracted on `device` by `processes` processes, whose number changes no figure.
+    """
 
     def __init__(
         self,
-        features: Path,
-        classifier: Path,
+        features: Path | FeatureNetwork,
+        classifier: Path | None,
         held_out: Path,
         training: Path,
         replicates: int = 500,
         batch: int = 250,
+        *,
+        metrics: tuple[str, ...] = DEFAULT_METRICS,
+        further: Mapping[str, FeatureNetwork] | None = None,
+        lpips: str | None = None,
+        clip: FeatureNetwork | None = None,
+        wording: tuple[str, ...] = (),
+        processes: int = 1,
+        device: str = "cpu",
     ) -> None:
-        self._paths = {"features": Path(features), "classifier": Path(classifier)}
-        self._scan_paths = {"held_out": Path(held_out), "training": Path(training)}
-        self.replicates, self.batch = replicates, batch
-        for name, path in self._paths.items():
-            if not path.is_dir():
+        chosen = features if isinstance(features, FeatureNetwork) else FeatureNetwork(source=str(features))
+        self.networks = {"features": chosen, **(further or {})}
+        self._classifier, self._scan_paths = classifier, {"held_out": Path(held_out), "training": Path(training)}
+        self.replicates, self.batch, self.metrics, self.processes = replicates, batch, metrics, processes
+        self._lpips, self._clip, self._wording, self._device = lpips, clip, wording, device
+        self._opened: dict[str, networks.Network] = {}
+        folders = {"features": chosen.source if chosen.kind == "classifier" else None, "classifier": classifier}
+        for name, path in folders.items():
+            if path is not None and not Path(path).is_dir():
                 raise UserError(
                     f"quality.{name}: {path} is no folder. Give the folder of an image classifier (config.json, model.safetensors)."
                 )
@@ -75,11 +98,12 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Figures `{value, low, high, n}` of images (N,C,H,W) in [-1, 1] drawn for `labels` (N,).
 
-        Keys: fd and kid (against all scans, and `_held_out`, `_training`); class_accuracy (with `per_class` and `min`)
-        and class_accuracy_min where there are labels; psnr_db and ssim to `baseline`, the images of the same seeds;
-        endpoint_error to `endpoint`, nearly exact solutions of the first seeds; and `difference`, this minus baseline
-        under the same resampling, `per_class` included. Raises UserError for images that cannot be compared,
-        OptimizeError for NaN.
+        Keys, as far as `metrics` ask for them: fd and kid (against all scans, and `_held_out`, `_training`, and `_<name>`
+        in further networks); precision, recall, density, coverage; fd_per_class (the worst, `per_class` values);
+        class_accuracy (with `per_class` and `min`) and class_accuracy_min where there are labels; clip_score; psnr_db,
+        ssim and lpips to `baseline`, the images of the same seeds; endpoint_error to `endpoint`, nearly exact solutions of
+        the first seeds; and `difference`, this minus baseline under the same resampling, `per_class` included. FD of too
+        few images carries a `note`. Raises UserError for images that cannot be compared, OptimizeError for NaN.
         """
         subject = self.judge(images, labels)
         reference = None if baseline is None else self._same_seeds(subject, baseline)
@@ -88,14 +112,15 @@ class Evaluator:
         figures: dict[str, Any] = {k: _figure(k, *v, n) for k, v in own.items()}
         other = self._drawn(reference, seed) if reference else {}
         differences: dict[str, Any] = {
-            k: bootstrap.difference(own[k][0], other[k][0], own[k][1], other[k][1], n) for k in other
+            k: bootstrap.difference(own[k][0], other[k][0], own[k][1], other[k][1], n) for k in other if k in own
         }
         if reference:
             figures |= self._to_baseline(subject, reference, seed)
-        if endpoint is not None:
+        if endpoint is not None and "endpoint_error" in self.metrics:
             _endpoint(figures, differences, subject, reference, endpoint, seed, self.replicates)
         for group in (figures, differences):
             _gather_classes(group)
+        self._remark(figures, subject)
         return figures | {"difference": differences}
 
     def judge(self, images: Tensor | Judged, labels: Tensor | np.ndarray | None = None) -> Judged:
@@ -106,8 +131,9 @@ class Evaluator:
         asked = None if labels is None else np.asarray(labels)
         if asked is not None and asked.shape != (len(images),):
             raise UserError(f"quality: {len(images)} images and labels of shape {asked.shape}; give one label an image")
-        predicted = self._apply(self.classifier, images).argmax(axis=1)
-        return Judged(images, asked, self._apply(self.feature_network.features, images), predicted)
+        features = {name: self._extract(name, images) for name in self.networks}
+        own = features.pop("features")
+        return Judged(images, asked, own, self._predicted(images), features, self._agreement(images, asked))
 
     def half_split(self, seed: int = 0, splits: int = 100) -> dict[str, Any]:
         """FD between two random halves of all scans: `{value, low, high, n, std}`, the mean and the middle 95 % of splits.
@@ -124,18 +150,24 @@ class Evaluator:
         return {"value": float(np.mean(values)), **ends, "std": float(np.std(values))}
 
     @cached_property
-    def feature_network(self) -> ImageClassifier:
-        """The network whose features FD and KID use."""
-        from optimize.models.image_classifier import ImageClassifier
-
-        return ImageClassifier.load(self._paths["features"])
-
-    @cached_property
     def classifier(self) -> ImageClassifier:
         """The independent classifier."""
         from optimize.models.image_classifier import ImageClassifier
 
-        return ImageClassifier.load(self._paths["classifier"])
+        if self._classifier is None:
+            raise UserError("quality.classifier: none was given, and class accuracy needs one")
+        return ImageClassifier.load(self._classifier)
+
+    @cached_property
+    def perceptual(self) -> Lpips:
+        """The network behind LPIPS."""
+        from optimize.models.lpips import Lpips
+
+        if self._lpips is None:
+            raise UserError(
+                "quality.lpips: the metric lpips needs weights. Give a file or folder (safetensors), or a hub id."
+            )
+        return Lpips.load(networks.located(self._lpips, field="lpips"))
 
     @cached_property
     def scans(self) -> dict[str, Tensor]:
@@ -146,51 +178,80 @@ class Evaluator:
         return {"all": torch.cat([found["training"], found["held_out"]]), **found}
 
     @cached_property
+    def scan_labels(self) -> np.ndarray | None:
+        """Classes (N,) of all scans; None where a file lacks them."""
+        found = [read_tensors(self._scan_paths[name]).get("labels") for name in ("training", "held_out")]
+        return None if any(f is None for f in found) else np.concatenate([f.numpy() for f in found if f is not None])
+
+    @cached_property
+    def references(self) -> dict[str, Scans]:
+        """The scans as each network sees them; further networks see all of them as one set."""
+        found = {}
+        for name in self.networks:
+            parts = {s: self._extract(name, self.scans[s]) for s in ("training", "held_out")}
+            both = {"all": np.concatenate([parts["training"], parts["held_out"]])}
+            found[name] = Scans(both | parts if name == "features" else both, self.scan_labels)
+        return found
+
+    @property
     def scan_features(self) -> dict[str, np.ndarray]:
         """Features (N,D) of the scans by set."""
-        parts = {n: self._apply(self.feature_network.features, self.scans[n]) for n in ("training", "held_out")}
-        return {"all": np.concatenate([parts["training"], parts["held_out"]]), **parts}
+        return self.references["features"].features
 
-    @cached_property
-    def _gaussians(self) -> dict[str, frechet.Gaussian]:
-        return {name: frechet.gaussian(f) for name, f in self.scan_features.items()}
+    def _extract(self, name: str, images: Tensor) -> np.ndarray:
+        """(N,D) float64 features of one network."""
+        config = self.networks[name]
+        if self.processes > 1:
+            return shards.features(config, images, self.batch, name, self.processes, self._device)
+        if name not in self._opened:
+            self._opened[name] = networks.open_network(config, self._device)
+        return networks.extract(self._opened[name], images, self.batch, name, self._device)
 
-    @cached_property
-    def _kernels(self) -> dict[str, kernel.Reference]:
-        return {name: kernel.Reference(f) for name, f in self.scan_features.items()}
+    def _predicted(self, images: Tensor) -> np.ndarray | None:
+        if self._classifier is None or "class_accuracy" not in self.metrics:
+            return None
+        return networks.extract(self.classifier, images, self.batch, "classifier").argmax(axis=1)
 
-    def _apply(self, network: Any, images: Tensor) -> np.ndarray:
-        """(N,...) float64 output of a network, batch by batch."""
-        import torch
-
-        with torch.inference_mode():
-            return np.concatenate([network(part.float()).double().numpy() for part in images.split(self.batch)])
+    def _agreement(self, images: Tensor, labels: np.ndarray | None) -> np.ndarray | None:
+        if "clip_score" not in self.metrics:
+            return None
+        return prompts.scores(self._clip, self._wording, images, labels, self.batch)
 
     def _drawn(self, subject: Judged, seed: int) -> Drawn:
         key = (seed, self.replicates)
         if key not in subject.drawn:
             counts_RN = bootstrap.counts(len(subject.images), self.replicates, seed, subject.labels)
-            subject.drawn[key] = {
-                **dict(self._frechet(subject, counts_RN)),
-                **dict(self._kernel(subject, counts_RN)),
-                **dict(_accuracy(subject, counts_RN)),
-            }
+            subject.drawn[key] = self._figures(subject, counts_RN)
         return subject.drawn[key]
 
-    def _frechet(self, subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
-        resampled = [frechet.gaussian(subject.features, c) for c in counts_RN]
-        for name in SETS:
-            value = frechet.reference_distance(self.scan_features[name], subject.features)
-            yield (
-                _named("fd", name),
-                (value, np.array([self._gaussians[name].distance(g) for g in resampled])),
-            )
+    def _figures(self, subject: Judged, counts_RN: np.ndarray) -> Drawn:
+        """Every figure of a set of images by itself, with its replicates."""
+        real, labels = self.references["features"], subject.labels
+        found = distribution.drawn(self.metrics, real, subject.features, labels, counts_RN)
+        plain = tuple(m for m in self.metrics if m != "fd_per_class")
+        for name, features in subject.further.items():
+            more = distribution.drawn(plain, self.references[name], features, labels, counts_RN)
+            found |= {f"{k}_{name}": v for k, v in more.items()}
+        if subject.predicted is not None and labels is not None:
+            found |= dict(accuracy.drawn(subject.predicted, labels, counts_RN))
+        if subject.agreement is not None:
+            values = subject.agreement
+            found["clip_score"] = (float(values.mean()), counts_RN @ values / len(values))
+        return found
 
-    def _kernel(self, subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
-        own_NN = kernel.cubic(subject.features, subject.features)
-        for name in SETS:
-            pairing = kernel.Pairing(self._kernels[name], subject.features, own_NN)
-            yield _named("kid", name), (pairing.value, pairing.replicates(counts_RN))
+    def _remark(self, figures: dict[str, Any], subject: Judged) -> None:
+        """Say beside a figure what its number of images does to it."""
+        for name, features in {"features": subject.features, **subject.further}.items():
+            suffix = "" if name == "features" else f"_{name}"
+            for scans, real in self.references[name].features.items():
+                key = distribution.named("fd", scans) + suffix
+                note = distribution.too_few(real, features)
+                if key in figures and note:
+                    figures[key]["note"] = note
+        if "fd_per_class" in self.metrics and subject.labels is not None:
+            missing = distribution.left_out(self.references["features"], subject.features, subject.labels)
+            if missing:
+                figures.setdefault("fd_per_class", {"value": None, "n": len(subject.images)})["left_out"] = missing
 
     def _same_seeds(self, subject: Judged, baseline: Tensor | Judged) -> Judged:
         count = len(baseline.images if isinstance(baseline, Judged) else baseline)
@@ -203,10 +264,12 @@ class Evaluator:
     def _to_baseline(self, subject: Judged, baseline: Judged, seed: int) -> dict[str, Any]:
         n = len(subject.images)
         counts_RN = bootstrap.counts(n, self.replicates, seed, subject.labels)
-        values = {
-            "psnr_db": drift.psnr_db(subject.images, baseline.images),
-            "ssim": drift.ssim(subject.images, baseline.images),
+        offers = {
+            "psnr": ("psnr_db", lambda: drift.psnr_db(subject.images, baseline.images)),
+            "ssim": ("ssim", lambda: drift.ssim(subject.images, baseline.images)),
+            "lpips": ("lpips", lambda: drift.lpips(self.perceptual, subject.images, baseline.images, self.batch)),
         }
+        values = {key: compute() for metric, (key, compute) in offers.items() if metric in self.metrics}
         return {k: _figure(k, float(v.mean()), counts_RN @ v / n, n) for k, v in values.items()}
 
 
@@ -235,40 +298,24 @@ def _scan_images(path: Path) -> Tensor:
     return tensors["images"].float()
 
 
-def _named(figure: str, scans: str) -> str:
-    return figure if scans == "all" else f"{figure}_{scans}"
-
-
 def _figure(name: str, value: float, replicates_R: np.ndarray, n: int) -> dict[str, Any]:
     kind = next((k for k in (*LEAST, *MOST) if name.startswith(k)), "")
     return bootstrap.figure(value, replicates_R, n, least=LEAST.get(kind, -np.inf), most=MOST.get(kind, np.inf))
 
 
-def _accuracy(subject: Judged, counts_RN: np.ndarray) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
-    if subject.labels is None:
-        return
-    hits = accuracy.hits(subject.predicted, subject.labels)
-    once = np.ones((1, len(subject.labels)))
-    by_class, drawn_RK = hits.per_class(once)[0], hits.per_class(counts_RN)
-    yield "class_accuracy", (float(hits.mean(once)[0]), hits.mean(counts_RN))
-    yield "class_accuracy_min", (float(by_class.min()), drawn_RK.min(axis=1))
-    for i, label in enumerate(hits.classes):
-        yield f"class_accuracy_of_{label}", (float(by_class[i]), drawn_RK[:, i])
-
-
 def _gather_classes(figures: dict[str, Any]) -> None:
-    """Move the figures of single classes into `class_accuracy`: `per_class` values, `classes`, and their intervals."""
-    if "class_accuracy" not in figures:
-        return
-    names = [k for k in figures if k.startswith("class_accuracy_of_")]
-    each = [figures.pop(k) for k in names]
-    values = [f["value"] for f in each]
-    figures["class_accuracy"] |= {
-        "per_class": values,
-        "min": min(values),
-        "classes": [int(k.rpartition("_")[2]) for k in names],
-        "per_class_intervals": [[f["low"], f["high"]] for f in each],
-    }
+    """Move figures of single classes into those of all: `per_class` values, `classes`, and their intervals."""
+    for figure in ("class_accuracy", "fd_per_class"):
+        names = [k for k in figures if k.startswith(f"{figure}{distribution.OF}")]
+        if not names:
+            continue
+        each = [figures.pop(k) for k in names]
+        values = [f["value"] for f in each]
+        figures[figure] |= {
+            "per_class": values,
+            "classes": [int(k.rpartition("_")[2]) for k in names],
+            "per_class_intervals": [[f["low"], f["high"]] for f in each],
+        } | ({"min": min(values)} if figure == "class_accuracy" else {})
 
 
 def _endpoint(

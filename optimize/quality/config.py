@@ -1,0 +1,102 @@
+"""What judges, as frozen configs, torch-free: a feature network by folder, hub id or import path, and the figures asked for.
+
+In a recipe a network is one line: `examples/digits/features`, `{dinov2: facebook/dinov2-large}`, `{import: my.module:network}`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import ConfigDict, model_serializer, model_validator
+
+from optimize.configs import Config
+from optimize.errors import did_you_mean
+
+Kind = Literal["classifier", "inception", "dinov2", "clip", "import"]
+Resize = Literal["tensorflow", "antialias"]
+Metric = Literal[
+    "fd",  # Fréchet distance in the features
+    "kid",  # kernel distance
+    "precision_recall",  # of k-nearest-neighbour manifolds, k = 3
+    "density_coverage",  # the same idea, robust to outliers, k = 5
+    "fd_per_class",  # FD within every class that has images enough
+    "class_accuracy",  # by the classifier, where the model has classes
+    "psnr",  # same seeds, against the baseline
+    "ssim",
+    "lpips",
+    "clip_score",  # agreement with a prompt
+    "endpoint_error",  # against nearly exact solutions
+]
+METRICS: tuple[str, ...] = get_args(Metric)
+DEFAULT_METRICS: tuple[Any, ...] = ("fd", "kid", "class_accuracy", "psnr", "ssim", "endpoint_error")
+KINDS: tuple[str, ...] = get_args(Kind)
+_OPTIONS = ("revision", "resize")
+_IMPORT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def _schema(schema: dict[str, Any]) -> None:
+    """The form a recipe holds instead of the fields."""
+    text = {"type": "string"}
+    options = {"revision": text, "resize": {"enum": list(get_args(Resize))}}
+    named = {"type": "object", "properties": {**dict.fromkeys(KINDS, text), **options}, "additionalProperties": False}
+    title = schema.get("title")
+    schema.clear()
+    schema.update({"title": title, "anyOf": [text | {"description": "folder of an image classifier"}, named]})
+
+
+class FeatureNetwork(Config):
+    """Images (N,C,H,W) in [-1, 1] -> features (N,D)."""
+
+    model_config = ConfigDict(json_schema_extra=_schema)
+
+    kind: Kind = "classifier"
+    source: str  # folder; for inception, dinov2 and clip also a hub id; for import `package.module:name`
+    revision: str | None = None  # hub: branch, tag or commit. import: change it when what the function loads changes
+    resize: Resize = "tensorflow"  # inception: as FID is usually computed, or bilinear with antialiasing
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        """The fields of a folder or of `{kind: source, option: …}`."""
+        if isinstance(value, str | Path):
+            return {"source": str(value)}
+        if not isinstance(value, dict) or "source" in value:
+            return value
+        for key in value:
+            if key not in (*KINDS, *_OPTIONS):
+                allowed = (*KINDS, *_OPTIONS)
+                raise ValueError(
+                    f'"{key}" is no feature network. Allowed: {", ".join(allowed)}.{did_you_mean(str(key), allowed)}'
+                )
+        kinds = [k for k in KINDS if k in value]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"one of {', '.join(KINDS)} is expected, given {', '.join(kinds) or 'none'}; or the folder of a classifier"
+            )
+        return {"kind": kinds[0], "source": value[kinds[0]], **{k: value[k] for k in _OPTIONS if k in value}}
+
+    @model_validator(mode="after")
+    def _fits(self) -> FeatureNetwork:
+        if self.kind == "import" and not _IMPORT.fullmatch(self.source):
+            raise ValueError(f'"{self.source}" is no import path. Give `package.module:name` of a callable')
+        if self.resize != "tensorflow" and self.kind != "inception":
+            raise ValueError(f"resize is an option of inception; {self.kind} has a resize of its own")
+        return self
+
+    @model_serializer
+    def _write(self) -> Any:
+        """The short form, which reads back to the same."""
+        options = {k: v for k, v in (("revision", self.revision),) if v is not None}
+        options |= {"resize": self.resize} if self.resize != "tensorflow" else {}
+        return self.source if self.kind == "classifier" and not options else {self.kind: self.source} | options
+
+
+def check_metrics(metrics: tuple[str, ...]) -> None:
+    """ValueError for a figure that is not known, with the nearest name, or for a list without FD, which is gated."""
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f'"{name}" is no metric. Allowed: {", ".join(METRICS)}.{did_you_mean(str(name), METRICS)}')
+    if "fd" not in metrics:
+        raise ValueError("fd is missing; a gate needs it. Add fd")
