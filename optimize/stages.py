@@ -259,7 +259,9 @@ def images_stage(
         title = f"images {variant.name} {sampler.nfe(Schedule.from_json(variant.sampling['schedule']))} NFE"
         with progress(title, count) as advance:
             if processes > 1:
-                name, options = _runner(spec)
+                from optimize.runner import spec_parts
+
+                name, options = spec_parts(spec)
                 about = (sampler.to_json(), count, batch, processes)
                 drawn = shards.images(variant.folder, name, options, *about)
                 advance(count)
