@@ -267,6 +267,8 @@ def _plugin(registry: Registry, entry: Any, where: str, problems: list[str]) -> 
 
 def _names(raw: dict[str, Any]) -> list[str]:
     """Problems with names that live in registries: target, source kind, runners."""
+    from optimize.runner import spec_parts
+
     problems = []
     target = raw.get("target", "here")
     if target not in TARGETS:
@@ -280,7 +282,7 @@ def _names(raw: dict[str, Any]) -> list[str]:
     lists = [(f, bench.get(f)) for f in ("runners", "source_runners")] if isinstance(bench, dict) else []
     for field, values in lists:
         for i, value in enumerate(values if isinstance(values, list) else ()):
-            name = str(value).partition(":")[0]
+            name = spec_parts(str(value))[0]
             if name not in RUNNERS.names():
                 problems.append(
                     f'benchmark.{field}[{i}]: "{value}" is not known. Allowed: {", ".join(RUNNERS.names())}.{did_you_mean(name, RUNNERS.names())}'

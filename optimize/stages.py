@@ -16,6 +16,7 @@ from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.quality import shards
 from optimize.recipe import Recipe
 from optimize.registry import SOURCES
+from optimize.runner import open_runner, spec_parts
 from optimize.schedule import Schedule
 from optimize.store import Stage, Store, code_hash
 from optimize.weights import file_sha256, read_json, read_tensors
@@ -219,13 +220,11 @@ def _parity_stage(
 
 def runner_code(spec: str) -> str:
     """Digest of a runner's source."""
-    return code_hash(f"optimize.runners.{spec.partition(':')[0]}")
+    return code_hash(f"optimize.runners.{spec_parts(spec)[0]}")
 
 
 def open_spec(folder: Path, spec: str, **options: Any) -> Any:
     """The runner a spec names (see `optimize.runner.spec_parts`) on an artifact folder."""
-    from optimize.runner import open_runner, spec_parts
-
     name, asked = spec_parts(spec)
     return open_runner(folder, name, **asked, **options)
 
@@ -259,8 +258,6 @@ def images_stage(
         title = f"images {variant.name} {sampler.nfe(Schedule.from_json(variant.sampling['schedule']))} NFE"
         with progress(title, count) as advance:
             if processes > 1:
-                from optimize.runner import spec_parts
-
                 name, options = spec_parts(spec)
                 about = (sampler.to_json(), count, batch, processes)
                 drawn = shards.images(variant.folder, name, options, *about)

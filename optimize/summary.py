@@ -13,6 +13,7 @@ from optimize.gates import check, hold, parity_gate, quality_gates
 from optimize.measure.devices import device_class
 from optimize.measure.measurement import Measurement, speedup
 from optimize.recipe import Recipe
+from optimize.runner import spec_parts
 from optimize.stages import Variant
 from optimize.store import Store
 from optimize.suite import EAGER, fastest_fp32, fp32_runners, split_key
@@ -118,7 +119,7 @@ def _about(found: Findings, name: str, variant: Variant, spec: str) -> dict[str,
         "stage": variant.stage,
         "artifact_id": variant.id,
         "target": found.recipe.target,
-        "runner": spec.partition(":")[0],
+        "runner": spec_parts(spec)[0],
         "device": "cpu",
         "precision": _precision(variant, spec),
         **_sampler(found, name, variant),
@@ -198,7 +199,7 @@ def _sampler(found: Findings, name: str, variant: Variant) -> dict[str, Any]:
 def _precision(variant: Variant, spec: str) -> str:
     """fp32, bf16, int8 or int8+bf16: the artifact's, and what the runner computes the rest in."""
     runner = variant.parity.get(spec, {}).get("runner", {})
-    asked = spec.partition(":")[2] or runner.get("precision", "")
+    asked = spec_parts(spec)[1].get("precision") or runner.get("precision", "")
     rest = asked if asked in ("bf16", "fp16") else ""
     if variant.precision == "int8":
         return f"int8+{rest}" if rest else "int8"
