@@ -13,6 +13,7 @@ from optimize import environment
 from optimize.artifact import MANIFEST, commit, load_model, save_model, verify, write_json
 from optimize.context import Context, Data, Keep, Progress
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.measure.devices import here
 from optimize.quality import shards
 from optimize.recipe import Recipe
 from optimize.registry import SOURCES
@@ -107,7 +108,7 @@ def source_stage(store: Store, recipe: Recipe, progress: Progress) -> Stage:
 
 def pass_stage(store: Store, recipe: Recipe, index: int, parent: Stage, baseline: Stage, progress: Progress) -> Stage:
     """Pass number `index` of the recipe applied to the model in `parent`."""
-    step = recipe.passes[index]
+    step, device = recipe.passes[index], pass_device(recipe)
     key = {
         "parent": parent.id,
         "config": step.to_json(),
@@ -115,17 +116,27 @@ def pass_stage(store: Store, recipe: Recipe, index: int, parent: Stage, baseline
         "data": file_sha256(recipe.data.training),
         "baseline": baseline.id,
         "seed": recipe.seed,
+        "device": here()[0].name if device == "cuda" else device,
         **_numerics(),
     }
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:
         data = load_data(recipe.data.training, "data.training")
-        context = Context(recipe.seed, "cpu", data, lambda name: _teacher(name, baseline), work, progress)
+        context = Context(recipe.seed, device, data, lambda name: _teacher(name, baseline), work, progress)
         made, record = step.apply(open_model(parent), context)
         save_model(folder, made)
         return _lineage(parent, step, record, recipe.seed)
 
     return store.stage(step.name, key, compute)
+
+
+def pass_device(recipe: Recipe) -> str:
+    """Where passes compute: on the GPU found here, unless the recipe is for the CPU or torch cannot use it."""
+    if recipe.target == "cpu" or not here()[0].cuda:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _numerics() -> dict[str, Any]:
