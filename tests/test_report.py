@@ -344,3 +344,11 @@ def test_a_click_on_a_heading_sorts_and_one_on_a_chip_filters(summary: dict[str,
     assert [float(v) for v in down.split()[:-1]] == rates[::-1]
     assert up.split()[-1] == down.split()[-1] == "none", "rows without the figure stay last"
     assert set(shown.split()) == {"1"} and marked == "1"
+
+
+def test_a_throttled_row_is_said_on_the_console() -> None:
+    summary = whole_summary()
+    summary["rows"][0]["throttled"] = ["software power cap"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_table(summary, console)
+    assert "! throttled: baseline on torch, batch 1: software power cap" in console.export_text()

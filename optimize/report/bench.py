@@ -64,15 +64,10 @@ def cells(m: Measurement, first: Measurement) -> dict[str, tuple[str, ...]]:
         "call ms": _latency(m.call_latency(), 1),
         "image ms": _latency(m.image_latency(), m.variant.batch),
         "images/s, peak": (figures.digits(m.images_per_s().value), figures.bytes_text(m.peak_memory_bytes)),
-        "device peak": (figures.bytes_text(device_peak(m)),),
+        "device peak": (figures.bytes_text(m.device_peak_bytes),),
         "J/image": (figures.digits(m.energy_j),),
         "speed-up": (figures.ratio_text(ratio.value), figures.interval_text(ratio.to_json())),
     }
-
-
-def device_peak(m: Measurement) -> int | None:
-    """Most device memory of the process: NVML's figure, which counts the context, else the allocator's."""
-    return m.memory.get("device_process_peak_bytes") or m.memory.get("device_peak_bytes")
 
 
 def marks(m: Measurement) -> str:
