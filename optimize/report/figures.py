@@ -178,8 +178,13 @@ def rows(summary: Summary) -> list[Row]:
 
 
 def done(summary: Summary) -> list[Row]:
-    """Rows with figures."""
-    return [r for r in rows(summary) if status(r) == "done"]
+    """Rows with measured figures; what was predicted is no measurement."""
+    return [r for r in rows(summary) if status(r) == "done" and not r.get("predicted")]
+
+
+def predicted(summary: Summary) -> list[Row]:
+    """Rows whose times were predicted, not measured."""
+    return [r for r in rows(summary) if status(r) == "done" and r.get("predicted")]
 
 
 def status(row: Row) -> str:
