@@ -152,7 +152,8 @@ def report(
     summary = read_json(folder / "summary.json")
     write_reports(summary, folder)
     if as_json:
-        typer.echo(json.dumps(summary, indent=1))
+        files = {kind: str(folder / f"report.{kind}") for kind in ("html", "md")}
+        typer.echo(json.dumps(summary | {"files": files}, indent=1))
     else:
         _show(summary, folder, _console())
 

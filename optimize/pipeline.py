@@ -209,7 +209,8 @@ class _Run:
         first = fastest_fp32(self.recipe)
         rows = {v.name: (v, first, Sampler(**v.sampling["sampler"])) for v in found.variants}
         if found.fair:
-            rows["fair"] = (found.variants[0], first, Sampler(**found.fair["sampler"]))
+            fair = {"fair": (found.variants[0], first, Sampler(**found.fair["sampler"]))}
+            rows = {"baseline": rows["baseline"]} | fair | rows
         drawn = {n: self._images(v, s, sampler, self.recipe.quality.images) for n, (v, s, sampler) in rows.items()}
         target = out / "samples" / "grid.png"
         stamp = target.with_suffix(".id")

@@ -136,6 +136,7 @@ def _times(found: Findings, m: Measurement) -> dict[str, Any]:
         "image_latency_ms": _ms(image, m.variant.batch),
         "images_per_s": m.images_per_s().value,
         "peak_memory_bytes": m.peak_memory_bytes,
+        "device_peak_bytes": m.device_peak_bytes,
         "energy_j": m.energy_j,
         "throttled": m.throttled,
         "io": m.variant.io,

@@ -176,13 +176,22 @@ def test_the_table_has_intervals_marks_and_reasons():
     noisy = replace(noisy, image_s=[[0.4, 0.6, 0.9]] * 8, energy={"reason": "energy: no RAPL counter"})
     lost = replace(measured("lost"), status="refused", reason="runner x: this machine has no y")
     text = printed([measured("first"), fast, lost, noisy])
-    assert "2.00× [" in text and "1.00× [1.00, 1.00]" in text
+    assert "2.00×  [2.00, 2.00]" in text and "1.00×  [1.00, 1.00]" in text
     assert "fast !" in text and "! throttled" in text and "noisy ~" in text and "~ noisy" in text
     assert "refused: lost: runner x: this machine has no y" in text
     assert "no figure: energy: no RAPL counter" in text
     row = cells(fast, measured("first"))
-    assert (row["J/image"], row["host peak"], row["device peak"]) == ("3.00", "3.00 MB", "5.00 MB")
-    assert row["call"].startswith("500 [4")
+    assert (row["J/image"], row["device peak"]) == (("3.00",), ("5.00 MB",))
+    assert row["images/s, peak"] == ("2.00", "3.00 MB")
+    assert row["call ms"] == ("500", "[498, 502]", "505, 505")
+
+
+def test_a_narrow_terminal_gets_lines_and_empty_columns_are_left_out():
+    lines = printed([measured("baseline/openvino:bf16/16"), measured("final/openvino:bf16/16", 0.1)], 80).splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    assert not any("J/image" in line or "device peak" in line for line in lines)
+    assert any("final" in line and "10.0×" in line for line in lines)
+    assert any("openvino:bf16 · 16" in line for line in lines)
 
 
 def test_a_bench_without_a_single_figure_still_says_why():

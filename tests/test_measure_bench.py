@@ -216,3 +216,18 @@ def test_an_artifact_against_itself_is_neither_faster_nor_slower(artifact: Path)
     assert (a.status, a.reason, b.reason) == ("done", "", "")
     ratio = speedup(a, b)
     assert ratio.low <= 1.0 <= ratio.high
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_policies_are_rows_with_device_memory_energy_and_clocks(artifact: Path):
+    policies = [(io, graphs) for io in ("host", "device") for graphs in (False, True)]
+    asked = [
+        variant(artifact, f"{io}{graphs}", "torch", device="cuda").model_copy(update={"io": io, "cuda_graphs": graphs})
+        for io, graphs in policies
+    ]
+    for row in bench(asked, rounds=6, turn_s=0.2, warm_s=0.5):
+        assert row.status == "done", row.reason
+        assert row.runner["clock"].startswith("perf_counter, device synchronized")
+        assert row.memory["device_peak_bytes"] >= row.memory["device_allocated_peak_bytes"] > 0
+        assert row.energy_j is not None and row.energy_j > 0
+        assert all("sm_mhz" in turn["gpu"] for turn in row.conditions)

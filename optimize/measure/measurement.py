@@ -89,6 +89,11 @@ class Measurement:
         """Highest resident memory of the worker, loading and compiling included."""
         return self.memory.get("peak_bytes")
 
+    @property
+    def device_peak_bytes(self) -> int | None:
+        """Most device memory: the process's as NVML saw it, context included, else what torch's allocator held."""
+        return self.memory.get("device_process_peak_bytes") or self.memory.get("device_peak_bytes")
+
     def call_latency(self) -> dict[str, Any]:
         """`statistics.summary` of one network call at the variant's batch, in seconds."""
         return statistics.summary(self._samples("call_s"))

@@ -188,9 +188,9 @@ class Evaluator:
         """The scans as each network sees them; further networks see all of them as one set."""
         found = {}
         for name in self.networks:
-            parts = {s: self._extract(name, self.scans[s]) for s in ("training", "held_out")}
-            both = {"all": np.concatenate([parts["training"], parts["held_out"]])}
-            found[name] = Scans(both | parts if name == "features" else both, self.scan_labels)
+            every, middle = self._extract(name, self.scans["all"]), len(self.scans["training"])
+            parts = {"held_out": every[middle:], "training": every[:middle]} if name == "features" else {}
+            found[name] = Scans({"all": every} | parts, self.scan_labels)
         return found
 
     @property
@@ -201,7 +201,7 @@ class Evaluator:
     def _extract(self, name: str, images: Tensor) -> np.ndarray:
         """(N,D) float64 features of one network."""
         config = self.networks[name]
-        if self.processes > 1:
+        if self.processes > 1 and len(images) > self.batch:
             return shards.features(config, images, self.batch, name, self.processes, self._device)
         if name not in self._opened:
             self._opened[name] = networks.open_network(config, self._device)

@@ -16,6 +16,9 @@ NOTES = {
 }
 
 
+WIDE = 170  # columns from which a row is one line
+
+
 def print_bench(rows: list[Measurement], console: Console) -> None:
     """Print the rows, then those without figures with their reason, and what the marks mean."""
     from rich import box
@@ -24,12 +27,16 @@ def print_bench(rows: list[Measurement], console: Console) -> None:
 
     done = [m for m in rows if m.done]
     if done:
-        title = f"latency in ms: median [95 % interval], p95, p99 · speed-up an image, against {done[0].key}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for i, name in enumerate(columns(done)):
-            table.add_column(name, justify="right" if i else "left", no_wrap=not i, overflow="fold")
+        table = Table(
+            title=_title(done[0]), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
+        shown = columns(done)
+        for name in shown:
+            table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True, overflow="ellipsis")
+        between = "  " if console.width >= WIDE else "\n"
         for m in done:
-            table.add_row(*cells(m, done[0]).values())
+            texts = cells(m, done[0])
+            table.add_row(*(between.join(texts[name]) for name in shown))
         console.print(table)
     for m in rows:
         if not m.done:
@@ -38,35 +45,29 @@ def print_bench(rows: list[Measurement], console: Console) -> None:
         console.print(Text(note, "yellow"), highlight=False)
 
 
+def _title(first: Measurement) -> str:
+    return f"median, its 95 % interval, p95, p99 · speed-up an image against {first.key}"
+
+
 def columns(done: list[Measurement]) -> list[str]:
-    """Titles of the table's columns."""
-    return list(cells(done[0], done[0]))
+    """Titles of the columns that hold a figure in any row."""
+    found = [cells(m, done[0]) for m in done]
+    return [name for name in found[0] if any(set(texts[name]) != {figures.DASH} for texts in found)]
 
 
-def cells(m: Measurement, first: Measurement) -> dict[str, str]:
-    """A row's texts by column title."""
-    call, image = m.call_latency(), m.image_latency()
+def cells(m: Measurement, first: Measurement) -> dict[str, tuple[str, ...]]:
+    """A row's texts, one to three lines each, by column title."""
     ratio = speedup(first, m)
+    name, spec, batch = ([*m.key.rsplit("/", 2), "", ""])[:3]
     return {
-        "row": m.key + marks(m),
-        "NFE": str(m.nfe),
-        "call": _latency(call, 1),
-        "call p95": figures.digits(call["p95"] * 1e3),
-        "call p99": figures.digits(call["p99"] * 1e3),
-        "image": _latency(image, m.variant.batch),
-        "image p95": figures.digits(image["p95"] * 1e3 / m.variant.batch),
-        "image p99": figures.digits(image["p99"] * 1e3 / m.variant.batch),
-        "images/s": figures.digits(m.images_per_s().value),
-        "host peak": figures.bytes_text(m.peak_memory_bytes),
-        "device peak": figures.bytes_text(device_peak(m)),
-        "J/image": figures.digits(m.energy_j),
-        "speed-up": f"{figures.ratio_text(ratio.value)} {figures.interval_text(ratio.to_json())}",
+        "row": (name + marks(m), f"{spec} · {batch}", f"{m.nfe} NFE"),
+        "call ms": _latency(m.call_latency(), 1),
+        "image ms": _latency(m.image_latency(), m.variant.batch),
+        "images/s, peak": (figures.digits(m.images_per_s().value), figures.bytes_text(m.peak_memory_bytes)),
+        "device peak": (figures.bytes_text(m.device_peak_bytes),),
+        "J/image": (figures.digits(m.energy_j),),
+        "speed-up": (figures.ratio_text(ratio.value), figures.interval_text(ratio.to_json())),
     }
-
-
-def device_peak(m: Measurement) -> int | None:
-    """Most device memory of the process: NVML's figure, which counts the context, else the allocator's."""
-    return m.memory.get("device_process_peak_bytes") or m.memory.get("device_peak_bytes")
 
 
 def marks(m: Measurement) -> str:
@@ -81,6 +82,6 @@ def notes(done: list[Measurement]) -> list[str]:
     return [text for mark, text in NOTES.items() if mark in seen] + [f"no figure: {r}" for r in reasons]
 
 
-def _latency(latency: dict[str, Any], per: int) -> str:
-    low, middle, high = (figures.digits(latency[k] * 1e3 / per) for k in ("low", "p50", "high"))
-    return f"{middle} [{low}, {high}]"
+def _latency(latency: dict[str, Any], per: int) -> tuple[str, ...]:
+    low, middle, high, p95, p99 = (figures.digits(latency[k] * 1e3 / per) for k in ("low", "p50", "high", "p95", "p99"))
+    return middle, f"[{low}, {high}]", f"{p95}, {p99}"

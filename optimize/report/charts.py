@@ -17,6 +17,7 @@ from optimize.report.figures import Row, Summary
 HALO = "var(--card, #ffffff)"
 INK, FAINT, GRID = "var(--ink, #1d2330)", "var(--faint, #667085)", "var(--grid, #dfe3ea)"
 GAIN, LOSS, TOTAL = "var(--accent, #2f6fde)", "var(--warn, #b4610a)", "var(--ink, #1d2330)"
+FAR = 10.0  # a gate beyond this many times the worst FD is written, not drawn: its line would flatten the rest
 Scale = Callable[[float], float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 FONT = "font-family='system-ui, sans-serif'"
@@ -66,7 +67,8 @@ def pareto(summary: Summary) -> str:
     grey steps join what nothing else beats in both. Empty where fewer than two points have both figures.
     """
     batch = figures.headline_batch(summary)
-    points = [r for r in figures.done(summary) if r.get("batch") == batch and _place(summary, r) is not None]
+    candidates = [*figures.done(summary), *figures.predicted(summary)]
+    points = [r for r in candidates if r.get("batch") == batch and _place(summary, r) is not None]
     if len(points) < 2:
         return ""
     limit = _fd_limit(summary)
@@ -75,15 +77,19 @@ def pareto(summary: Summary) -> str:
     heights = [
         v for r in points for v in (figures.number(_fd(summary, r)), *figures.bounds(_fd(summary, r))) if v is not None
     ]
-    heights += [] if limit is None else [limit]
+    near = limit is not None and limit <= FAR * max(heights)
+    heights += [limit] if limit is not None and near else []
     box = (62.0, 18.0, 734.0, 344.0)  # left, top, right, bottom
     span = (min(times) / 1.5, max(times) * 2.0)
     x = _log_scale(*span, box[0], box[2])
     y, ticks = _height_scale(heights, box)
     parts = _frame(x, y, _log_ticks(*span), ticks, box)
-    parts.append(_frontier([(x(a), y(b)) for a, b in places], box))
+    measured = [p for r in points if not r.get("predicted") and (p := _place(summary, r)) is not None]
+    parts.append(_frontier([(x(a), y(b)) for a, b in measured], box) if measured else "")
     taken: list[Box] = []
-    if limit is not None:
+    if limit is not None and not near:
+        parts.append(_limit_text(box[1] + 16, f"gate: FD ≤ {figures.digits(limit)}, far above", box))
+    elif limit is not None:
         parts.append(_limit_line(y(limit), limit, box))
         taken.append((box[2] - 110, y(limit) - 18, box[2], y(limit)))
     parts += _dots(summary, points, x, y, batch, taken)
@@ -136,15 +142,18 @@ def _frame(x: Scale, y: Scale, times: list[float], heights: list[float], box: tu
 
 
 def _limit_line(y: float, limit: float, box: tuple[float, ...]) -> str:
-    text = f"gate: FD ≤ {figures.digits(limit)}"
+    text = _limit_text(y - 6, f"gate: FD ≤ {figures.digits(limit)}", box)
     return (
-        f"<line x1='{box[0]}' x2='{box[2]}' y1='{y:.1f}' y2='{y:.1f}' stroke='{LOSS}' stroke-dasharray='5 4'/>"
-        f"<text x='{box[2] - 4}' y='{y - 6:.1f}' text-anchor='end' fill='{LOSS}'>{text}</text>"
+        f"<line x1='{box[0]}' x2='{box[2]}' y1='{y:.1f}' y2='{y:.1f}' stroke='{LOSS}' stroke-dasharray='5 4'/>" + text
     )
 
 
+def _limit_text(y: float, text: str, box: tuple[float, ...]) -> str:
+    return f"<text x='{box[2] - 4}' y='{y:.1f}' text-anchor='end' fill='{LOSS}'>{text}</text>"
+
+
 def _frontier(places: list[tuple[float, float]], box: tuple[float, ...]) -> str:
-    """Steps through the points that no other beats in both (pixels: left is faster, down is better)."""
+    """Steps through the points that no other beats in both (pixels: left is faster, down is better), and what they beat."""
     best: list[tuple[float, float]] = []
     for px, py in sorted(places, key=lambda p: (p[0], -p[1])):
         if not best or py > best[-1][1]:
@@ -152,7 +161,8 @@ def _frontier(places: list[tuple[float, float]], box: tuple[float, ...]) -> str:
     path = f"M{best[0][0]:.1f} {box[1]}" + "".join(
         f" V{py:.1f} H{after:.1f}" for (_, py), after in zip(best, [*(p[0] for p in best[1:]), box[2]])
     )
-    return f"<path d='{path}' fill='none' stroke='{FAINT}' stroke-opacity='.55' stroke-width='1.5'/>"
+    area = f"<path d='{path} V{box[1]} Z' fill='{GAIN}' fill-opacity='.05'/>"
+    return area + f"<path d='{path}' fill='none' stroke='{GAIN}' stroke-opacity='.4' stroke-width='1.5'/>"
 
 
 def _dots(summary: Summary, points: list[Row], x: Scale, y: Scale, batch: int | None, taken: list[Box]) -> list[str]:
@@ -170,6 +180,9 @@ def _dots(summary: Summary, points: list[Row], x: Scale, y: Scale, batch: int | 
             parts.append(_whisker(_fd(summary, row), x(time), y, colour))
             names.setdefault((x(time), y(fd)), []).append(variant)
             taken.append((x(time) - radius, y(fd) - radius, x(time) + radius, y(fd) + radius))
+            low, high = figures.bounds(_fd(summary, row))
+            if low is not None and high is not None:
+                taken.append((x(time) - 2, y(high), x(time) + 2, y(low)))
         parts.append(_dot(row, x(time), y(fd), radius, colour, chosen, fd))
     return parts + _labels({k: " = ".join(v) for k, v in names.items()}, taken)
 
@@ -188,9 +201,12 @@ def _dot(row: Row, x: float, y: float, radius: float, colour: str, chosen: bool,
     name = " · ".join(str(v) for v in (row.get("variant"), figures.runner(row), row.get("precision")) if v)
     about = f"{name}: {time} ms, FD {figures.digits(fd)}, {size}"
     fill, stroke, line = (0.35, 1, 1.5) if chosen else (0.06, 0.45, 0.7)
+    dashes = ""
+    if row.get("predicted"):
+        about, fill, dashes = f"predicted: {about}", 0.0, "stroke-dasharray='3 3' "
     return (
         f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}' fill='{colour}' fill-opacity='{fill}' stroke='{colour}' "
-        f"stroke-width='{line}' stroke-opacity='{stroke}'><title>{escape(about)}</title></circle>"
+        f"{dashes}stroke-width='{line}' stroke-opacity='{stroke}'><title>{escape(about)}</title></circle>"
     )
 
 
@@ -236,8 +252,8 @@ def _log_scale(low: float, high: float, start: float, end: float) -> Scale:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 10, 100 … inside the span, or 1, 2, 5 … where it is under two decades."""
-    steps = (1, 2, 5) if high / low < 200 else (1,)
+    """1, 10, 100 … inside the span, or 1, 2, 5 … where it is under three decades."""
+    steps = (1, 2, 5) if high / low < 1000 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [s * 10.0**d for d in decades for s in steps if low * 0.999 <= s * 10.0**d <= high * 1.001]
 

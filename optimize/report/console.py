@@ -116,6 +116,7 @@ def _problems(summary: Summary) -> list[Any]:
     lines = figures.lost(summary)
     if any(r.get("noisy") for r in figures.done(summary)):
         lines.append("~ noisy: other work on this machine disturbed the timing; its interval says by how much")
+    lines += [f"! throttled: {figures.place(r)}: {', '.join(r['throttled'])}" for r in figures.throttled(summary)]
     return [_text(line, "yellow") for line in lines]
 
 

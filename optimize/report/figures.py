@@ -178,8 +178,13 @@ def rows(summary: Summary) -> list[Row]:
 
 
 def done(summary: Summary) -> list[Row]:
-    """Rows with figures."""
-    return [r for r in rows(summary) if status(r) == "done"]
+    """Rows with measured figures; what was predicted is no measurement."""
+    return [r for r in rows(summary) if status(r) == "done" and not r.get("predicted")]
+
+
+def predicted(summary: Summary) -> list[Row]:
+    """Rows whose times were predicted, not measured."""
+    return [r for r in rows(summary) if status(r) == "done" and r.get("predicted")]
 
 
 def status(row: Row) -> str:
@@ -190,10 +195,20 @@ def status(row: Row) -> str:
 def lost(summary: Summary) -> list[str]:
     """A line for every row that has no figures, with its reason."""
     return [
-        f"{r.get('status')}: {r.get('variant')} on {runner(r)}, batch {r.get('batch')}: {r.get('reason') or 'no reason given'}"
+        f"{r.get('status')}: {place(r)}: {r.get('reason') or 'no reason given'}"
         for r in rows(summary)
         if status(r) != "done"
     ]
+
+
+def place(row: Row) -> str:
+    """Which row this is, in words."""
+    return f"{row.get('variant')} on {runner(row)}, batch {row.get('batch')}"
+
+
+def throttled(summary: Summary) -> list[Row]:
+    """Rows during whose turns the processor or the GPU ran slower than it can."""
+    return [r for r in done(summary) if r.get("throttled")]
 
 
 def rewritten(summary: Summary) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from optimize.report import figures
+from optimize.report import columns, figures, judged, layers
 from optimize.report.figures import DASH, Row, Summary
 from optimize.report.html import fair_rows
 
@@ -22,7 +22,10 @@ def render_markdown(summary: Summary) -> str:
         "## Gates and targets\n\n" + _checks(summary),
         "## Variants\n\n" + _variants(summary),
         _factors(summary),
-        "## Every measurement\n\n" + table(HEADER, (_cells(summary, r) for r in figures.rows(summary))),
+        _samples(summary),
+        _quality(summary),
+        _by_layer(summary),
+        "## Every measurement\n\n" + _every(summary),
         _refused(summary),
         _fair(summary),
         _stages(summary),
@@ -49,7 +52,9 @@ def _misses(summary: Summary) -> str:
         for c in figures.misses(summary)
     ]
     flagged = {"failed": "- ✗ **The gates did not pass**", "missed": "- ✗ **The targets were not met**"}
-    return "\n".join(lines) or flagged.get(figures.verdict(summary), "")
+    counts = [f"all {n} {kind}s hold" for kind in ("gate", "target") if (n := len(figures.checks(summary, kind)))]
+    held = f"✓ {', '.join(counts)}".replace("targets hold", "targets are met") if counts else ""
+    return "\n".join(lines) or flagged.get(figures.verdict(summary), held)
 
 
 def _checks(summary: Summary) -> str:
@@ -71,6 +76,50 @@ def _variants(summary: Summary) -> str:
         return "No row has figures."
     about = f"At batch {batch}; the baseline in eager torch, every other variant on its fastest runner. `[low, high]` are 95 % intervals."
     return f"{about}\n\n{table(HEADER, (_cells(summary, r) for r in found))}"
+
+
+def _every(summary: Summary) -> str:
+    """All columns that any row has figures for, and how to read what is not plainly measured."""
+    listed, rows = columns.table(summary)
+    if not rows:
+        return "The summary holds no rows."
+    body = ([_marked(cell, row) for cell in row["cells"]] for row in rows)
+    said = "`~` marks timings that other work on the machine disturbed. Rows marked *predicted* were not measured.\n\n"
+    any_mark = figures.predicted(summary) or any(r.get("noisy") for r in figures.rows(summary))
+    return (said if any_mark else "") + table((c["title"] for c in listed), body)
+
+
+def _marked(cell: dict[str, object], row: dict[str, object]) -> str:
+    text = f"{cell['text']} {cell['note']}".strip()
+    return f"{text} *predicted*" if cell["key"] == "variant" and row["predicted"] else text
+
+
+def _quality(summary: Summary) -> str:
+    names, lines = judged.table(summary)
+    if not lines:
+        return ""
+    body = [(f"{title} {arrow}".strip(), *(" ".join(p for p in (c[0], c[1] and f"({c[1]})", c[2]) if p) for c in cells)) for title, arrow, cells in lines]  # fmt: skip
+    parts = ["## Quality", "Same seeds for every variant; Δ is the difference to the baseline under the same resampling.", table(("", *names), body)]  # fmt: skip
+    for title, classes, rows in judged.by_class(summary):
+        parts += [f"### {title} by class", table(("", *classes), ((v, *(t for t, _ in cells)) for v, cells in rows))]
+    return "\n\n".join([*parts, *("\n".join(f"- {n}" for n in part) for part in [judged.notes(summary)] if part)])
+
+
+def _samples(summary: Summary) -> str:
+    """Links to the grids, relative to the run's folder."""
+    links = [f"![the same seeds through every variant]({name})" for name in summary.get("samples") or []]
+    return "## Samples\n\n" + "\n\n".join(links) if links else ""
+
+
+def _by_layer(summary: Summary) -> str:
+    parts = []
+    for section in layers.sections(summary):
+        heading = f"## Layers{' of ' + section['name'] if section['name'] else ''}"
+        body = ((r["path"], r["kind"], *(c["text"] for c in r["cells"])) for r in section["rows"][: section["shown"]])
+        more = len(section["rows"]) - section["shown"]
+        tail = f"\n\n{more} lighter layers are in summary.json." if more > 0 else ""
+        parts.append(f"{heading}\n\n" + table(("layer", "kind", *(t for _, t in section["columns"])), body) + tail)
+    return "\n\n".join(parts)
 
 
 def _cells(summary: Summary, row: Row) -> list[str]:
