@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from optimize.errors import UserError
+from optimize.quality.config import FeatureNetwork
+from optimize.quality.networks import imported
 from optimize.recipe import Recipe
 from optimize.weights import file_sha256
 
 
 def check(recipe: Recipe) -> None:
     """UserError naming every problem of paths and of the order of passes."""
-    problems = [*_paths(recipe), *_pinned(recipe), *_order(recipe), *_guidance(recipe)]
+    problems = [*_paths(recipe), *_imports(recipe), *_pinned(recipe), *_order(recipe), *_guidance(recipe)]
     if recipe.target not in ("here", "cpu"):
         problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: here, cpu.')
     if not recipe.exports and any(not s.startswith("torch") for s in recipe.benchmark.runners):
@@ -35,11 +37,31 @@ def _paths(recipe: Recipe) -> list[str]:
 
 
 def _judges(recipe: Recipe) -> dict[str, Path]:
-    """Paths of what judges, as far as they must be local."""
-    quality, found = recipe.quality, {}
-    if quality.features.kind == "classifier":
-        found["quality.features"] = Path(quality.features.source)
+    """Paths of what judges, as far as they are local; hub ids are fetched when they are needed."""
+    quality = recipe.quality
+    found = {f: Path(n.source) for f, n in _networks(recipe).items() if n.kind != "import" and not n.on_hub}
+    if quality.lpips and not FeatureNetwork(kind="inception", source=quality.lpips).on_hub:
+        found["quality.lpips"] = Path(quality.lpips)
     return found | ({"quality.classifier": quality.classifier} if quality.classifier else {})
+
+
+def _networks(recipe: Recipe) -> dict[str, FeatureNetwork]:
+    """Every feature network of a recipe by its field."""
+    quality = recipe.quality
+    found = {"quality.features": quality.features, **{f"quality.further.{k}": n for k, n in quality.further.items()}}
+    return found | ({"quality.clip": quality.clip} if quality.clip else {})
+
+
+def _imports(recipe: Recipe) -> list[str]:
+    """Import paths that lead to no callable."""
+    problems = []
+    for field, network in _networks(recipe).items():
+        if network.kind == "import":
+            try:
+                imported(network.source)
+            except UserError as error:
+                problems.append(f"{field}: {error}")
+    return problems
 
 
 def _pinned(recipe: Recipe) -> list[str]:

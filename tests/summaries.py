@@ -120,4 +120,9 @@ def richer_summary() -> dict[str, Any]:
         {"path": f"down.{i}", "kind": k, "macs": 10**i, "params": 100 * i, "bytes": 400 * i, "share_time": t}
         for i, (k, t) in enumerate((("Conv2d", 0.5), ("Linear", 0.1), ("GroupNorm", 0.4)))
     ]
-    return summary | {"rows": [*summary["rows"], predicted], "layers": layers}  # fmt: skip
+    judges = {
+        "features": {"network": {"dinov2": "a/b"}, "about": "the class token"},
+        "classifier": {"network": "c"},
+        "images": 1000,
+    }
+    return summary | {"rows": [*summary["rows"], predicted], "layers": layers, "judges": judges}  # fmt: skip

@@ -20,7 +20,7 @@ from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, User
 from optimize.models.inception import FidInception
 from optimize.models.lpips import Lpips, _layers
 from optimize.quality import drift, networks, preprocess, prompts
-from optimize.quality.config import FeatureNetwork
+from optimize.quality.config import KINDS, FeatureNetwork
 
 
 def images(n: int = 3, channels: int = 3, side: int = 16, *key: str) -> torch.Tensor:
@@ -321,3 +321,13 @@ def test_a_network_is_one_line_that_reads_back_to_itself(given: object, back: ob
 def test_a_network_that_is_written_wrong_is_explained(given: object, says: str):
     with pytest.raises(ValueError, match=says):
         FeatureNetwork.model_validate(given)
+
+
+def test_how_images_reach_a_network_is_stated_for_every_kind():
+    for kind in KINDS:
+        config = FeatureNetwork.model_validate({kind: "a.b:c" if kind == "import" else "a/b"})
+        assert len(config.about) > 20
+    plain, smooth = (
+        FeatureNetwork.model_validate({"inception": "w", "resize": r}) for r in ("tensorflow", "antialias")
+    )
+    assert "as TensorFlow 1 resizes" in plain.about and "with antialiasing" in smooth.about

@@ -5,6 +5,7 @@ from __future__ import annotations
 from summaries import richer_summary
 
 from optimize.report import judged
+from optimize.report.html import render_html
 from optimize.report.markdown import render_markdown
 
 
@@ -32,3 +33,11 @@ def test_figures_by_class_and_what_they_say_of_themselves_are_shown() -> None:
         row["quality"]["fd_dinov2"].pop("note")
     assert any(n.startswith("FD · dinov2: too few images (fair, prune") for n in judged.notes(rich))
     assert "### Accuracy by class" in render_markdown(rich)
+
+
+def test_what_judged_and_how_images_reached_it_is_said() -> None:
+    rich = richer_summary()
+    assert judged.judges(rich) == ["features: dinov2 a/b (the class token)", "classifier: c"]
+    assert "- judged by features: dinov2 a/b (the class token)" in render_markdown(rich)
+    page = " ".join(render_html(rich).split())
+    assert "Judged by features: dinov2 a/b (the class token); classifier: c. 1,000 images of every variant." in page

@@ -110,7 +110,7 @@ def located(source: str, revision: str | None = None, field: str = "features") -
     """A local file or folder, or the hub's `owner/name` fetched into its cache (safetensors and JSON only)."""
     if Path(source).exists():
         return Path(source)
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if not FeatureNetwork(kind="inception", source=source).on_hub:
         raise UserError(
             f"quality.{field}: {source} does not exist (relative to the working directory), and is no hub id (owner/name)."
         )
@@ -230,14 +230,14 @@ def imported(path: str) -> Any:
         with _here():
             value: Any = importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"quality.features.import: {module} cannot be imported: {error}.") from error
+        raise UserError(f"import: {module} cannot be imported: {error}.") from error
     for name in names.split("."):
         if not hasattr(value, name):
             offers = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            raise UserError(f"quality.features.import: {module} has no {name}.{did_you_mean(name, offers)}")
+            raise UserError(f"import: {module} has no {name}.{did_you_mean(name, offers)}")
         value = getattr(value, name)
     if not callable(value):
-        raise UserError(f"quality.features.import: {path} is no callable; give images (N,C,H,W) -> features (N,D)")
+        raise UserError(f"import: {path} is no callable; give images (N,C,H,W) -> features (N,D)")
     return value
 
 

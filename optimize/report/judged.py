@@ -68,6 +68,17 @@ def by_class(summary: Summary) -> list[tuple[str, list[str], list[tuple[str, lis
     return found
 
 
+def judges(summary: Summary) -> list[str]:
+    """A line for everything that judged: its name, the network, and how images reach it."""
+    found = []
+    for name, entry in (summary.get("judges") or {}).items():
+        if isinstance(entry, dict):
+            network = entry.get("network")
+            what = ", ".join(f"{k} {v}" for k, v in network.items()) if isinstance(network, dict) else str(network)
+            found.append(f"{figures.plain(name)}: {what}" + (f" ({entry['about']})" if entry.get("about") else ""))
+    return found
+
+
 def notes(summary: Summary) -> list[str]:
     """What figures say of themselves, such as too few images for FD; each once, with the variants it holds for."""
     found: dict[str, list[str]] = {}
