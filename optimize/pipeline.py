@@ -177,7 +177,7 @@ class _Run:
                 "clip": q.clip,
                 "wording": q.prompts,
             }
-            self.evaluators[replicates] = Evaluator(*paths, replicates=replicates, processes=q.processes, **more)
+            self.evaluators[replicates] = Evaluator(*paths, replicates=replicates, **more)
         return self.evaluators[replicates]
 
     def _judges(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from optimize.cost import load_prices
 from optimize.errors import UserError
 from optimize.feasibility import Choice, Facts, Judgement, judge
 from optimize.measure.devices import here
+from optimize.quality.config import FeatureNetwork
+from optimize.quality.networks import imported
 from optimize.recipe import Recipe
 from optimize.targets import Target, targets
 from optimize.weights import file_sha256
@@ -22,7 +24,7 @@ EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # expor
 
 def check(recipe: Recipe) -> None:
     """UserError naming every problem of paths, of the passes and of the target; what will not pay is logged."""
-    problems = [*_paths(recipe), *_pinned(recipe), *_prices(recipe)]
+    problems = [*_paths(recipe), *_imports(recipe), *_pinned(recipe), *_prices(recipe)]
     target = here()[0]
     if recipe.target not in ("here", "cpu", target.name):
         allowed = ", ".join(dict.fromkeys(("here", "cpu", target.name)))
@@ -109,11 +111,31 @@ def _prices(recipe: Recipe) -> list[str]:
 
 
 def _judges(recipe: Recipe) -> dict[str, Path]:
-    """Paths of what judges, as far as they must be local."""
-    quality, found = recipe.quality, {}
-    if quality.features.kind == "classifier":
-        found["quality.features"] = Path(quality.features.source)
+    """Paths of what judges, as far as they are local; hub ids are fetched when they are needed."""
+    quality = recipe.quality
+    found = {f: Path(n.source) for f, n in _networks(recipe).items() if n.kind != "import" and not n.on_hub}
+    if quality.lpips and not FeatureNetwork(kind="inception", source=quality.lpips).on_hub:
+        found["quality.lpips"] = Path(quality.lpips)
     return found | ({"quality.classifier": quality.classifier} if quality.classifier else {})
+
+
+def _networks(recipe: Recipe) -> dict[str, FeatureNetwork]:
+    """Every feature network of a recipe by its field."""
+    quality = recipe.quality
+    found = {"quality.features": quality.features, **{f"quality.further.{k}": n for k, n in quality.further.items()}}
+    return found | ({"quality.clip": quality.clip} if quality.clip else {})
+
+
+def _imports(recipe: Recipe) -> list[str]:
+    """Import paths that lead to no callable."""
+    problems = []
+    for field, network in _networks(recipe).items():
+        if network.kind == "import":
+            try:
+                imported(network.source)
+            except UserError as error:
+                problems.append(f"{field}: {error}")
+    return problems
 
 
 def _pinned(recipe: Recipe) -> list[str]:

@@ -77,6 +77,7 @@ class QualityConfig(Config):
     clip: FeatureNetwork | None = None  # {clip: folder or hub id}, for clip_score
     prompts: tuple[str, ...] = ()  # for clip_score: one for every class in order, or taken in turn
     processes: Positive = 1  # that images and features are shared out to; changes no figure
+    device: Literal["cpu", "cuda"] = "cpu"  # where features are extracted
     endpoint_images: Positive = 64  # seeds solved to the end for the endpoint error
     endpoint_steps: Positive = 256
     replicates: Annotated[int, Field(ge=20)] = 200  # bootstrap

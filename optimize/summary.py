@@ -12,7 +12,7 @@ from optimize.cost import Prices, load_prices
 from optimize.gates import check, hold, parity_gate, quality_gates
 from optimize.measure.devices import device_class
 from optimize.measure.measurement import Measurement, speedup
-from optimize.recipe import Recipe
+from optimize.recipe import QualityConfig, Recipe
 from optimize.runner import spec_parts
 from optimize.stages import Variant
 from optimize.store import Store
@@ -65,11 +65,20 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
         "gates": gates,
         "targets": targets,
         "half_split_fd": found.half_split,
+        "judges": judges(found.recipe.quality),
         "factors": _factors(found, final) if final else {},
         "rows": rows,
         "fair_search": found.fair_search,
         "stages": [_stage(s) for s in store.done if s.name in {"source", *(p.name for p in found.recipe.passes)}],
     }
+
+
+def judges(quality: QualityConfig) -> dict[str, Any]:
+    """What judged: each feature network with how images reach it, the classifier, and how many images there were."""
+    networks = {"features": quality.features, **quality.further} | ({"clip": quality.clip} if quality.clip else {})
+    found: dict[str, Any] = {k: {"network": n.to_json(), "about": n.about} for k, n in networks.items()}
+    others = {"classifier": quality.classifier, "lpips": quality.lpips}
+    return found | {k: {"network": str(v)} for k, v in others.items() if v} | {"images": quality.images}
 
 
 def _stage(stage: Any) -> dict[str, Any]:

@@ -57,3 +57,10 @@ def test_help_imports_nothing_heavy() -> None:
     code += "assert not {'torch', 'numpy', 'diffusers', 'matplotlib', 'yaml'} & set(sys.modules), sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_report_as_json_is_the_summary_with_the_paths_of_its_pages(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"recipe": "r", "rows": []}))
+    found = json.loads(optimize("report", ".", "--json", cwd=tmp_path).stdout)
+    assert found["recipe"] == "r" and found["files"] == {"html": "report.html", "md": "report.md"}
+    assert all((tmp_path / f).stat().st_size for f in found["files"].values())

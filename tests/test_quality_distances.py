@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from optimize import rng
 from optimize.quality import accuracy, bootstrap, drift
-from optimize.quality.frechet import Gaussian, frechet_distance, gaussian, reference_distance
+from optimize.quality.frechet import Gaussian, frechet_distance, gaussian, reference_distance, resampled
 from optimize.quality.kernel import Pairing, Reference, cubic, kernel_distance
 
 
@@ -51,6 +51,15 @@ def test_counts_weigh_as_copies_do():
     weighted = gaussian(x, counts)
     np.testing.assert_allclose(weighted.mean, copies.mean(0), atol=1e-12)
     np.testing.assert_allclose(weighted.covariance, np.cov(copies.T), atol=1e-12)
+
+
+@pytest.mark.parametrize("dims", [5, 40])
+def test_replicates_are_distances_of_copies_whether_features_or_images_are_more(dims: int):
+    a, b = features(90, dims, "a", scale=2.0), features(20, dims, "b", shift=0.3)
+    counts = bootstrap.counts(20, 4, seed=0)
+    copies = [frechet_distance(b.repeat(c.astype(int), axis=0), a) for c in counts]
+    # the roots of eigenvalues that are 0 but for rounding, 1e-16, add about 1e-8 each to the D x D way
+    np.testing.assert_allclose(resampled(gaussian(a), b, counts), copies, rtol=1e-7)
 
 
 def test_kernel_distance_agrees_with_torchmetrics():

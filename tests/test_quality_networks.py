@@ -20,7 +20,8 @@ from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, User
 from optimize.models.inception import FidInception
 from optimize.models.lpips import Lpips, _layers
 from optimize.quality import drift, networks, preprocess, prompts
-from optimize.quality.config import FeatureNetwork
+from optimize.quality.config import KINDS, FeatureNetwork
+from optimize.quality.evaluate import Evaluator
 
 
 def images(n: int = 3, channels: int = 3, side: int = 16, *key: str) -> torch.Tensor:
@@ -321,3 +322,51 @@ def test_a_network_is_one_line_that_reads_back_to_itself(given: object, back: ob
 def test_a_network_that_is_written_wrong_is_explained(given: object, says: str):
     with pytest.raises(ValueError, match=says):
         FeatureNetwork.model_validate(given)
+
+
+def test_how_images_reach_a_network_is_stated_for_every_kind():
+    for kind in KINDS:
+        config = FeatureNetwork.model_validate({kind: "a.b:c" if kind == "import" else "a/b"})
+        assert len(config.about) > 20
+    plain, smooth = (
+        FeatureNetwork.model_validate({"inception": "w", "resize": r}) for r in ("tensorflow", "antialias")
+    )
+    assert "as TensorFlow 1 resizes" in plain.about and "with antialiasing" in smooth.about
+
+
+def test_the_evaluator_judges_with_dinov2_clip_and_lpips_together(dinov2: Path, clip: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    weights = {k: v.abs() if k.startswith("lin") else v for k, v in Lpips("alex").state_dict().items()}
+    save_file(weights, tmp_path / "lpips.safetensors")
+    for name in ("held_out", "training"):
+        save_file({"images": images(20, 1, 16, name)}, tmp_path / f"{name}.safetensors")
+    judge = Evaluator(
+        FeatureNetwork.model_validate({"dinov2": str(dinov2)}), None, tmp_path / "held_out.safetensors", tmp_path / "training.safetensors",
+        replicates=20, batch=10, metrics=("fd", "precision_recall", "lpips", "clip_score"), further={"seen": FeatureNetwork.model_validate({"clip": str(clip)})},
+        lpips=str(tmp_path / "lpips.safetensors"), clip=FeatureNetwork.model_validate({"clip": str(clip)}), wording=("ab", "c"),
+    )  # fmt: skip
+    x, labels = images(20, 1, 16, "made"), np.arange(20) % 2
+    found = judge.measure(x, labels, baseline=images(20, 1, 16, "base"))
+    figures = {
+        "fd",
+        "fd_held_out",
+        "fd_training",
+        "precision",
+        "recall",
+        "fd_seen",
+        "precision_seen",
+        "recall_seen",
+        "lpips",
+        "clip_score",
+    }
+    assert set(found) == figures | {"difference"}
+    assert all(found[k]["low"] <= found[k]["value"] <= found[k]["high"] for k in figures)
+    assert (
+        found["lpips"]["value"] > 0.0
+        and found["difference"]["clip_score"]["low"] <= found["difference"]["clip_score"]["high"]
+    )
+    same = judge.measure(x, labels, baseline=x)
+    assert same["lpips"]["value"] == 0.0 and same["difference"]["clip_score"]["value"] == 0.0
+    assert found["clip_score"]["value"] == pytest.approx(
+        prompts.scores(judge._clip, ("ab", "c"), x, labels, 7).mean(), rel=1e-5
+    )

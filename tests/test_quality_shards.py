@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 
 from optimize import rng
 from optimize.artifact import commit, save_model
-from optimize.errors import OptimizeError, UserError
+from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.model import Model
 from optimize.models.image_classifier import ImageClassifier, ImageClassifierConfig
-from optimize.quality import networks, shards
+from optimize.quality import networks, shards, worker
 from optimize.quality.config import FeatureNetwork
 
 
@@ -62,3 +63,38 @@ def test_a_worker_that_dies_is_quoted(tmp_path: Path):
 )
 def test_batches_are_those_of_one_process(count: int, batch: int, found: list[tuple[int, int]]):
     assert shards.parts(count, batch) == found
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "rank", "own"),
+    [
+        (None, 4, 2, "2"),
+        (None, 2, 5, "1"),
+        ("6,7", 2, 1, "7"),
+        (None, 1, 1, None),
+        (None, 0, 1, None),
+        ("3", 1, 4, "3"),
+    ],
+)
+def test_every_process_sees_one_gpu_in_turn(
+    visible: str | None, devices: int, rank: int, own: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    worker.own_gpu(rank)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == own
+
+
+@pytest.mark.gpu
+def test_features_of_a_gpu_are_those_of_the_cpu_within_rounding(classifier: FeatureNetwork):
+    one = networks.extract(networks.open_network(classifier), pixels(13), batch=5)
+    two = shards.features(classifier, pixels(13), 5, "features", processes=1, device="cuda")
+    np.testing.assert_allclose(one, two, atol=1e-3)
+
+
+def test_a_gpu_that_is_not_there_is_said(classifier: FeatureNetwork, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EnvironmentLacks, match=r"finds no CUDA device\. Give cpu, or install a CUDA build"):
+        networks.open_network(classifier, "cuda")

@@ -134,3 +134,16 @@ def test_a_recipe_with_other_judges_reads_back_to_itself() -> None:
     quality = recipe.to_json()["quality"]
     assert quality["features"] == "examples/digits/features"
     assert type(recipe.quality).model_validate(quality) == recipe.quality
+
+
+def test_judges_that_are_not_there_are_named_before_any_work(paths: str) -> None:
+    judges = (
+        "further: {a: {dinov2: ./none}, b: {import: no_such_module:f}, c: {clip: owner/name}}, lpips: none.safetensors"
+    )
+    text = paths.replace("quality: {", f"quality: {{{judges}, ")
+    with pytest.raises(UserError) as caught:
+        plan.check(parse(text))
+    said = str(caught.value)
+    assert "quality.further.a: none does not exist" in said
+    assert "quality.further.b: import: no_such_module cannot be imported" in said
+    assert "quality.lpips: none.safetensors does not exist" in said and "further.c" not in said

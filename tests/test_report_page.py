@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import PIXEL, richer_summary
+from summaries import PIXEL, richer_summary
 
 from optimize.report.html import render_html
 

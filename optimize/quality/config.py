@@ -32,6 +32,14 @@ Metric = Literal[
 METRICS: tuple[str, ...] = get_args(Metric)
 DEFAULT_METRICS: tuple[Any, ...] = ("fd", "kid", "class_accuracy", "psnr", "ssim", "endpoint_error")
 KINDS: tuple[str, ...] = get_args(Kind)
+TENSORFLOW = "bilinear as TensorFlow 1 resizes"
+ABOUT = {
+    "classifier": "the features of an image classifier, images as they are",
+    "inception": f"2048 pooled features of FID's Inception; 8-bit values, 299 x 299 {TENSORFLOW}, (x - 128) / 128",
+    "dinov2": "the class token after the last normalization; 224 x 224 bicubic with antialiasing, ImageNet's mean and deviation",
+    "clip": "the projected image embedding; shorter side bicubic with antialiasing, middle square, CLIP's mean and deviation",
+    "import": "a function of the user's own, images in [-1, 1] as they are",
+}
 _OPTIONS = ("revision", "resize")
 _IMPORT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -84,6 +92,19 @@ class FeatureNetwork(Config):
         if self.resize != "tensorflow" and self.kind != "inception":
             raise ValueError(f"resize is an option of inception; {self.kind} has a resize of its own")
         return self
+
+    @property
+    def about(self) -> str:
+        """How images reach the network and what is taken from it, in words; part of a summary, since it moves FD."""
+        if self.kind == "inception" and self.resize == "antialias":
+            return ABOUT["inception"].replace(TENSORFLOW, "bilinear with antialiasing")
+        return ABOUT[self.kind]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the source has the form of a hub id, `owner/name`, and is no local path."""
+        plain = self.source.count("/") == 1 and not self.source.startswith((".", "/", "~"))
+        return self.kind in ("inception", "dinov2", "clip") and plain and not Path(self.source).exists()
 
     @model_serializer
     def _write(self) -> Any:

@@ -66,10 +66,9 @@ def drawn(
 def _frechet(
     scans: Scans, features: np.ndarray, counts_RN: np.ndarray
 ) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
-    resampled = [frechet.gaussian(features, c) for c in counts_RN]
     for name, reference in scans.gaussians.items():
         value = frechet.reference_distance(scans.features[name], features)
-        yield named("fd", name), (value, np.array([reference.distance(g) for g in resampled]))
+        yield named("fd", name), (value, frechet.resampled(reference, features, counts_RN))
 
 
 def _kernel(
@@ -107,7 +106,7 @@ def _by_class(
         mine = labels == label
         if not too_few(real, features[mine]):
             reference = frechet.gaussian(real)
-            values = np.array([reference.distance(frechet.gaussian(features[mine], c[mine])) for c in counts_RN])
+            values = frechet.resampled(reference, features[mine], counts_RN[:, mine])
             found[f"fd_per_class{OF}{label}"] = (frechet.frechet_distance(real, features[mine]), values)
     if found:
         worst = np.max([v for _, v in found.values()], axis=0)

@@ -48,6 +48,36 @@ def gaussian(features_ND: np.ndarray, counts_N: np.ndarray | None = None) -> Gau
     return Gaussian(mean, centred.T @ centred / (total - 1))
 
 
+def resampled(reference: Gaussian, features_ND: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
+    """(R,) d² of the reference to features drawn `counts` times. Fewer images than features go by their Gram matrix."""
+    if len(features_ND) >= features_ND.shape[1]:
+        return np.array([reference.distance(gaussian(features_ND, c)) for c in counts_RN])
+    return _by_images(reference, np.asarray(features_ND, dtype=np.float64), counts_RN)
+
+
+def _by_images(reference: Gaussian, x_ND: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
+    """The same from N x N matrices: with y = sqrt(w / (n - 1)) (x - m), A^{1/2} B A^{1/2} has the eigenvalues of y A yᵀ.
+
+    x A xᵀ is computed once; a replicate only weighs and centres it.
+    """
+    shifted = x_ND - x_ND.mean(axis=0)
+    gram_NN, sizes_N = shifted @ reference.covariance @ shifted.T, (shifted**2).sum(axis=1)
+    found = []
+    for counts in counts_RN:
+        drawn = np.flatnonzero(counts)
+        w, n = counts[drawn], counts.sum()
+        inner = gram_NN[np.ix_(drawn, drawn)]
+        row = inner @ w / n
+        weights = np.sqrt(w / (n - 1))
+        centred = (inner - row - row[:, None] + w @ row / n) * weights * weights[:, None]
+        cross = np.sqrt(np.maximum(np.linalg.eigvalsh((centred + centred.T) / 2), 0)).sum()
+        mean = w @ shifted[drawn] / n
+        trace = (w @ sizes_N[drawn] - n * mean @ mean) / (n - 1)
+        gap = reference.mean - x_ND.mean(axis=0) - mean
+        found.append(max(gap @ gap + np.trace(reference.covariance) + trace - 2 * cross, 0.0))
+    return np.array(found)
+
+
 def reference_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
     """d² by torchmetrics' FrechetInceptionDistance, given features instead of images."""
     import torch

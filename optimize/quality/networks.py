@@ -31,8 +31,9 @@ def open_network(config: FeatureNetwork, device: str = "cpu") -> Network:
     """The network of a config on a device, in evaluation mode.
 
     Raises UserError for a path that leads nowhere, ArtifactError for weights that do not fit, EnvironmentLacks where the
-    hub cannot be reached.
+    hub cannot be reached or the device is not there.
     """
+    _check_device(device)
     openers = {
         "classifier": _classifier,
         "inception": _inception,
@@ -41,6 +42,15 @@ def open_network(config: FeatureNetwork, device: str = "cpu") -> Network:
         "import": _imported,
     }
     return openers[config.kind](config, device)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentLacks(
+            f'quality.device: {device} was asked for, and torch {torch.__version__} finds no CUDA device. Give cpu, or install a CUDA build of torch (extra "cuda") and a driver.'
+        )
 
 
 def extract(network: Network, images: Tensor, batch: int, name: str = "features", device: str = "cpu") -> np.ndarray:
@@ -82,6 +92,7 @@ def judged_by(quality: Any) -> dict[str, Any]:
     """Content of everything a recipe's quality section (QualityConfig) judges with, JSON; hub ids are fetched."""
     found: dict[str, Any] = {"metrics": list(quality.metrics), "prompts": list(quality.prompts)}
     found |= {name: fingerprint(n) for name, n in {"features": quality.features, **quality.further}.items()}
+    found |= {"device": quality.device} if quality.device != "cpu" else {}
     if quality.clip:
         found["clip"] = fingerprint(quality.clip)
     for name, source in (("classifier", quality.classifier), ("lpips", quality.lpips)):
@@ -99,7 +110,7 @@ def located(source: str, revision: str | None = None, field: str = "features") -
     """A local file or folder, or the hub's `owner/name` fetched into its cache (safetensors and JSON only)."""
     if Path(source).exists():
         return Path(source)
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if not FeatureNetwork(kind="inception", source=source).on_hub:
         raise UserError(
             f"quality.{field}: {source} does not exist (relative to the working directory), and is no hub id (owner/name)."
         )
@@ -219,14 +230,14 @@ def imported(path: str) -> Any:
         with _here():
             value: Any = importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"quality.features.import: {module} cannot be imported: {error}.") from error
+        raise UserError(f"import: {module} cannot be imported: {error}.") from error
     for name in names.split("."):
         if not hasattr(value, name):
             offers = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            raise UserError(f"quality.features.import: {module} has no {name}.{did_you_mean(name, offers)}")
+            raise UserError(f"import: {module} has no {name}.{did_you_mean(name, offers)}")
         value = getattr(value, name)
     if not callable(value):
-        raise UserError(f"quality.features.import: {path} is no callable; give images (N,C,H,W) -> features (N,D)")
+        raise UserError(f"import: {path} is no callable; give images (N,C,H,W) -> features (N,D)")
     return value
 
 

@@ -33,11 +33,13 @@ def images(
     count: int,
     batch: int,
     processes: int,
-    device: str = "cpu",
 ) -> Tensor:
-    """Images (N,C,H,W) in [-1, 1] of seeds 0..count-1, drawn from an artifact folder by a runner in several processes."""
+    """Images (N,C,H,W) in [-1, 1] of seeds 0..count-1, drawn from an artifact folder by a runner in several processes.
+
+    Where there are GPUs every process sees one of them, in turn.
+    """
     about = {"folder": str(folder), "runner": runner, "options": options, "sampler": sampler, "count": count}
-    return _launch({"do": "images", **about, "batch": batch, "device": device}, None, processes)
+    return _launch({"do": "images", **about, "batch": batch, "device": "cpu"}, None, processes)
 
 
 def features(

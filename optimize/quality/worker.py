@@ -7,6 +7,7 @@ between processes. An OptimizeError is written beside the job as `error-<rank>.j
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ def work(file: Path) -> None:
     from safetensors.torch import save_file
 
     job = json.loads(file.read_text())
+    if job["do"] == "images":
+        own_gpu(int(os.environ.get("LOCAL_RANK", 0)))
     torch.set_num_threads(job["threads"])
     state = PartialState(cpu=job["device"] == "cpu")
     try:
@@ -44,6 +47,16 @@ def work(file: Path) -> None:
         sys.exit(1)
     finally:
         state.destroy_process_group()
+
+
+def own_gpu(rank: int) -> None:
+    """Let this process see one GPU, before anything opens one: a runner takes the first it sees. None stays none."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = named.split(",") if named is not None else [str(i) for i in range(torch.cuda.device_count())]
+    if len(seen) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[rank % len(seen)]
 
 
 def shared(job: dict[str, Any], state: PartialState, folder: Path) -> Tensor:

@@ -136,7 +136,8 @@ def _verdict(summary: Summary) -> Any:
     counts = {kind: len(figures.checks(summary, kind)) for kind in ("gate", "target")}
     if not any(counts.values()):
         return _text("No gate and no target was judged", "yellow")
-    return _text(f"✓ All {counts['gate']} gates hold, all {counts['target']} targets met", "green")
+    targets = f", all {counts['target']} targets met" if counts["target"] else ""
+    return _text(f"✓ All {counts['gate']} gates hold{targets}", "green")
 
 
 def _text(line: str, style: str) -> Any:

@@ -37,6 +37,7 @@ def render_html(summary: Summary, folder: Path | None = None) -> str:
         quality=judged.table(summary),
         by_class=judged.by_class(summary),
         notes=judged.notes(summary),
+        judges=judged.judges(summary),
         pictures=pictures(summary, folder),
         stages=[_stage(s) for s in summary.get("stages") or []],
         fair=fair_rows(summary),

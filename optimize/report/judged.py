@@ -5,7 +5,7 @@ Figures are read off the summary, so those of further feature networks appear wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from optimize.report import figures
@@ -30,6 +30,7 @@ KNOWN = (
     ("lpips", "LPIPS", -1),
     ("endpoint_error", "Endpoint error", -1),
 )
+PARTS = ("fd_held_out", "fd_training")
 FOLDED = ("kid_held_out", "kid_training")  # in summary.json, not in reports
 SHARES = ("class_accuracy", "precision", "recall", "coverage")  # read as per cent
 Cell = tuple[str, str, str, str]  # value, its interval, its change to the baseline with interval, better or worse
@@ -67,16 +68,38 @@ def by_class(summary: Summary) -> list[tuple[str, list[str], list[tuple[str, lis
     return found
 
 
+def judges(summary: Summary) -> list[str]:
+    """A line for everything that judged: its name, the network, and how images reach it."""
+    found = []
+    for name, entry in (summary.get("judges") or {}).items():
+        if isinstance(entry, dict):
+            network = entry.get("network")
+            what = ", ".join(f"{k} {v}" for k, v in network.items()) if isinstance(network, dict) else str(network)
+            found.append(f"{figures.plain(name)}: {what}" + (f" ({entry['about']})" if entry.get("about") else ""))
+    return found
+
+
 def notes(summary: Summary) -> list[str]:
-    """What figures say of themselves, such as too few images for FD; each once."""
+    """What figures say of themselves, such as too few images for FD; each once, with the variants it holds for."""
     found: dict[str, list[str]] = {}
-    for variant, quality in _qualities(summary).items():
-        for key, value in quality.items():
-            if isinstance(value, dict) and value.get("note"):
-                found.setdefault(f"{_title(key)}: {value['note']}", []).append(variant)
-            for label, why in (value.get("left_out") or {}).items() if isinstance(value, dict) else ():
-                found.setdefault(f"{_title(key)}, class {label} left out: {why}", []).append(variant)
-    return [f"{note} ({', '.join(names)})" for note, names in found.items()]
+    qualities = _qualities(summary)
+    for variant, quality in qualities.items():
+        for text in _remarks(quality):
+            found.setdefault(text, []).append(variant)
+    every = len(qualities)
+    return [f"{text} ({'every variant' if len(n) == every > 1 else ', '.join(n)})" for text, n in found.items()]
+
+
+def _remarks(quality: dict[str, Any]) -> Iterator[str]:
+    """Remarks of one variant; parts of the scans say nothing that all of them have said."""
+    for key, value in quality.items():
+        if not isinstance(value, dict) or (key in PARTS and (quality.get("fd") or {}).get("note")):
+            continue
+        if value.get("note"):
+            yield f"{_title(key)}: {value['note']}"
+        if missing := value.get("left_out"):
+            label = next(iter(missing))
+            yield f"{_title(key)}: left out {'class' if len(missing) == 1 else 'classes'} {', '.join(missing)}. Class {label}: {missing[label]}"
 
 
 def _qualities(summary: Summary) -> dict[str, dict[str, Any]]:
@@ -96,7 +119,15 @@ def _keys(summary: Summary) -> list[tuple[str, str, int]]:
     present = dict.fromkeys(k for q in _qualities(summary).values() for k in sorted(q))
     known = {k for k, _, _ in KNOWN}
     others = [k for k in present if k not in known and k not in FOLDED and k != "difference"]
+    others.sort(key=_place)
     return [*KNOWN, *((k, _title(k), _direction(k)) for k in others)]
+
+
+def _place(key: str) -> tuple[str, int]:
+    """Figures of one further network together, in the order of the known ones."""
+    names = [(len(name), i, name) for i, (name, _, _) in enumerate(KNOWN) if key.startswith(f"{name}_")]
+    length, index, _ = max(names, default=(0, 0, ""))
+    return key[length:], index
 
 
 def _title(key: str) -> str:

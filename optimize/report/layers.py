@@ -74,7 +74,9 @@ def picture(layers: list[Layer]) -> str:
     totals = [sum(w[i] for w in weight.values()) for i in range(len(BARS))]
     order = sorted(weight, key=lambda k: -max(weight[k][i] / totals[i] for i, _ in bars))
     top, rest = order[:KINDS], order[KINDS:]
-    groups = [(k, [k]) for k in top] + ([(f"{len(rest)} other kinds", rest)] if rest else [])
+    groups = [(k, [k]) for k in top] + (
+        [(f"{len(rest)} other kind{'s' if len(rest) > 1 else ''}", rest)] if rest else []
+    )
     parts = []
     for row, (i, title) in enumerate(bars):
         shares = [(name, sum(weight[k][i] for k in kinds) / totals[i]) for name, kinds in groups]

@@ -102,7 +102,8 @@ def _quality(summary: Summary) -> str:
     parts = ["## Quality", "Same seeds for every variant; Δ is the difference to the baseline under the same resampling.", table(("", *names), body)]  # fmt: skip
     for title, classes, rows in judged.by_class(summary):
         parts += [f"### {title} by class", table(("", *classes), ((v, *(t for t, _ in cells)) for v, cells in rows))]
-    return "\n\n".join([*parts, *("\n".join(f"- {n}" for n in part) for part in [judged.notes(summary)] if part)])
+    said = [*judged.notes(summary), *(f"judged by {line}" for line in judged.judges(summary))]
+    return "\n\n".join([*parts, *(["\n".join(f"- {n}" for n in said)] if said else [])])
 
 
 def _samples(summary: Summary) -> str:
