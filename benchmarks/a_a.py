@@ -25,6 +25,7 @@ from slowed import plugged_in
 
 from optimize.environment import environment
 from optimize.measure.measurement import Measurement, Variant, speedup
+from optimize.measure.statistics import PLACEMENT
 from optimize.measure.turns import bench
 
 FALSE_CLAIMS, FOUND = 0.05, 0.90  # asked for
@@ -47,6 +48,7 @@ def main() -> int:
         "environment": environment(),
         "seconds": perf_counter() - start + earlier["seconds"],
         **judged([c for life in lives for c in life]),
+        "between_starts": between_starts(lives),
         "comparisons": lives,
     }
     _show(record)
@@ -88,13 +90,19 @@ def _life(asked: argparse.Namespace, artifact: Path, life: int) -> list[dict[str
 
 
 def _compared(rows: list[Measurement], cut: slice) -> dict[str, Any]:
-    """{"again": interval, "slowed": interval} of how much longer a call takes than that of "a"."""
+    """{"again": interval, "slowed": interval} of how much longer a call takes than that of "a"; `bare` has the interval
+    of the rounds alone, without what two processes of one program differ."""
     first, *others = (replace(row, call_s=row.call_s[cut]) for row in rows)
-    return {other.key: speedup(other, first, "call").to_json() for other in others}
+    found = {}
+    for other in others:
+        bare = speedup(other, first, "call", placement=0.0)
+        found[other.key] = speedup(other, first, "call").to_json() | {"bare": [bare.low, bare.high]}
+    return found
 
 
 def judged(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
     """Shares of claims with their 95 % binomial intervals (Clopper & Pearson 1934), and whether they are as asked."""
+    bare = [not c["again"]["bare"][0] <= 1 <= c["again"]["bare"][1] for c in comparisons if "bare" in c["again"]]
     false = [not c["again"]["low"] <= 1 <= c["again"]["high"] for c in comparisons]
     found = [c["slowed"]["low"] > 1 for c in comparisons]
     ratios = {key: [c[key]["value"] for c in comparisons] for key in ("again", "slowed")}
@@ -102,10 +110,28 @@ def judged(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "false_claims": claims,
         "found": finds,
+        "false_claims_of_the_rounds_alone": binomial(sum(bare), len(bare)) if bare else None,
         "median_ratio": {key: float(np.median(values)) for key, values in ratios.items()},
         "median_half_width": float(np.median([(c["again"]["high"] - c["again"]["low"]) / 2 for c in comparisons])),
         "holds": claims["low"] <= FALSE_CLAIMS and finds["value"] >= FOUND,
     }
+
+
+def between_starts(lives: list[list[dict[str, Any]]]) -> float | None:
+    """Standard deviation of ln ratio between two processes of one program, over starts; None below two starts.
+
+    The mean squares of the starts' means (of both pairs, the slowdown taken off by its mean over starts) less what the
+    comparisons within a start scatter.
+    """
+    if len(lives) < 2:
+        return None
+    squares = []
+    for key in ("again", "slowed"):
+        logs = [np.log([c[key]["value"] for c in life]) for life in lives]
+        means = np.array([x.mean() for x in logs])
+        within = np.mean([x.var(ddof=1) / len(x) for x in logs])
+        squares.append(means.var(ddof=1) - within)
+    return float(np.sqrt(max(np.mean(squares), 0.0)))
 
 
 def binomial(hits: int, n: int) -> dict[str, Any]:
@@ -151,8 +177,13 @@ def _show(record: dict[str, Any]) -> None:
     ):
         interval = f"[{value['low']:.1%}, {value['high']:.1%}]"
         print(f"{name:34}{value['value']:8.1%}{interval:>18}{ratio[key]:14.4f}   {wish}")
+    bare = record["false_claims_of_the_rounds_alone"]
+    if bare:
+        print(f"without what two processes differ: {bare['value']:.1%} claimed [{bare['low']:.1%}, {bare['high']:.1%}]")
     width, seconds = record["median_half_width"], record["seconds"]
     print(f"median half width of an A/A interval ±{width:.2%}; {claims['n']} comparisons in {seconds:.0f} s")
+    if record["between_starts"] is not None:
+        print(f"standard deviation between starts {record['between_starts']:.2%}, intervals allow for {PLACEMENT:.2%}")
     print("holds" if record["holds"] else "MISSED")
 
 

@@ -176,7 +176,7 @@ def test_the_table_has_intervals_marks_and_reasons():
     noisy = replace(noisy, image_s=[[0.4, 0.6, 0.9]] * 8, energy={"reason": "energy: no RAPL counter"})
     lost = replace(measured("lost"), status="refused", reason="runner x: this machine has no y")
     text = printed([measured("first"), fast, lost, noisy])
-    assert "2.00×  [2.00, 2.00]" in text and "1.00×  [1.00, 1.00]" in text
+    assert "2.00×  [1.98, 2.02]" in text and "1.00×  [1.00, 1.00]" in text
     assert "fast !" in text and "! throttled" in text and "noisy ~" in text and "~ noisy" in text
     assert "refused: lost: runner x: this machine has no y" in text
     assert "no figure: energy: no RAPL counter" in text

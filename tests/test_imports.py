@@ -17,7 +17,7 @@ PLUGINS = [
     for p in sorted((ROOT / "optimize" / folder).glob("*.py"))
     if not p.stem.startswith("_")
 ]
-LIGHT = ["optimize", "optimize.errors", "optimize.registry", "optimize.recipe", "optimize.plan", "optimize.cli", "optimize.report.console"]  # fmt: skip
+LIGHT = ["optimize", "optimize.errors", "optimize.registry", "optimize.recipe", "optimize.plan", "optimize.cli", "optimize.report.console", "optimize.benchmark", "optimize.comparison", "optimize.report.bench"]  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "modelopt", "torch_pruning", "matplotlib", "scipy")  # fmt: skip
 
 PROBE = """

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from optimize import rng
+from optimize.measure.measurement import Measurement, Variant, speedup
 from optimize.measure.paired import critical_rank, log_ratio_interval
-from optimize.measure.statistics import ratio_interval
+from optimize.measure.statistics import PLACEMENT, Interval, ratio_interval, widened
 
 
 def test_critical_ranks_are_those_of_the_published_table():
@@ -94,3 +95,37 @@ def test_what_all_variants_of_a_round_share_does_not_touch_a_paired_ratio():
 def test_one_round_is_bootstrapped():
     found = ratio_interval([[2.0, 2.2, 2.1]], [[1.0, 1.1, 1.05]])
     assert found.value == 2.0 and 1.8 < found.low < 2.0 < found.high < 2.3
+
+
+def test_a_spread_between_processes_widens_in_quadrature_of_logarithms():
+    found = widened(Interval(2.0, 2.0 / 1.03, 2.0 * 1.04, 9), 0.01)
+    z = stats.norm.ppf(0.975)
+    assert np.log(found.high / 2) == pytest.approx(np.hypot(np.log(1.04), z * 0.01))
+    assert np.log(found.low / 2) == pytest.approx(-np.hypot(np.log(1.03), z * 0.01))
+    assert (found.value, found.n) == (2.0, 9)
+    same = widened(found, 0.0)
+    assert (same.low, same.high) == pytest.approx((found.low, found.high))
+
+
+def measured(key: str, rounds: list[list[float]]) -> Measurement:
+    return Measurement(Variant(key=key, folder="x", runner="x"), bench="b", call_s=rounds, image_s=rounds)
+
+
+def test_processes_of_one_program_that_differ_for_good_are_not_claimed_to_be_two_programs():
+    """No number of rounds averages away where a process's memory lies: the interval of the rounds alone is fooled."""
+    n, claimed, bare = 200, 0, 0
+    for trial in range(n):
+        place = 1 + PLACEMENT * float(rng.normal((1,), "place", trial)[0])
+        noise = 0.01 * rng.normal((2, 60), "quiet", trial).astype(np.float64)
+        rounds = [[[float(s * np.exp(x))] for x in line] for s, line in zip((1.0, place), noise)]
+        a, b = measured("a", rounds[0]), measured("b", rounds[1])
+        claimed += not speedup(a, b).low <= 1 <= speedup(a, b).high
+        found = speedup(a, b, placement=0.0)
+        bare += not found.low <= 1 <= found.high
+    assert stats.binomtest(claimed, n).proportion_ci(0.95).low <= 0.05 and bare > 0.4 * n
+
+
+def test_a_row_against_itself_is_exactly_one():
+    a = measured("a", [[1.0], [1.1], [0.9]])
+    found = speedup(a, a)
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)

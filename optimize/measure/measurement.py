@@ -130,11 +130,18 @@ class Measurement:
         return cls(variant=Variant(**value["variant"]), **rest)
 
 
-def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed: int = 0) -> Interval:
+def speedup(
+    baseline: Measurement,
+    other: Measurement,
+    what: str = "image",
+    seed: int = 0,
+    placement: float = statistics.PLACEMENT,
+) -> Interval:
     """How many times faster `other` is, per image (`what="image"`) or per network call of one sample (`"call"`).
 
-    With its 95 % interval (`statistics.ratio_interval`), paired by round where both come from one bench. Raises
-    OptimizeError where the two were measured in different environments or with different thread counts.
+    With its 95 % interval (`statistics.ratio_interval`), paired by round where both come from one bench, and widened by
+    what two processes of one program differ (`placement`), unless it is one and the same process. Raises OptimizeError
+    where the two were measured in different environments or with different thread counts.
     """
     for name in ("environment", "threads"):
         a, b = getattr(baseline, name), getattr(other, name)
@@ -145,6 +152,8 @@ def speedup(baseline: Measurement, other: Measurement, what: str = "image", seed
     above, below = (m._samples(f"{what}_s") for m in (baseline, other))
     ratio = statistics.ratio_interval(above, below, seed=seed, paired=paired(baseline, other, what))
     scale = other.variant.batch / baseline.variant.batch
+    if (baseline.bench, baseline.key) != (other.bench, other.key):
+        ratio = statistics.widened(ratio, placement)
     return Interval(ratio.value * scale, ratio.low * scale, ratio.high * scale, ratio.n)
 
 

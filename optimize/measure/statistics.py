@@ -8,8 +8,10 @@ of two benches, are bootstrapped in two stages: rounds are drawn with replacemen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,11 @@ from optimize.errors import OptimizeError
 from optimize.measure.paired import log_ratio_interval
 
 PERCENTILES = (50, 90, 95, 99)
+# Standard deviation of the ln ratio between two processes of one and the same program: where their memory and threads
+# lie differs, and stays as it is while they live, so no number of rounds averages it away. Measured by
+# benchmarks/a_a.py, which starts processes anew and prints it as "between starts": 0.6 % on two busy virtual cores, from
+# few starts, so a rough figure; a quiet machine of one's own may have less.
+PLACEMENT = 0.006
 NOISY_ABOVE = 0.10  # interquartile range over the median
 Rounds = Sequence[Sequence[float]]
 
@@ -103,6 +110,14 @@ def ratio_interval(
     picks = [_picks(len(rounds), replicates, seed, tag) for rounds, tag in ((above, "rounds"), (below, "below"))]
     drawn = _medians(above, picks[0], "above", seed) / _medians(below, picks[1], "below", seed)
     return Interval(float(np.median(top) / np.median(bottom)), *_ends(drawn, level), n)
+
+
+def widened(ratio: Interval, spread: float, level: float = 0.95) -> Interval:
+    """The interval of a ratio with an independent normal deviation of its logarithm, of this standard deviation, added
+    to its half widths in quadrature."""
+    extra = NormalDist().inv_cdf((1 + level) / 2) * spread
+    down, up = (math.hypot(math.log(a / b), extra) for a, b in ((ratio.value, ratio.low), (ratio.high, ratio.value)))
+    return Interval(ratio.value, ratio.value * math.exp(-down), ratio.value * math.exp(up), ratio.n)
 
 
 def _by_round(rounds: Rounds) -> np.ndarray:
