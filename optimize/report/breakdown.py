@@ -88,7 +88,7 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         left = i == 0 or name == "bound by"
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=i > 0)
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=i > 0, min_width=16 * (i == 0))
     return table
 
 
