@@ -4,6 +4,9 @@ Source: "PyTorch 2.0", documentation of diffusers (v0.17), text-to-image, FP16, 
 with `torch.compile(mode="reduce-overhead")`, in iterations a second. The pipeline is guided, so one iteration is one
 U-Net call at twice the batch of images, with a scheduler step beside it; 77 tokens, 64x64 latents. Which A100 it was
 is not said; 40 GB is assumed. The page gives T4's batch 16 as 1.99 seconds an iteration.
+
+The fitted share of the bandwidth is small, since it also holds what kernels lose between arithmetic and memory: on a
+GPU a layer's bound says which term is longer in this fit, no more.
 """
 
 from __future__ import annotations
