@@ -20,7 +20,7 @@ from optimize.layers import Layer
 from optimize.measure import calibrate
 from optimize.measure.roofline import Rates, predict
 from optimize.model import Model
-from optimize.parts import parts, stored_elements
+from optimize.parts import parts, stored_elements, weights_files
 from optimize.report.breakdown import balance_text, folded, picture, print_breakdown
 from optimize.targets import target
 
@@ -137,9 +137,33 @@ def test_a_config_alone_is_counted_and_predicted_but_not_measured(pipeline: Path
     file.write_text((pipeline / "unet" / "config.json").read_text())
     alone, with_weights = inspect(file, target="rtx3090"), inspect(pipeline / "unet", target="rtx3090", rounds=1)
     assert alone["parts"][0]["params"] == with_weights["parts"][0]["params"] > 0
-    assert alone["parts"][0]["measured_s"] is None and "No weights" in alone["parts"][0]["note"]
+    assert alone["parts"][0]["measured_s"] is None and "No weights as safetensors" in alone["parts"][0]["note"]
     assert with_weights["parts"][0]["measured_s"] > 0 and alone["balance"] is None
     assert alone["format"] == "fp16" and alone["predicted"] is True
+
+
+def test_weights_in_shards_and_in_half_precision_are_read(pipeline: Path, tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(pipeline / "unet")
+    unet.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    unet.half().save_pretrained(tmp_path / "half", variant="fp16")
+    assert len(weights_files(tmp_path / "shards")) > 1 and "fp16" in weights_files(tmp_path / "half")[0].name
+    for name in ("shards", "half"):
+        (part,) = parts(tmp_path / name)
+        assert part.load is not None
+        loaded = part.load()
+        assert {p.dtype for p in loaded.parameters()} == {torch.float32} and not loaded.training
+        assert sum(map(stored_elements, weights_files(tmp_path / name))) == sum(p.numel() for p in loaded.parameters())
+
+
+def test_weights_that_are_cut_off_are_one_clear_error(pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((pipeline / "unet" / "config.json").read_text())
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
+    (part,) = parts(tmp_path)
+    assert part.load is not None
+    with pytest.raises(ArtifactError, match="its weights cannot be loaded as UNet2DConditionModel"):
+        part.load()
 
 
 def test_without_a_gpu_here_is_the_cpu(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
