@@ -88,6 +88,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Threads that libraries compute with here: OMP_NUM_THREADS where it is set, else every core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else cores()
+
+
 @lru_cache
 def _cpuinfo() -> dict[str, str]:
     path = Path("/proc/cpuinfo")

@@ -140,8 +140,8 @@ def pass_device(recipe: Recipe) -> str:
 
 
 def _numerics() -> dict[str, Any]:
-    """What changes numbers besides code: library versions, instruction sets, cores."""
-    return {"libraries": environment.versions(), "cpu": environment.instructions(), "cores": environment.cores()}
+    """What changes numbers besides code: library versions, instruction sets, threads."""
+    return {"libraries": environment.versions(), "cpu": environment.instructions(), "threads": environment.threads()}
 
 
 def _teacher(name: str, baseline: Stage) -> Model:
