@@ -158,6 +158,44 @@ def report(
 
 
 @app.command()
+def inspect(
+    model: Annotated[
+        Path, typer.Argument(help="An artifact, a diffusers pipeline or one of its parts, or a config.json.")
+    ],
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
+    target: Annotated[str, typer.Option(help="Device class the roofline speaks of; here is this machine.")] = "here",
+    precision: Annotated[
+        str | None, typer.Option(help="Format the roofline computes in; fp16 on a GPU, else fp32.")
+    ] = None,
+    depth: Annotated[int, typer.Option(help="Names of a module's path that layers are summed by.")] = 2,
+    measure: Annotated[bool, typer.Option(help="Time the network in torch eager, where it has weights.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report as JSON and a picture.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where a model's parameters, MACs, bytes and time go, layer by layer; no run is needed.
+
+    Example: optimize inspect exported/digits/final --depth 3 --out inspected
+    """
+    from optimize.inspection import cache_folder
+    from optimize.inspection import inspect as look
+    from optimize.report.breakdown import picture, print_breakdown
+
+    console = _console(stderr=as_json)
+    with console.status("Looking at the layers"):
+        report = look(
+            model, batch=batch, target=target, format=precision, depth=depth, measure=measure, cache=cache_folder()
+        )
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    else:
+        print_breakdown(report, console)
+    if out is not None:
+        drawn = picture(report, out / "layers.png")
+        (out / "layers.json").write_text(json.dumps(report, indent=1) + "\n")
+        console.print(f"Picture: [bold]{drawn}[/bold]", soft_wrap=True)
+
+
+@app.command()
 def verify(artifact: Annotated[Path, typer.Argument(help="An artifact folder, e.g. exported/digits/final.")]) -> None:
     """Check that every file of an artifact is the one its manifest names.
 

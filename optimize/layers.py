@@ -37,21 +37,29 @@ class Layer:
     format: str = ""  # "int8" where the model is quantized here; otherwise the format of the run
 
 
-def layers(network: Model | nn.Module, batch: int = 1, feed: Mapping[str, Any] | None = None) -> list[Layer]:
+def layers(
+    network: Model | nn.Module,
+    batch: int = 1,
+    feed: Mapping[str, Any] | None = None,
+    formats: Mapping[str, str] | None = None,
+) -> list[Layer]:
     """Every operator of one network call, in order; views cost nothing and are left out.
 
     `network`: a Model (its inputs at `batch` are made here) or any module with the `feed` it is called with, whose
-    values may live on any device, meta as well. Raises TypeError for a module without a feed and for a runner.
+    values may live on any device, meta as well. `formats`: of quantized modules by path (see `quantizers.formats`), a
+    Model's own where not given. Raises TypeError for a module without a feed and for a runner.
     """
     import torch
 
     from optimize.model import Model
 
-    module, formats = network, dict[str, str]()
+    module, formats = network, formats or {}
     if isinstance(network, Model):
         from optimize.network import example_inputs
+        from optimize.quantizers import formats as of_table
 
-        module, formats = network.module, _formats(network)
+        module = network.module
+        formats = of_table(r for e in network.structure.edits for r in e["record"].get("quantizers", ()))
         feed = example_inputs(network.inputs, batch) if feed is None else feed
     if feed is None:
         raise TypeError("layers: a module alone does not say what it is called with; give feed={name: tensor}")
@@ -67,12 +75,6 @@ def params(found: Iterable[Layer]) -> int:
 def macs(found: Iterable[Layer]) -> int:
     """Multiply-accumulates of one call."""
     return sum(layer.macs for layer in found)
-
-
-def _formats(model: Model) -> dict[str, str]:
-    """Format of each module that computes in integers, by path; codes of 7 bits run as INT8."""
-    rows = [r for e in model.structure.edits for r in e["record"].get("quantizers", ())]
-    return {r["module"]: "int8" if r["weight"]["bits"] > 4 else "int4" for r in rows if r["input"] is not None}
 
 
 @contextmanager
@@ -189,7 +191,8 @@ class _Trace:
         kind = kind_of(name, any(key in self.constant for key in by_storage))
         if kind == "embedding":
             read = []
-        outputs = sum(t.numel() for t in _tensors([output]))
+        written = _tensors([output])[: 1 if kind == "norm" else None]  # a norm's statistics are for training
+        outputs = sum(t.numel() for t in written)
         counted = flops() // 2 if flops else 0
         path = self.stack[-1]
         self.found.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,11 @@ def modelopt() -> Any:
             f"quantize: nvidia-modelopt cannot be imported ({error}). Install it: pip install 'nvidia-modelopt==0.47.*' requests"
         ) from error
     return library
+
+
+def formats(table: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Format of each module that computes in integers, by path; codes of 7 bits run as INT8."""
+    return {r["module"]: "int8" if r["weight"]["bits"] > 4 else "int4" for r in table if r["input"] is not None}
 
 
 def entry(path: str, module: nn.Module) -> dict[str, Any]:

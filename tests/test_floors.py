@@ -45,6 +45,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "fair.py",
         "fleet.py",
         "forecast.py",
+        "inspection.py",
+        "parts.py",
         "pipeline.py",
         "plan.py",
         "planning.py",

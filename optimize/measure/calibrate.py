@@ -78,7 +78,8 @@ def calibrate(folder: Path | None = None, threads: int = 1, rounds: int = 7) -> 
     """
     place = folder and folder / f"roofline-{digest([key(), threads, calibration_networks()])[:16]}.json"
     if place and place.is_file():
-        return Rates(**json.loads(place.read_text()))
+        kept = json.loads(place.read_text())
+        return Rates(**{**kept, "formats": tuple(kept["formats"])})
     with limited_threads(threads):
         start, cases = probes(threads), measured(calibration_networks(), threads, rounds)
     rates = fit(cases, start, FREE, "fp32")

@@ -51,7 +51,7 @@ def _transformers(name: str, config_name: str) -> Callable[[Config], nn.Module]:
 def _decoder(config: Config) -> nn.Module:
     """The autoencoder with `decode` as what is called; its encoder is not run when images are drawn."""
     module = _diffusers("AutoencoderKL")(config)
-    module.forward = module.decode  # type: ignore[assignment]
+    module.forward = module.decode
     return module
 
 

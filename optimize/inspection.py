@@ -1,0 +1,205 @@
+"""What a model costs and where: parameters, MACs, bytes, predicted and measured time of every part, module by module."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from optimize.errors import UserError
+from optimize.layers import Layer, layers, macs, params
+from optimize.parts import Part, parts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from optimize.measure.roofline import Prediction, Rates
+    from optimize.targets import Target
+
+Report = dict[str, Any]
+ROOT = "(root)"  # operators of the network outside every module of it
+
+
+def inspect(
+    path: Path,
+    *,
+    batch: int = 1,
+    target: str = "here",
+    format: str | None = None,
+    depth: int = 2,
+    measure: bool = True,
+    rounds: int = 5,
+    cache: Path | None = None,
+) -> Report:
+    """JSON report of the model in `path` (see `optimize.parts`) at a batch of images, grouped to `depth` module names.
+
+    `{model, batch, target, format, rates, predicted: true, parts: [{name, role, class, params, macs, size_bytes,
+    memory_bytes, predicted_s, low_s, high_s, measured_s, layers: [{path, params, macs, bytes, predicted_s, bound,
+    measured_s}], note}], balance}`; `measured_s` is None where nothing was measured. `format`: fp16 on a GPU and fp32
+    on the CPU where not given. `cache`: folder that keeps this CPU's rates. Raises UserError for bad input.
+    """
+    if batch < 1 or depth < 1:
+        raise UserError(f"inspect: batch {batch} and depth {depth} must be at least 1.")
+    found = parts(path)
+    device, rates = _device(target, cache)
+    asked = format or ("fp16" if device.cuda else "fp32")
+    described = [_described(part, batch, depth, device, asked, rates, rounds if measure else 0) for part in found]
+    return {
+        "model": str(path), "batch": batch, "target": device.name, "format": asked, "predicted": True,
+        "rates": rates.name, "parts": described, "balance": balance(described),
+    }  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Where measured rates of this machine are kept: `$XDG_CACHE_HOME/optimize`, else `~/.cache/optimize`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optimize"
+
+
+def _device(name: str, cache: Path | None) -> tuple[Target, Rates]:
+    """The target and its rates; `here` is the GPU found if it belongs to a class, else the CPU, which is calibrated."""
+    from optimize.measure.calibrate import calibrate
+    from optimize.measure.published import gpu_rates
+    from optimize.targets import classify, target
+
+    found = None
+    if name == "here":
+        import torch
+
+        found = classify(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    device = found or target("cpu" if name == "here" else name)
+    if device.cuda:
+        return device, gpu_rates()
+    import torch
+
+    return device, calibrate(cache, torch.get_num_threads())
+
+
+def _described(
+    part: Part, batch: int, depth: int, device: Target, format: str, rates: Rates, rounds: int
+) -> dict[str, Any]:
+    """One part's entry of the report."""
+    from optimize.measure.roofline import predict
+    from optimize.network import example_inputs
+
+    entry: dict[str, Any] = {"name": part.name, "role": part.role, "class": part.class_name, "note": part.note}
+    if part.skeleton is None:
+        unknown = ("macs", "size_bytes", "memory_bytes", "predicted_s", "low_s", "high_s", "measured_s")
+        return {**entry, "params": part.params, **dict.fromkeys(unknown), "layers": []}
+    feed = example_inputs(part.inputs, batch)
+    operators = layers(part.skeleton(), feed=feed, formats=part.formats)
+    prediction = predict(operators, device, format, rates)
+    measured = measured_modules(part.load(), feed, rounds) if part.load and rounds else None
+    return {
+        **entry, "params": params(operators), "macs": macs(operators), "size_bytes": prediction.size_bytes,
+        "memory_bytes": prediction.memory_bytes, "predicted_s": prediction.seconds, "low_s": prediction.low,
+        "high_s": prediction.high, "measured_s": measured[0] if measured else None,
+        "layers": grouped(operators, prediction, measured[1] if measured else None, depth),
+    }  # fmt: skip
+
+
+def grouped(
+    operators: list[Layer], prediction: Prediction, measured: Mapping[str, float] | None, depth: int
+) -> list[dict[str, Any]]:
+    """Operators summed by the first `depth` names of their path, the longest first (measured where it was, else
+    predicted). `bytes`: weights and activations an operator moves, FP32; `bound`: of most of the predicted time."""
+    rows: dict[str, dict[str, Any]] = {}
+    bounds: dict[str, dict[str, float]] = {}
+    for layer, share in zip(operators, prediction.by_layer):
+        key = short(layer.path, depth)
+        row = rows.setdefault(key, {"path": key, "params": 0, "macs": 0, "bytes": 0, "predicted_s": 0.0})
+        row["params"] += layer.weights
+        row["macs"] += layer.macs
+        row["bytes"] += 4 * (layer.inputs + layer.outputs + (layer.weights if layer.kind != "unused" else 0))
+        row["predicted_s"] += share.seconds
+        of_row = bounds.setdefault(key, {})
+        of_row[share.bound] = of_row.get(share.bound, 0.0) + share.seconds
+    taken: dict[str, float] = {}
+    for path, seconds in (measured or {}).items():
+        taken[short(path, depth)] = taken.get(short(path, depth), 0.0) + seconds
+    for key, row in rows.items():
+        row["bound"] = max(bounds[key], key=lambda b: bounds[key][b])
+        row["measured_s"] = taken.get(key, 0.0) if measured is not None else None
+    by = "predicted_s" if measured is None else "measured_s"
+    return sorted(rows.values(), key=lambda row: -row[by])
+
+
+def short(path: str, depth: int) -> str:
+    """The first `depth` names of a module path."""
+    return ".".join(path.split(".")[:depth]) or ROOT
+
+
+def measured_modules(module: nn.Module, feed: Mapping[str, Any], rounds: int) -> tuple[float, dict[str, float]]:
+    """(median seconds of a call in torch eager, seconds of each module's own operators by path).
+
+    Plain calls and calls with a clock at every module take turns, after one of warm-up. The modules' medians are scaled
+    to add up to the plain call; a module of many small children keeps a little of their clocks' time. The clock is that of `measure.calibrate`.
+    """
+    import torch
+
+    from optimize.measure.calibrate import clock
+    from optimize.measure.timing import no_garbage_collection
+    from optimize.network import nested
+
+    arguments, plain, now = nested(feed), [], clock(torch.get_num_threads())
+    clocked: dict[str, list[float]] = {}
+    with torch.inference_mode(), no_garbage_collection():
+        module(**arguments)
+        for _ in range(rounds):
+            start = now()
+            module(**arguments)
+            plain.append(now() - start)
+            with _clocks(module, now) as own:
+                module(**arguments)
+            for path, seconds in own.items():
+                clocked.setdefault(path, []).append(seconds)
+    total, of_each = median(plain), {path: median(seconds) for path, seconds in clocked.items()}
+    scale = total / sum(of_each.values())
+    return total, {path: seconds * scale for path, seconds in of_each.items()}
+
+
+@contextmanager
+def _clocks(module: nn.Module, now: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Inside the block every call of a module adds the seconds it spent outside its children to the dictionary."""
+    own: dict[str, float] = {}
+    stack: list[list[float]] = []  # [start, seconds of children]
+    handles = []
+
+    def enter(*_: Any) -> None:
+        stack.append([now(), 0.0])
+
+    def leave(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            start, children = stack.pop()
+            seconds = now() - start
+            own[path] = own.get(path, 0.0) + seconds - children
+            if stack:
+                stack[-1][1] += seconds
+
+        return hook
+
+    for path, child in module.named_modules():
+        handles += [child.register_forward_pre_hook(enter), child.register_forward_hook(leave(path))]
+    try:
+        yield own
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def balance(described: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """How one image divides between the denoiser's calls and the rest, which runs once: `{denoiser_s, rest_s,
+    measured, calls}`; up to `calls` denoiser calls the rest takes at least half. None for a lone network."""
+    known = [d for d in described if d["predicted_s"] is not None]
+    measured = all(d["measured_s"] is not None for d in known)
+    key = "measured_s" if measured else "predicted_s"
+    denoiser = sum(d[key] for d in known if d["role"] == "denoiser")
+    rest = sum(d[key] for d in known if d["role"] != "denoiser")
+    if not denoiser or not rest:
+        return None
+    return {"denoiser_s": denoiser, "rest_s": rest, "measured": measured, "calls": math.floor(rest / denoiser)}
