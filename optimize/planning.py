@@ -20,6 +20,7 @@ from optimize.cost import Prices, load_prices
 from optimize.errors import OptimizeError, UserError
 from optimize.feasibility import FORMATS, NARROW, WAYS, Choice, Judgement, judge
 from optimize.forecast import Calibration, Candidate, Forecast, Forecaster, read_measurements
+from optimize.inspection import cache_folder
 from optimize.measure import devices
 from optimize.measure.measurement import Measurement
 from optimize.measure.roofline import Rates
@@ -64,7 +65,7 @@ def plan_for(
     measured = _attempt(lambda: _measured(subject, measurements, exported), problems)
     if chosen is None or table is None or subject is None or measured is None:
         raise UserError("\n".join(problems))
-    planner = _Planner(subject, Forecaster(subject, batch), budget, table, measured, exported)
+    planner = _Planner(subject, Forecaster(subject, batch), budget, table, measured)
     layers = planner.forecaster.layers(1)
     return {
         "model": subject.name,
@@ -128,10 +129,9 @@ class _Planner:
         budget: Budget,
         prices: Prices,
         measured: list[Measurement],
-        exported: Path,
     ) -> None:
         self.subject, self.forecaster, self.budget = subject, forecaster, budget
-        self.prices, self.measured, self.exported = prices, measured, exported
+        self.prices, self.measured = prices, measured
         self.facts = subject.facts(forecaster.batch)
 
     def target(self, target: Target) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class _Planner:
             return None
         from optimize.measure.calibrate import calibrate
 
-        return calibrate(self.exported / ".cache", threads=_threads())
+        return calibrate(cache_folder(), threads=_threads())
 
     def _forecast(
         self, target: Target, candidate: Candidate, rates: Rates | None, calibration: Calibration
