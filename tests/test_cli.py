@@ -42,7 +42,7 @@ def test_missing_inputs_of_a_recipe_are_all_named(tmp_path: Path) -> None:
 
 
 def test_help_shows_an_example_for_every_command() -> None:
-    commands = ("run", "list", "report", "verify", "gc", "schema")
+    commands = ("run", "plan", "list", "report", "verify", "gc", "schema")
     assert all("Example" in optimize(c, "--help").stdout for c in commands)
 
 
@@ -57,3 +57,36 @@ def test_help_imports_nothing_heavy() -> None:
     code += "assert not {'torch', 'numpy', 'diffusers', 'matplotlib', 'yaml'} & set(sys.modules), sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_plan_reports_every_problem_at_once(tmp_path: Path) -> None:
+    arguments = (
+        "plan",
+        "nowhere/model",
+        "--target",
+        "a1000,v100",
+        "--prices",
+        "gone.yaml",
+        "--measurements",
+        "gone.jsonl",
+    )
+    done = optimize(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for part in (
+        'target: "a1000" is not known. Did you mean "a100"?',
+        "prices: no such file: gone.yaml",
+        "measurements: no such file: gone.jsonl",
+        'model: "nowhere/model" is no folder and no recipe',
+    ):
+        assert part in done.stderr
+
+
+def test_a_negative_budget_is_refused(tmp_path: Path) -> None:
+    done = optimize("plan", "digits", "--latency-ms", "-1", "--size-mb", "-2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--latency-ms: given -1" in done.stderr and "--size-mb: given -2" in done.stderr
+
+
+def test_a_run_with_a_missing_price_table_is_refused(tmp_path: Path) -> None:
+    done = optimize("run", "digits", "--prices", "gone.yaml", cwd=tmp_path)
+    assert done.returncode == 2 and "prices: no such file: gone.yaml" in done.stderr
