@@ -106,7 +106,7 @@ class Forecaster:
             low = max(low, seconds / calibration.factor(seconds / low))
             high = min(high, seconds * calibration.factor(high / seconds))
         largest = max((p for _, p in parts), key=lambda p: p.memory_bytes)
-        about = f"{calibration.samples} measurements on {calibration.runner}" if calibration.samples else ""
+        about = f"{counted(calibration.samples)} on {calibration.runner}" if calibration.samples else ""
         nfe = candidate.nfe or self.subject.nfe
         sizes = (largest.memory_bytes, largest.size_bytes)
         return Forecast(candidate, self.batch, nfe, seconds, low, high, *sizes, largest.rates, about)
@@ -185,6 +185,11 @@ def read_measurements(path: Path) -> list[Measurement]:
         ) from None
 
 
+def counted(count: int) -> str:
+    """A number of measurements in words."""
+    return f"{count} measurement{'s' * (count != 1)}"
+
+
 def _mean_log(ratios: Sequence[float]) -> float:
     return sum(math.log(r) for r in ratios) / len(ratios)
 
@@ -213,9 +218,10 @@ def _unused(
 ) -> tuple[str, ...]:
     notes = []
     if measured and not mine:
-        notes.append(f"none of the {len(measured)} measurements is of this model; they are not used")
+        notes.append(f"none of the {len(measured)} measurements is of this model: not used")
     if others := [m for m in mine if m not in used]:
         classes = ", ".join(sorted({device_class(m) for m in others}))
         where = "another machine" if classes == target.name else f"another class ({classes})"
-        notes.append(f"{target.name}: {len(others)} measurements were made on {where}; they are not used")
+        were, are = ("was", "is") if len(others) == 1 else ("were", "are")
+        notes.append(f"{target.name}: {counted(len(others))} {were} made on {where} and {are} not used")
     return tuple(notes)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,12 +14,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from optimize import offers, propose
+from optimize import environment, offers, propose
 from optimize.artifact import write_text_atomically
 from optimize.cost import Prices, load_prices
 from optimize.errors import OptimizeError, UserError
 from optimize.feasibility import FORMATS, NARROW, WAYS, Choice, Judgement, judge
 from optimize.forecast import Calibration, Candidate, Forecast, Forecaster, read_measurements
+from optimize.inspection import cache_folder
 from optimize.measure import devices
 from optimize.measure.measurement import Measurement
 from optimize.measure.roofline import Rates
@@ -63,7 +65,7 @@ def plan_for(
     measured = _attempt(lambda: _measured(subject, measurements, exported), problems)
     if chosen is None or table is None or subject is None or measured is None:
         raise UserError("\n".join(problems))
-    planner = _Planner(subject, Forecaster(subject, batch), budget, table, measured, exported)
+    planner = _Planner(subject, Forecaster(subject, batch), budget, table, measured)
     layers = planner.forecaster.layers(1)
     return {
         "model": subject.name,
@@ -127,10 +129,9 @@ class _Planner:
         budget: Budget,
         prices: Prices,
         measured: list[Measurement],
-        exported: Path,
     ) -> None:
         self.subject, self.forecaster, self.budget = subject, forecaster, budget
-        self.prices, self.measured, self.exported = prices, measured, exported
+        self.prices, self.measured = prices, measured
         self.facts = subject.facts(forecaster.batch)
 
     def target(self, target: Target) -> dict[str, Any]:
@@ -203,10 +204,9 @@ class _Planner:
     def _rates(self, target: Target) -> Rates | None:
         if target.cuda:
             return None
-        from optimize import environment
         from optimize.measure.calibrate import calibrate
 
-        return calibrate(self.exported / ".cache", threads=environment.cores())
+        return calibrate(cache_folder(), threads=_threads())
 
     def _forecast(
         self, target: Target, candidate: Candidate, rates: Rates | None, calibration: Calibration
@@ -215,8 +215,6 @@ class _Planner:
 
     def _shown(self, target: Target, found: Forecast) -> dict[str, Any]:
         """A forecast with its cost and whether it fits the memory of the parts of the class."""
-        from optimize import environment
-
         value, low, high = (found.batch / s for s in (found.seconds, found.high, found.low))
         cost = self.prices.per_1000(target.name, Interval(value, low, high, 0), environment.cores())
         fits = [gb for gb in target.memory_gb if found.memory_bytes <= gb * 2**30]
@@ -277,6 +275,12 @@ class _Planner:
         text = _header(option, target, missing) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         parse(text, f"proposed recipe {name}")
         return text, missing
+
+
+def _threads() -> int:
+    """Threads that a network will run on here: what OMP_NUM_THREADS says, else every core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else environment.cores()
 
 
 def _base(subject: Subject) -> tuple[dict[str, Any], list[str]]:

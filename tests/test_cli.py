@@ -64,3 +64,36 @@ def test_report_as_json_is_the_summary_with_the_paths_of_its_pages(tmp_path: Pat
     found = json.loads(optimize("report", ".", "--json", cwd=tmp_path).stdout)
     assert found["recipe"] == "r" and found["files"] == {"html": "report.html", "md": "report.md"}
     assert all((tmp_path / f).stat().st_size for f in found["files"].values())
+
+
+def test_a_plan_reports_every_problem_at_once(tmp_path: Path) -> None:
+    arguments = (
+        "plan",
+        "nowhere/model",
+        "--target",
+        "a1000,v100",
+        "--prices",
+        "gone.yaml",
+        "--measurements",
+        "gone.jsonl",
+    )
+    done = optimize(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for part in (
+        'target: "a1000" is not known. Did you mean "a100"?',
+        "prices: no such file: gone.yaml",
+        "measurements: no such file: gone.jsonl",
+        'model: "nowhere/model" is no folder and no recipe',
+    ):
+        assert part in done.stderr
+
+
+def test_a_negative_budget_is_refused(tmp_path: Path) -> None:
+    done = optimize("plan", "digits", "--latency-ms", "-1", "--size-mb", "-2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--latency-ms: given -1" in done.stderr and "--size-mb: given -2" in done.stderr
+
+
+def test_a_run_with_a_missing_price_table_is_refused(tmp_path: Path) -> None:
+    done = optimize("run", "digits", "--prices", "gone.yaml", cwd=tmp_path)
+    assert done.returncode == 2 and "prices: no such file: gone.yaml" in done.stderr

@@ -32,7 +32,9 @@ def test_passes_compute_on_the_gpu_found_unless_the_recipe_is_for_the_cpu(
     assert stages.pass_device(recipe) == device
 
 
-@pytest.mark.parametrize(("asked", "threads"), [("1", 1), ("7", 7), ("", environment.cores()), ("0", environment.cores())])
+@pytest.mark.parametrize(
+    ("asked", "threads"), [("1", 1), ("7", 7), ("", environment.cores()), ("0", environment.cores())]
+)
 def test_results_are_kept_by_the_threads_that_made_them(
     monkeypatch: pytest.MonkeyPatch, asked: str, threads: int
 ) -> None:

@@ -24,6 +24,8 @@ SHORT = {
 NOT_HERE = "°"
 LEGEND = f"✓ works  ~ will not pay  ✗ impossible  {NOT_HERE} works there, but no pass, exporter or runner of this version does it"
 
+HEADING = "Predicted, as it is sampled today: ms a batch (90 % interval), memory, file, cost of 1,000 images"
+
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Print the whole plan."""
@@ -36,6 +38,7 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         for verdict, reason in _reasons(target):
             console.print(_text(f"{MARKS[verdict]} {reason}", STYLES[verdict]), soft_wrap=True)
     console.print(_text(LEGEND, "dim"), soft_wrap=True)
+    console.print(_text(HEADING, "bold"), soft_wrap=True)
     console.print(_predictions(plan))
     for target in plan["targets"]:
         for line in proposal_lines(target):
@@ -80,7 +83,7 @@ def _why(cell: dict[str, Any]) -> str:
 
 def _predictions(plan: dict[str, Any]) -> Table:
     """Today's model in every format that pays: time of a batch, memory, size and cost, targets side by side."""
-    table = _table("predicted, as it is sampled today: ms a batch (90 % interval), memory, file, cost of 1,000 images")
+    table = _table("")
     table.add_column("")
     for target in plan["targets"]:
         table.add_column(target["title"], justify="right")
