@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from optimize.measure.roofline import Prediction, Rates
+    from optimize.model import Model
     from optimize.targets import Target
 
 Report = dict[str, Any]
@@ -120,7 +121,7 @@ def grouped(
         row = row_of(layer.path)
         row["params"] += layer.weights
         row["macs"] += layer.macs
-        row["bytes"] += 4 * (layer.inputs + layer.outputs + (layer.weights if layer.kind != "unused" else 0))
+        row["bytes"] += moved_bytes(layer)
         row["predicted_s"] += share.seconds
         of_row = bounds.setdefault(row["path"], {})
         of_row[share.bound] = of_row.get(share.bound, 0.0) + share.seconds
@@ -131,6 +132,35 @@ def grouped(
         row["bound"] = max(of_row, key=lambda b: of_row[b])
     by = "predicted_s" if measured is None else "measured_s"
     return sorted(rows.values(), key=lambda row: -row[by])
+
+
+def by_layer(model: Model, batch: int, rounds: int = 5) -> list[dict[str, Any]]:
+    """A row for every module that computes: `{path, kind, params, macs, bytes, time_ms, share_time}`, the longest first.
+
+    Times are torch eager's, of one network call at `batch` (see `measured_modules`); `kind` is that of most of its MACs,
+    or of its first operator where it has none; `bytes` are those of `grouped`.
+    """
+    from optimize.network import example_inputs
+
+    rows: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, dict[str, int]] = {}
+    for layer in layers(model, batch):
+        row = rows.setdefault(layer.path, {"path": layer.path or ROOT, "kind": "", "params": 0, "macs": 0, "bytes": 0})
+        row["params"] += layer.weights
+        row["macs"] += layer.macs
+        row["bytes"] += moved_bytes(layer)
+        of_row = kinds.setdefault(layer.path, {})
+        of_row[layer.kind] = of_row.get(layer.kind, 0) + layer.macs
+    total, own = measured_modules(model.module, example_inputs(model.inputs, batch), rounds)
+    for path, row in rows.items():
+        row["kind"] = max(kinds[path], key=lambda k: kinds[path][k])
+        row |= {"time_ms": 1e3 * own.get(path, 0.0), "share_time": own.get(path, 0.0) / total}
+    return sorted(rows.values(), key=lambda row: -row["share_time"])
+
+
+def moved_bytes(layer: Layer) -> int:
+    """Weights and activations an operator moves, FP32."""
+    return 4 * (layer.inputs + layer.outputs + (layer.weights if layer.kind != "unused" else 0))
 
 
 def short(path: str, depth: int) -> str:

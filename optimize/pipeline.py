@@ -45,7 +45,8 @@ def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = 
     quality = here.qualities(variants)
     chosen, searched = here.fair(variants[0], quality, half_split)
     measurements = here.measure(variants, chosen)
-    found = Findings(recipe, variants, half_split, quality, measurements, chosen, searched)
+    layers = here.layers(variants)
+    found = Findings(recipe, variants, half_split, quality, measurements, chosen, searched, layers)
     result = summary.summarize(found, here.store)
     return here.publish(result, found, out)
 
@@ -120,6 +121,21 @@ class _Run:
             return [m.to_json() for m in time_all(self.recipe, timed, self.progress)]
 
         return [Measurement.from_json(m) for m in stages.json_stage(self.store, "benchmark", key, compute)]
+
+    def layers(self, variants: list[Variant]) -> dict[str, list[dict[str, Any]]]:
+        """Layers of the source and of the last float variant, timed in eager torch at the largest batch."""
+        last = [v for v in variants if v.precision == "fp32"][-1]
+        batch = max(self.recipe.benchmark.batch)
+        return {v.name: self._layers(v, batch) for v in (variants[0], last)}
+
+    def _layers(self, variant: Variant, batch: int) -> list[dict[str, Any]]:
+        def compute() -> Any:
+            from optimize.inspection import by_layer
+
+            return by_layer(variant.model, batch)
+
+        key = {"artifact": variant.id, "batch": batch, "environment": environment.key()}
+        return stages.json_stage(self.store, "layers", key | {"code": code_hash("optimize.inspection")}, compute)
 
     def half_split(self) -> dict[str, Any]:
         """FD between two halves of the real scans: the noise floor of the measure."""

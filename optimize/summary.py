@@ -32,6 +32,7 @@ class Findings:
     measurements: list[Measurement]
     fair: dict[str, Any] | None = None  # {"sampler": …, "quality": …} of the chosen configuration
     fair_search: list[dict[str, Any]] = field(default_factory=list)
+    layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by variant, see `inspection.by_layer`
 
     @property
     def batch(self) -> int:
@@ -69,6 +70,7 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
         "factors": _factors(found, final) if final else {},
         "rows": rows,
         "fair_search": found.fair_search,
+        "layers": found.layers,
         "stages": [_stage(s) for s in store.done if s.name in {"source", *(p.name for p in found.recipe.passes)}],
     }
 
