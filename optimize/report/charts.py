@@ -34,27 +34,27 @@ def waterfall(factors: dict[str, float | None]) -> str:
     ends = [1.0]
     for factor in known.values():
         ends.append(ends[-1] * factor)
-    left, width, row = 118, 620, 34
+    left, width, row = 12 + max(105, *(7.2 * len(figures.plain(k)) for k in known)), 620, 34
     x = _log_scale(min(ends), max(*ends, 1.5), left, left + width - 90)
     bottom = row * (len(known) + 1) + 8
     parts = [_vertical(x(v), 4, bottom, f"{v:g}×") for v in _log_ticks(min(ends), max(ends))]
     for i, ((name, factor), (start, end)) in enumerate(zip(known.items(), pairwise(ends))):
         colour = GAIN if factor >= 1 else LOSS
-        parts.append(_bar(name, f"×{figures.digits(factor)}", x(start), x(end), row * i + 8, colour, i))
+        parts.append(_bar(left - 12, name, f"×{figures.digits(factor)}", x(start), x(end), row * i + 8, colour, i))
         parts.append(
             f"<line x1='{x(end):.1f}' x2='{x(end):.1f}' y1='{row * i + 30}' y2='{row * (i + 1) + 8}' stroke='{FAINT}'/>"
         )
     total = figures.ratio_text(ends[-1])
-    parts.append(_bar("all together", total, x(1.0), x(ends[-1]), row * len(known) + 8, TOTAL, len(known)))
+    parts.append(_bar(left - 12, "all together", total, x(1.0), x(ends[-1]), row * len(known) + 8, TOTAL, len(known)))
     label = f"Speed-up factors, together {total}"
     return _svg(left + width, bottom + 24, label, parts)
 
 
-def _bar(name: str, text: str, start: float, end: float, y: float, colour: str, index: int) -> str:
+def _bar(ends: float, name: str, text: str, start: float, end: float, y: float, colour: str, index: int) -> str:
     low, high = min(start, end), max(start, end)
     return (
         f"<g><title>{escape(figures.plain(name))}: {escape(text)}</title>"
-        f"<text x='106' y='{y + 15}' text-anchor='end' fill='{INK}'>{escape(figures.plain(name))}</text>"
+        f"<text x='{ends:.0f}' y='{y + 15}' text-anchor='end' fill='{INK}'>{escape(figures.plain(name))}</text>"
         f"<rect x='{low:.1f}' y='{y}' width='{max(high - low, 2):.1f}' height='22' rx='3' fill='{colour}'/>"
         f"<text x='{high + 7:.1f}' y='{y + 15}' fill='{INK}' font-weight='600'>{escape(text)}</text></g>"
     )
