@@ -56,9 +56,9 @@ class Known:
 
 
 KNOWN = (
-    Known("DDPM CIFAR-10", DDPM_CIFAR10, 35.7e6, 6.1e9, "Fang et al. 2023 (Diff-Pruning), table 1; 32x32"),
-    Known("Stable Diffusion 1.4 U-Net", SD14_UNET, 859.5e6, None, "Kim et al. 2023 (BK-SDM), table 1; 64x64 latents"),
-    Known("Stable Diffusion XL U-Net", SDXL_UNET, 2.57e9, None, "Podell et al. 2023, table 1 (2.6B); 128x128 latents"),
+    Known("DDPM CIFAR-10", DDPM_CIFAR10, 35.7e6, 6.1e9, "Fang et al. 2023 (Diff-Pruning); 32x32"),
+    Known("Stable Diffusion 1.4 U-Net", SD14_UNET, 859.5e6, None, "Kim et al. 2023 (BK-SDM); 64x64 latents"),
+    Known("Stable Diffusion XL U-Net", SDXL_UNET, 2.57e9, None, "Podell et al. 2023 (2.6B); 128x128 latents"),
 )
 
 
