@@ -1,8 +1,8 @@
 """Roofline predictions against measurements, on networks and GPUs that the prediction's rates were not fitted to.
 
-CPU: torch eager on one thread. Rates are calibrated now; then other networks (widths, depths, a transformer, a pruned
-U-Net) at batch 1 and 4 are timed in turns by the thread's CPU time, least of several rounds, which other processes
-disturb little. Passes where the median error is at most 20 % and the 90 % interval covers at least 80 %.
+CPU: torch eager on one thread. The networks that rates are fitted to and the others (widths, depths, transformers, a
+U-Net as pruning leaves it) at batch 1 and 4 are timed in turns by the thread's CPU time, least of several rounds, which
+other processes disturb little. Passes where the median error is at most 20 % and the 90 % interval covers at least 80 %.
 GPU: published Stable Diffusion 1.5 figures beside predictions by rates fitted to the other GPUs. Informative.
 
     python benchmarks/roofline_error.py [--rounds 7] [--json record.json]
@@ -21,7 +21,7 @@ from typing import Any
 from optimize.environment import environment
 from optimize.measure import calibrate as c
 from optimize.measure import published
-from optimize.measure.fitting import left_out
+from optimize.measure.fitting import fit, left_out
 from optimize.measure.roofline import Device, Table, predict
 from optimize.targets import target
 
@@ -46,13 +46,14 @@ def held_out() -> dict[str, dict[str, Any]]:
 
 def on_cpu(rounds: int) -> list[dict[str, Any]]:
     """A row a network and batch: predicted, its interval, measured."""
-    assert not set(held_out()) & set(c.calibration_networks())
-    rates = c.calibrate(rounds=rounds)
-    print(f"rates: {rates.name}; spread {rates.spread:.3f}, interval ×/÷ {rates.factor():.2f}")
+    known, others = c.calibration_networks(), held_out()
     with c.limited_threads(1):
-        cases = c.measured(held_out(), 1, rounds)
+        start, timed = c.probes(1), c.measured({**known, **others}, 1, rounds)
+    rates = fit([k for k in timed if k.group in known], start, c.FREE, "fp32")
+    print(f"rates: {rates.name}; spread {rates.spread:.3f}, interval ×/÷ {rates.factor():.2f}")
+    cases = [k for k in timed if k.group not in known]
     rows = []
-    for case, batch in zip(cases, len(held_out()) * c.BATCHES):
+    for case, batch in zip(cases, len(others) * c.BATCHES):
         p = predict(case.layers, target("cpu"), "fp32", rates)
         rows.append(
             {"network": case.group, "batch": batch, "predicted_s": p.seconds, "low_s": p.low, "high_s": p.high,

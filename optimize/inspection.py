@@ -40,7 +40,7 @@ def inspect(
 ) -> Report:
     """JSON report of the model in `path` (see `optimize.parts`) at a batch of images, grouped to `depth` module names.
 
-    `{model, batch, target, format, rates, predicted: true, parts: [{name, role, class, params, macs, size_bytes,
+    `{model, batch, target, format, rates, predicted: true, measured_on, parts: [{name, role, class, params, macs, size_bytes,
     memory_bytes, predicted_s, low_s, high_s, measured_s, layers: [{path, params, macs, bytes, predicted_s, bound,
     measured_s}], note}], balance}`; `measured_s` is None where nothing was measured. `format`: fp16 on a GPU and fp32
     on the CPU where not given. `cache`: folder that keeps this CPU's rates. Raises UserError for bad input.
@@ -53,8 +53,18 @@ def inspect(
     described = [_described(part, batch, depth, device, asked, rates, rounds if measure else 0) for part in found]
     return {
         "model": str(path), "batch": batch, "target": device.name, "format": asked, "predicted": True,
-        "rates": rates.name, "parts": described, "balance": balance(described),
+        "rates": rates.name, "measured_on": _measured_on(described), "parts": described, "balance": balance(described),
     }  # fmt: skip
+
+
+def _measured_on(described: list[dict[str, Any]]) -> str | None:
+    """Where the measured times come from: the CPU, whatever the target; None where nothing was measured."""
+    import torch
+
+    if all(part["measured_s"] is None for part in described):
+        return None
+    threads = torch.get_num_threads()
+    return f"torch eager on the CPU, {threads} thread{'s' * (threads > 1)}, FP32"
 
 
 def cache_folder() -> Path:

