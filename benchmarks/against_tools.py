@@ -135,8 +135,10 @@ def _benchmark_app(asked: argparse.Namespace, inputs: Path) -> Turn:
         raise SystemExit("benchmark_app is not there. pip install openvino")
     files = sorted(inputs.glob("*.npy"))
     shapes = ",".join(f"{f.stem}{list(np.load(f).shape)}".replace(" ", "") for f in files)
-    command = [tool, "-m", str(asked.artifact / "onnx" / "model.onnx"), "-d", "CPU", "-hint", "latency", "-api", "sync"]
-    command += ["-nthreads", str(asked.threads), "-infer_precision", "f32", "-shape", shapes]
+    command = [tool, "-m", str(asked.artifact / "onnx" / "model.onnx"), "-d", "CPU", "-api", "sync"]
+    one_at_a_time = {"-hint": "none", "-nireq": "1", "-nstreams": "1"}  # as the latency hint has it
+    options = one_at_a_time | {"-nthreads": str(asked.threads), "-infer_precision": "f32", "-shape": shapes}
+    command += [text for pair in options.items() for text in pair]
     command += ["-i", ",".join(f"{f.stem}:{f}" for f in files)]
 
     def turn(calls: int, cores: list[int]) -> float:
