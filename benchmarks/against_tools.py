@@ -1,7 +1,7 @@
 """This harness against OpenVINO's benchmark_app, a plain ONNX Runtime loop and torch.utils.benchmark, interleaved.
 
-Same exported file (or module), inputs, batch, threads. In every round each of the six takes one turn, in an order drawn
-anew; benchmark_app is a fresh process every time, since it is made to be run so. Printed is what the harness says a call
+Same exported file (or module), inputs, batch, threads, and cores. In every round each of the six takes one turn, in an
+order, and on the first `threads` of the cores in an order, drawn anew; benchmark_app is a fresh process every time, since it is made to be run so. Printed is what the harness says a call
 takes over what the tool says, with the interval of the paired rounds. Exits with 1 where a ratio is off by more than 3 %.
 
     python benchmarks/against_tools.py exported/digits/final --torch exported/digits/distill --batch 4 --rounds 20
@@ -27,11 +27,11 @@ from optimize import rng
 from optimize.environment import environment
 from optimize.measure.measurement import Variant
 from optimize.measure.statistics import ratio_interval
-from optimize.measure.turns import Worker, thread_environment
+from optimize.measure.turns import Worker, drawn_cores, place, thread_environment
 
 LIMIT = 0.03
 OURS = {"benchmark_app": "openvino", "onnxruntime loop": "onnxruntime", "torch.utils.benchmark": "torch"}
-Turn = Callable[[int], float]  # calls -> median seconds of one
+Turn = Callable[[int, list[int]], float]  # calls, cores -> median seconds of a call
 
 
 def main() -> int:
@@ -73,8 +73,9 @@ def _rounds(asked: argparse.Namespace, turns: dict[str, Turn]) -> dict[str, list
     taken: dict[str, list[float]] = {name: [] for name in turns}
     names = list(turns)
     for round_ in range(asked.rounds + 1):
+        cores = drawn_cores(asked.seed, round_)[: asked.threads]
         for index in rng.generator("against", asked.seed, round_).permutation(len(names)).tolist():
-            found = turns[names[index]](asked.calls)
+            found = turns[names[index]](asked.calls, cores)
             if round_:
                 taken[names[index]].append(found)
     return taken
@@ -100,7 +101,8 @@ def _harness(asked: argparse.Namespace, runner: str, folder: Path) -> tuple[Turn
     worker.ask({"do": "open", "variant": variant.to_json()})
     worker.ask({"do": "warm", "limit_s": 1.0})
 
-    def turn(calls: int) -> float:
+    def turn(calls: int, cores: list[int]) -> float:
+        place(worker.pid, cores)
         answer = worker.ask({"do": "turn", "calls": calls, "limit_s": 60.0, "kinds": ["call"]})
         return float(np.median(answer["call_s"]))
 
@@ -112,8 +114,9 @@ def _loop(asked: argparse.Namespace, which: str, folder: Path, inputs: Path) -> 
     command = [sys.executable, __file__, "--serve", which, "--inputs", str(inputs), "--threads", str(asked.threads)]
     process = subprocess.Popen([*command, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def turn(calls: int) -> float:
+    def turn(calls: int, cores: list[int]) -> float:
         assert process.stdin is not None and process.stdout is not None
+        place(process.pid, cores)
         process.stdin.write(f"{calls}\n")
         process.stdin.flush()
         return float(process.stdout.readline())
@@ -132,12 +135,15 @@ def _benchmark_app(asked: argparse.Namespace, inputs: Path) -> Turn:
         raise SystemExit("benchmark_app is not there. pip install openvino")
     files = sorted(inputs.glob("*.npy"))
     shapes = ",".join(f"{f.stem}{list(np.load(f).shape)}".replace(" ", "") for f in files)
-    command = [tool, "-m", str(asked.artifact / "onnx" / "model.onnx"), "-d", "CPU", "-hint", "latency", "-api", "sync"]
-    command += ["-nthreads", str(asked.threads), "-infer_precision", "f32", "-shape", shapes]
+    command = [tool, "-m", str(asked.artifact / "onnx" / "model.onnx"), "-d", "CPU", "-api", "sync"]
+    one_at_a_time = {"-hint": "none", "-nireq": "1", "-nstreams": "1"}  # as the latency hint has it
+    options = one_at_a_time | {"-nthreads": str(asked.threads), "-infer_precision": "f32", "-shape": shapes}
+    command += [text for pair in options.items() for text in pair]
     command += ["-i", ",".join(f"{f.stem}:{f}" for f in files)]
 
-    def turn(calls: int) -> float:
-        done = subprocess.run([*command, "-niter", str(calls)], capture_output=True, text=True, timeout=300)
+    def turn(calls: int, cores: list[int]) -> float:
+        pinned = ["taskset", "-c", ",".join(map(str, cores))] if shutil.which("taskset") else []
+        done = subprocess.run([*pinned, *command, "-niter", str(calls)], capture_output=True, text=True, timeout=300)
         found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
         if found is None:
             raise SystemExit(f"benchmark_app ended with {done.returncode}: {done.stdout[-500:]} {done.stderr[-500:]}")
@@ -167,7 +173,7 @@ def _serve(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _plain_loop(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Turn:
+def _plain_loop(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Callable[[int], float]:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -187,7 +193,7 @@ def _plain_loop(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Turn:
     return measure
 
 
-def _timer(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Turn:
+def _timer(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Callable[[int], float]:
     import torch
     from torch.utils.benchmark import Timer
 

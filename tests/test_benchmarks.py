@@ -84,11 +84,11 @@ def test_processes_inside_the_block_find_the_slowed_runner_and_others_do_not(pro
 
 def test_overhead_counts_every_part(program: Any) -> None:
     overhead = program("overhead")
-    good = {"wrapping": {"x": {"value": 1.004}}, "turn": {"x": {"value": 0.009}}}
+    good = {"wrapping": {"x": {"value": 0.004}}, "turn": {"x": {"value": 0.009}}}
     suite = {"rows": 40, "failed": {}, "seconds": 599.0}
     assert overhead._holds(good | {"suite": suite}) and overhead._holds(good)
     for worse in (
-        {"wrapping": {"x": {"value": 1.02}}},
+        {"wrapping": {"x": {"value": 0.02}}},
         {"turn": {"x": {"value": 0.011}}},
         {"suite": suite | {"seconds": 601.0}},
         {"suite": suite | {"rows": 39}},
@@ -138,4 +138,4 @@ def test_overhead_runs(tiny: Path, tmp_path: Path) -> None:
     done = run("overhead.py", str(tiny), "--rounds", "6", "--out", str(out))
     record = json.loads(out.read_text())
     assert set(record["wrapping"]) == set(record["turn"]) == {"onnxruntime", "openvino"}, done.stderr
-    assert all(r["value"] > -0.05 for r in record["turn"].values())
+    assert all(0 < r["value"] < 0.5 for r in record["wrapping"].values())

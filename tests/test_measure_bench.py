@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ PLUGIN = """
         dies_after: int = 10**9
         hangs_after: int = 10**9
         installed: bool = True
+        cores_to: str = ""
 
         def open(self, folder):
             if not self.installed:
@@ -60,6 +62,10 @@ PLUGIN = """
             if self.calls > self.config.hangs_after:
                 time.sleep(3600)
             time.sleep(self.config.seconds)
+            self.cores = sorted(os.sched_getaffinity(0))
+            if self.config.cores_to:
+                with open(self.config.cores_to, "a") as f:
+                    f.write(f"{self.cores}\\n")
             return tensors["sample"] * float(self.config.gain)
 """
 
@@ -152,6 +158,17 @@ def test_every_turn_has_its_conditions_and_calls_may_be_timed_alone(artifact: Pa
     derived = found.to_json()["derived"]
     assert "call_latency_s" in derived and "image_latency_s" not in derived
     assert ("reason" in found.energy) == (found.energy_j is None)
+
+
+@pytest.mark.usefixtures("fake_runner")
+def test_in_every_round_all_rows_run_on_the_same_core_drawn_anew(artifact: Path, tmp_path: Path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    files = [tmp_path / name for name in "ab"]
+    asked = [variant(artifact, f.name, cores_to=str(f)) for f in files]
+    bench(asked, rounds=8, calls_per_round=1, warm_s=0.0, kinds=("call",))
+    a, b = (f.read_text().splitlines()[-16:] for f in files)  # two calls a turn, the first is not timed
+    assert a == b and len(set(a)) > 1 and all(len(json.loads(x)) == 1 for x in a)
 
 
 @pytest.mark.usefixtures("fake_runner")

@@ -22,9 +22,9 @@ from optimize.measure.paired import log_ratio_interval
 
 PERCENTILES = (50, 90, 95, 99)
 # Standard deviation of the ln ratio between two processes of one and the same program: where their memory and threads
-# lie differs, and stays as it is while they live, so no number of rounds averages it away. Measured by
-# benchmarks/a_a.py, which starts processes anew and prints it as "between starts": 0.6 % on two busy virtual cores, from
-# few starts, so a rough figure; a quiet machine of one's own may have less.
+# lie differs, and stays as it is while they live, so no number of rounds averages it away. benchmarks/a_a.py, which
+# starts processes anew, prints it as "between starts". 0.6 % was found on two busy virtual cores, from two starts and
+# before `turns` drew the cores of every round: a rough, rather too large figure, to be measured again on a quiet machine.
 PLACEMENT = 0.006
 NOISY_ABOVE = 0.10  # interquartile range over the median
 Rounds = Sequence[Sequence[float]]

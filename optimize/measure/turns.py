@@ -61,8 +61,9 @@ def bench(
         with progress("benchmark", len(rows) * (rounds + 1)) as advance:
             _open_all(rows, warm_s, advance)
             for round_ in range(rounds):
+                cores = drawn_cores(seed, round_)
                 for index in rng.generator("bench", seed, round_).permutation(len(rows)).tolist():
-                    rows[index].turn(calls_per_round, turn_s, kinds)
+                    rows[index].turn(calls_per_round, turn_s, kinds, cores)
                     advance(1, rows[index].variant.key)
         with ThreadPoolExecutor(len(rows) or 1) as pool:
             return list(pool.map(_Row.close, rows))
@@ -126,10 +127,13 @@ class _Row:
         self.gpu = _gpu(opened.pop("gpu"))
         self.found |= opened | warmed | {"cold": cold}
 
-    def turn(self, calls: int, limit_s: float, kinds: Sequence[str]) -> None:
-        """Samples of one round, and the conditions they were taken under."""
+    def turn(self, calls: int, limit_s: float, kinds: Sequence[str], cores: Sequence[int]) -> None:
+        """Samples of one round, and the conditions they were taken under; on the first of `cores` where the variant has
+        fewer threads than there are cores."""
         if self.worker is None:
             return
+        if self.variant.threads and self.variant.threads < len(cores):
+            place(self.worker.pid, cores[: self.variant.threads])
         before = conditions.now()
         with ExitStack() as stack:
             watch = stack.enter_context(Watch(self.gpu, self.worker.pid)) if self.gpu else None
@@ -165,6 +169,22 @@ class _Row:
             self.found |= {"status": "refused" if error.refused else "failed", "reason": str(error)}
             self.kill()
             return None
+
+
+def drawn_cores(seed: int, round_: int) -> list[int]:
+    """The cores this process may use, in an order drawn anew every round: a core may be busier than another, and a
+    process stays where it is, so without this two workers would differ for as long as they live."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    found = sorted(os.sched_getaffinity(0))
+    return [found[i] for i in rng.generator("cores", seed, round_).permutation(len(found)).tolist()]
+
+
+def place(pid: int, cores: Sequence[int]) -> None:
+    """Keep every thread of a process on these cores."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(ProcessLookupError):  # a thread that has just ended
+            os.sched_setaffinity(int(task.name), cores)
 
 
 def _gpu(which: str | int | None) -> Gpu | None:
