@@ -114,7 +114,8 @@ def test_targets_stand_side_by_side_and_a_missing_forecast_says_why() -> None:
     other = target("x1", today={}, reason="nothing is predicted: no peaks", proposal=None)
     text = printed(target("a10"), other)
     assert "predicted" in text and "5 (2.5–10)" in text and "3.00 MB, 2.00 MB" in text and "0.25 (0.12–0.5) EUR" in text
-    assert text.count("X1: nothing is predicted: no peaks") == 2
+    assert text.count("X1: nothing is predicted: no peaks") == 1
+    assert "Predicted, as it is sampled" not in printed(other)
     assert "note: assumed" in text and "1.11 M parameters" in text
 
 

@@ -38,8 +38,9 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         for verdict, reason in _reasons(target):
             console.print(_text(f"{MARKS[verdict]} {reason}", STYLES[verdict]), soft_wrap=True)
     console.print(_text(LEGEND, "dim"), soft_wrap=True)
-    console.print(_text(HEADING, "bold"), soft_wrap=True)
-    console.print(_predictions(plan))
+    if any(t["today"] for t in plan["targets"]):
+        console.print(_text(HEADING, "bold"), soft_wrap=True)
+        console.print(_predictions(plan))
     for target in plan["targets"]:
         for line in proposal_lines(target):
             console.print(_text(line), soft_wrap=True)
@@ -90,8 +91,6 @@ def _predictions(plan: dict[str, Any]) -> Table:
     formats = list(dict.fromkeys(f for t in plan["targets"] for f in t["today"]))
     for format in formats:
         table.add_row(format.upper(), *(_forecast(t["today"].get(format)) for t in plan["targets"]))
-    if missing := [t for t in plan["targets"] if not t["today"]]:
-        table.caption = "\n".join(f"{t['title']}: {t['reason']}" for t in missing)
     return table
 
 
