@@ -245,7 +245,7 @@ def _names(raw: dict[str, Any]) -> list[str]:
     lists = [(f, bench.get(f)) for f in ("runners", "source_runners")] if isinstance(bench, dict) else []
     for field, values in lists:
         for i, value in enumerate(values if isinstance(values, list) else ()):
-            name = str(value).partition(":")[0]
+            name = re.split("[:@]", str(value))[0]  # name[:precision][@device]
             if name not in RUNNERS.names():
                 problems.append(
                     f'benchmark.{field}[{i}]: "{value}" is not known. Allowed: {", ".join(RUNNERS.names())}.{did_you_mean(name, RUNNERS.names())}'
