@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from optimize import environment
+from optimize import environment, parameterization
 from optimize.cost import load_prices
-from optimize.errors import UserError
+from optimize.errors import OptimizeError, UserError
 from optimize.feasibility import Choice, Facts, Judgement, judge
 from optimize.measure.devices import here
 from optimize.recipe import Recipe
+from optimize.schedule import from_diffusers
 from optimize.targets import Target, targets
-from optimize.weights import file_sha256
+from optimize.weights import file_sha256, read_json
 
 log = logging.getLogger(__name__)
 EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # exporter -> the way that runs its files
@@ -62,11 +63,20 @@ def context_of(target: Target) -> dict[str, Any]:
 
 
 def facts_of(recipe: Recipe) -> Facts:
-    """What the recipe alone says of the model."""
-    guidance, sampler = recipe.sampler.guidance, recipe.sampler
-    guided = bool(guidance.cfg)
-    nfe = sampler.steps * (2 if guided and guidance.interval is None else 1)
-    return Facts(nfe=nfe, guided=guided, folded=guidance.folded, batch=max(recipe.benchmark.batch))
+    """What the recipe and the configs of its source say of the model."""
+    guidance, folder = recipe.sampler.guidance, recipe.source.path
+    found: dict[str, Any] = {"guided": bool(guidance.cfg), "folded": guidance.folded}
+    try:
+        noise = read_json(folder / "scheduler" / "scheduler_config.json")
+        schedule = from_diffusers(noise)
+        found["nfe"] = recipe.sampler.nfe(schedule)
+        found["epsilon"] = parameterization.from_diffusers(noise).prediction == "epsilon"
+        found["alpha_end"] = float(schedule.alpha(schedule.noisiest))
+        size = read_json(folder / "unet" / "config.json").get("sample_size")
+        found["positions"] = size**2 if isinstance(size, int) else None
+    except OptimizeError as error:  # loading the source will say what is wrong with it
+        log.debug("%s: nothing is known of the model before it is loaded (%s)", folder, error)
+    return Facts(**found, batch=max(recipe.benchmark.batch))
 
 
 def folds(step: Any, facts: Facts) -> bool:

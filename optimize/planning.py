@@ -198,7 +198,7 @@ class _Planner:
         except OptimizeError as error:
             return {"today": {}, "reason": f"nothing is predicted: {error}", "notes": [], "proposal": None}
         proposed = self._propose(target, formats, rates, calibration)
-        notes = [*calibration.notes, *self._holes(target)]
+        notes = [*calibration.notes, *self._holes(target), *_too_large(target, today)]
         return {"today": {f: self._shown(target, x) for f, x in today.items()}, "notes": notes, "proposal": proposed}
 
     def _rates(self, target: Target) -> Rates | None:
@@ -217,8 +217,10 @@ class _Planner:
         """A forecast with its cost and whether it fits the memory of the parts of the class."""
         value, low, high = (found.batch / s for s in (found.seconds, found.high, found.low))
         cost = self.prices.per_1000(target.name, Interval(value, low, high, 0), environment.cores())
-        fits = [gb for gb in target.memory_gb if found.memory_bytes <= gb * 2**30]
-        return found.to_json() | {"fits_gb": fits, **({"cost_per_1000": cost} if cost else {})}
+        return found.to_json() | {
+            "fits_gb": fits(target, found) if target.memory_gb else None,
+            **({"cost_per_1000": cost} if cost else {}),
+        }
 
     def _holes(self, target: Target) -> list[str]:
         return [] if target.name in self.prices.prices else [self.prices.missing(target.name)]
@@ -232,9 +234,9 @@ class _Planner:
             return {"recipe": None, "meets": False, "needed": [reason]}
         makeable = tuple(f for f in formats if f not in NARROW or f in offers.made_formats())
         options = [
-            Option(self._forecast(target, c, rates, calibration), *self._run(target, formats, c), *propose.losses(c))
+            Option(found, *self._run(target, formats, c), *propose.losses(c))
             for c in propose.candidates(self.subject.nfe, self.facts.guided, makeable)
-            if self._may(target, c)
+            if self._may(target, c) and fits(target, found := self._forecast(target, c, rates, calibration))
         ]
         made = propose.propose(options, self.budget)
         return self._written(target, made)
@@ -275,6 +277,22 @@ class _Planner:
         text = _header(option, target, missing) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         parse(text, f"proposed recipe {name}")
         return text, missing
+
+
+def fits(target: Target, found: Forecast) -> list[int]:
+    """Memories (GB) of the parts of a class that hold it; a CPU's, and one that is not known, is taken to."""
+    return [gb for gb in target.memory_gb or (10**6,) if found.memory_bytes <= gb * 2**30]
+
+
+def _too_large(target: Target, found: dict[str, Forecast]) -> list[str]:
+    """A note for every format that not every part of the class holds."""
+    notes = []
+    for format, forecast in found.items():
+        held = fits(target, forecast)
+        if len(held) < len(target.memory_gb):
+            where = f"only the {held[0]} GB part holds it" if held else "no part of this class holds it"
+            notes.append(f"{format.upper()} needs {forecast.memory_bytes / 2**30:.3g} GiB at least: {where}")
+    return notes
 
 
 def _threads() -> int:

@@ -22,6 +22,7 @@ from optimize.measure.roofline import Rates
 from optimize.planning import budget_of, plan_for, write_recipes
 from optimize.propose import Budget
 from optimize.recipe import load, parse
+from optimize.sampling import Sampler
 from optimize.schedule import Schedule
 from optimize.subject import Subject
 
@@ -101,6 +102,21 @@ def test_a_forecast_names_its_cost_and_the_memories_it_fits() -> None:
     cost = fp16["cost_per_1000"]
     assert cost["value"] == pytest.approx(2.745 / 3600 * 1000 * fp16["seconds"], rel=1e-6)
     assert cost["low"] == pytest.approx(2.745 / 3600 * 1000 * fp16["low"], rel=1e-6)
+
+
+def test_what_does_not_fit_is_said_and_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = Subject(
+        "big", "baseline", lambda batch: [replace(layers(batch)[0], weights=15 * 2**30)], Sampler(steps=4), Schedule()
+    )
+    monkeypatch.setattr(planning, "open_subject", lambda *_: big)
+    v100, t4 = planned("v100,t4")["targets"]
+    assert v100["today"]["fp32"]["fits_gb"] == [] and v100["today"]["fp16"]["fits_gb"] == [32]
+    assert v100["notes"] == [
+        "FP32 needs 60 GiB at least: no part of this class holds it",
+        "FP16 needs 30 GiB at least: only the 32 GB part holds it",
+    ]
+    assert v100["proposal"]["forecast"]["candidate"]["format"] == "fp16"
+    assert t4["proposal"]["forecast"]["memory_bytes"] <= 16 * 2**30
 
 
 def test_a_hole_in_the_price_table_is_said_and_leaves_the_rest(tmp_path: Path) -> None:
