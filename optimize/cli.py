@@ -87,13 +87,14 @@ def plan(
 
     Example: optimize plan digits --target a100,v100,rtx3090 --latency-ms 5 --out fast.yaml
     """
-    from optimize.planning import budget_of, plan_for, write_recipes
+    from optimize.planning import plan_for, write_recipes
 
-    budget = budget_of(latency_ms, size_mb, max_quality_loss)
     found = plan_for(
         model,
         [t.strip() for t in target.split(",") if t.strip()],
-        budget,
+        latency_ms=latency_ms,
+        size_mb=size_mb,
+        max_quality_loss=max_quality_loss,
         batch=batch,
         steps=steps,
         guidance=cfg,

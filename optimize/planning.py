@@ -47,8 +47,10 @@ TO_FILL_IN = "FILL-IN"
 def plan_for(
     model: str,
     targets: Sequence[str],
-    budget: Budget,
     *,
+    latency_ms: float | None = None,
+    size_mb: float | None = None,
+    max_quality_loss: float | None = None,
     batch: int = 1,
     steps: int | None = None,
     guidance: float | None = None,
@@ -60,10 +62,11 @@ def plan_for(
     """The whole plan as JSON values. Raises UserError naming what is wrong with the input, all of it where that can be."""
     problems: list[str] = []
     chosen = _attempt(lambda: devices.resolve(targets), problems)
+    budget = _attempt(lambda: budget_of(latency_ms, size_mb, max_quality_loss), problems)
     table = _attempt(lambda: load_prices(prices), problems)
     subject = _attempt(lambda: open_subject(model, steps, guidance, like), problems)
     measured = _attempt(lambda: _measured(subject, measurements, exported), problems)
-    if chosen is None or table is None or subject is None or measured is None:
+    if chosen is None or budget is None or table is None or subject is None or measured is None:
         raise UserError("\n".join(problems))
     planner = _Planner(subject, Forecaster(subject, batch), budget, table, measured)
     layers = planner.forecaster.layers(1)

@@ -77,6 +77,7 @@ def test_a_plan_reports_every_problem_at_once(tmp_path: Path) -> None:
         "prices: no such file: gone.yaml",
         "measurements: no such file: gone.jsonl",
         'model: "nowhere/model" is no folder and no recipe',
+        "--latency-ms: given -1",
     ):
         assert part in done.stderr
 

@@ -59,7 +59,8 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(
     targets: str = "cpu", budget: Budget | None = None, model: str = "digits", **options: Any
 ) -> dict[str, Any]:
-    return plan_for(model, targets.split(","), budget or Budget(), exported=Path("nowhere"), **options)
+    asked = (budget or Budget()).model_dump() | options
+    return plan_for(model, targets.split(","), exported=Path("nowhere"), **asked)
 
 
 def test_a_plan_is_json_with_every_cell_of_every_target() -> None:
@@ -208,11 +209,13 @@ def test_a_gpu_of_no_listed_class_is_judged_and_not_predicted(monkeypatch: pytes
 
 def test_every_problem_of_the_input_is_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        planned("a1000,cpu", model="unknown", prices=tmp_path / "none.yaml", measurements=tmp_path / "none.jsonl")
+        files = {"prices": tmp_path / "none.yaml", "measurements": tmp_path / "none.jsonl"}
+        planned("a1000,cpu", model="unknown", latency_ms=-1, **files)
     for part in (
         '"a1000" is not known. Did you mean "a100"',
         "prices: no such file",
         'model: "unknown"',
+        "--latency-ms: given -1",
         "measurements: no such file",
     ):
         assert part in str(caught.value)
