@@ -66,7 +66,7 @@ def on_gpus() -> list[dict[str, Any]]:
     cases = published.cases()
     tables = [Table(k.layers, Device(k.target, published.START), "fp16") for k in cases]
     errors = [e for group in left_out(cases, published.START, published.FREE, tables).values() for e in group]
-    factor = published.gpu_rates().factor()
+    factor = published.gpu_rates(target("a100")).factor()
     rows = []
     for case, images, error in zip(cases, len(published.COMPILED) * published.IMAGES, errors):
         seconds = case.seconds * math.exp(error)

@@ -74,7 +74,7 @@ def _device(name: str, cache: Path | None) -> tuple[Target, Rates]:
         found = classify(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     device = found or target("cpu" if name == "here" else name)
     if device.cuda:
-        return device, gpu_rates()
+        return device, gpu_rates(device)
     import torch
 
     return device, calibrate(cache, torch.get_num_threads())
@@ -110,21 +110,25 @@ def grouped(
     predicted). `bytes`: weights and activations an operator moves, FP32; `bound`: of most of the predicted time."""
     rows: dict[str, dict[str, Any]] = {}
     bounds: dict[str, dict[str, float]] = {}
+
+    def row_of(path: str) -> dict[str, Any]:
+        key, nothing = short(path, depth), 0.0 if measured is not None else None
+        zeros = {"path": key, "params": 0, "macs": 0, "bytes": 0, "predicted_s": 0.0, "measured_s": nothing}
+        return rows.setdefault(key, zeros)
+
     for layer, share in zip(operators, prediction.by_layer):
-        key = short(layer.path, depth)
-        row = rows.setdefault(key, {"path": key, "params": 0, "macs": 0, "bytes": 0, "predicted_s": 0.0})
+        row = row_of(layer.path)
         row["params"] += layer.weights
         row["macs"] += layer.macs
         row["bytes"] += 4 * (layer.inputs + layer.outputs + (layer.weights if layer.kind != "unused" else 0))
         row["predicted_s"] += share.seconds
-        of_row = bounds.setdefault(key, {})
+        of_row = bounds.setdefault(row["path"], {})
         of_row[share.bound] = of_row.get(share.bound, 0.0) + share.seconds
-    taken: dict[str, float] = {}
     for path, seconds in (measured or {}).items():
-        taken[short(path, depth)] = taken.get(short(path, depth), 0.0) + seconds
+        row_of(path)["measured_s"] += seconds
     for key, row in rows.items():
-        row["bound"] = max(bounds[key], key=lambda b: bounds[key][b])
-        row["measured_s"] = taken.get(key, 0.0) if measured is not None else None
+        of_row = bounds.get(key, {"overhead": 0.0})  # a module without operators
+        row["bound"] = max(of_row, key=lambda b: of_row[b])
     by = "predicted_s" if measured is None else "measured_s"
     return sorted(rows.values(), key=lambda row: -row[by])
 

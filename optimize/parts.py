@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from optimize.artifact import MANIFEST
 from optimize.errors import ArtifactError, UserError, unknown
-from optimize.models.components import COMPONENTS, Config, class_name, component, skeleton
-from optimize.weights import load_state, read_json, read_tensors
+from optimize.models.components import COMPONENTS, Config, class_name, component, skeleton, with_weights
+from optimize.weights import read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,10 +117,10 @@ def _config(file: Path) -> Config:
 
 
 def _known(name: str, config: Config, folder: Path | None) -> Part:
-    entry, file = component(class_name(config)), folder and weights_file(folder)
+    entry, there = component(class_name(config)), folder is not None and bool(weights_files(folder))
     module, inputs = skeleton(config)
-    load = partial(_loaded, config, file) if file else None
-    note = "" if file else "No weights: nothing is measured."
+    load = partial(with_weights, config, folder) if folder and there else None
+    note = "" if there else "No weights as safetensors: nothing is measured."
     return Part(name, entry.role, class_name(config), inputs, lambda: module, load, note=note)
 
 
@@ -132,22 +132,19 @@ def _of_pipeline(file: Path) -> Part | None:
         return _known(folder.name, config, folder)
     if not name:
         return None
-    weights = weights_file(folder)
+    weights = weights_files(folder)
     note = f"{name} is not known here: its parameters are counted, nothing else."
-    return Part(folder.name, "other", name, params=stored_elements(weights) if weights else None, note=note)
+    return Part(folder.name, "other", name, params=sum(map(stored_elements, weights)) if weights else None, note=note)
 
 
-def weights_file(folder: Path) -> Path | None:
-    """The safetensors file of a part, in full precision where there are several; None where there is none."""
-    return next((f for n in NAMES if (f := folder / f"{n}.safetensors").is_file()), None)
-
-
-def _loaded(config: Config, file: Path) -> nn.Module:
-    """The module with its weights in float32."""
-    module = component(class_name(config)).build(config).eval().requires_grad_(False)
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in read_tensors(file).items()}
-    load_state(module, tensors, file)
-    return module
+def weights_files(folder: Path) -> list[Path]:
+    """The safetensors files of a part: one, in full precision where there are several, or all shards of an index."""
+    for name in NAMES:
+        if (file := folder / f"{name}.safetensors").is_file():
+            return [file]
+        if (index := folder / f"{name}.safetensors.index.json").is_file():
+            return [folder / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
+    return []
 
 
 def stored_elements(file: Path) -> int:

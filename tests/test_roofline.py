@@ -129,7 +129,7 @@ def invented(rates: Rates, networks: int = 6) -> list[Case]:
     cases = []
     for n in range(networks):
         layers = [replace(CONV, macs=CONV.macs * (n + 1)), COPY, replace(COPY, inputs=10**6 * n, outputs=1)]
-        layers += (n + 1) * [Layer("x", "copy", inputs=1, outputs=1)]
+        layers += (n * n + 1) * [Layer("x", "copy", inputs=1, outputs=1)]
         cases.append(Case(str(n), layers, target("a100"), seconds(layers, rates)))
     return cases
 
@@ -161,7 +161,7 @@ def test_the_spread_is_that_of_groups_left_out() -> None:
 
 
 def test_the_published_gpu_rates_stay_below_the_peaks() -> None:
-    rates = published.gpu_rates()
+    rates = published.gpu_rates(target("h100"))
     for name, value in (("bandwidth", rates.bandwidth), ("cache", rates.cache), ("overhead_s", rates.overhead_s)):
         assert published.FREE[name][0] <= value <= published.FREE[name][1]
     assert rates.compute["default"] <= published.FREE["compute.default"][1] and rates.formats == ("fp16",)
@@ -175,12 +175,30 @@ def test_where_measurements_tell_nothing_the_start_decides() -> None:
 
 @pytest.mark.slow
 def test_the_written_out_rates_are_those_that_the_published_figures_give() -> None:
-    cases, written = published.cases(), published.gpu_rates()
+    cases, written = published.cases(), published.gpu_rates(target("h100"))
     found = fit(cases, published.START, published.FREE, "fp16")
     assert found.spread == pytest.approx(written.spread, rel=0.02)
     for case in cases:
         a, b = (predict(case.layers, case.target, "fp16", r).seconds for r in (found, written))
         assert a == pytest.approx(b, rel=0.02)
+    for name, value in published.SCALES.items():
+        own = [case for case in cases if case.group == name]
+        assert published.scale(own, written) == pytest.approx(value, rel=0.02)
+
+
+def test_a_gpu_with_figures_of_its_own_is_scaled_to_them_and_its_interval_is_that_of_all() -> None:
+    own, other = published.gpu_rates(target("t4")), published.gpu_rates(target("h100"))
+    assert set(published.SCALES) == set(published.COMPILED)
+    assert own.scale == published.SCALES["t4"] and other.scale == 1 and own.factor() == other.factor()
+    assert "its own among them" in own.name and "of other GPUs" in other.name
+    assert predict([CONV], target("t4"), rates=own).seconds == pytest.approx(
+        own.scale * predict([CONV], target("t4"), rates=replace(own, scale=1.0)).seconds
+    )
+
+
+def test_the_scale_is_what_makes_a_gpus_own_figures_come_out() -> None:
+    cases = [replace(case, seconds=2 * case.seconds) for case in invented(PERFECT)]
+    assert published.scale(cases, PERFECT) == pytest.approx(2)
 
 
 def test_calibration_measures_this_machine_once_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ time, which does not see what else the machine does; on several it is the wall c
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from optimize.environment import cpu_name, key
 from optimize.measure.fitting import Case, Free, fit
 from optimize.measure.roofline import Rates
 from optimize.targets import target
+from optimize.weights import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +78,7 @@ def calibrate(folder: Path | None = None, threads: int = 1, rounds: int = 7) -> 
     """
     place = folder and folder / f"roofline-{digest([key(), threads, calibration_networks()])[:16]}.json"
     if place and place.is_file():
-        kept = json.loads(place.read_text())
+        kept = read_json(place)
         return Rates(**{**kept, "formats": tuple(kept["formats"])})
     with limited_threads(threads):
         start, cases = probes(threads), measured(calibration_networks(), threads, rounds)

@@ -39,6 +39,7 @@ class Rates:
     spread: float  # standard deviation of ln(measured / predicted), out of sample
     samples: int  # predictions that `spread` is the spread of, at least 2
     cache: float = 1.0  # how much faster than memory activations come from the last cache, where they fit; at least 1
+    scale: float = 1.0  # of all seconds: what the device's own figures say beside those of its kind
     fused: bool = True  # False: every element-wise operator goes through memory (torch eager)
     formats: tuple[str, ...] = ("fp16",)  # formats that were measured
     peak_tflops: Mapping[str, float] = field(default_factory=dict)  # measured peaks, in place of the target's
@@ -120,7 +121,7 @@ def _published(target: Target) -> Rates:
         )
     from optimize.measure.published import gpu_rates
 
-    return gpu_rates()
+    return gpu_rates(target)
 
 
 def _check(device: Device, format: str) -> None:
@@ -165,7 +166,8 @@ class Device:
         fused = table.elementwise if rates.fused else np.zeros(len(shares), bool)
         traffic = np.where(fused, table.beside, table.read + table.written)
         memory = (traffic * self.slowness(table.read + table.written) + table.weights) / self.bytes_s
-        return compute, memory, np.where(fused | table.idle, 0.0, rates.overhead_s)
+        overhead = np.where(fused | table.idle, 0.0, rates.overhead_s)
+        return rates.scale * compute, rates.scale * memory, rates.scale * overhead
 
     def slowness(self, held_bytes: np.ndarray) -> np.ndarray:
         """Time of traffic against memory alone, of tensors this large: the part of them that the cache keeps, c / (c +

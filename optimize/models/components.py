@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from optimize.errors import UserError, unknown
+from optimize.errors import ArtifactError, UserError, unknown
 from optimize.models.architectures import ARCHITECTURES
 from optimize.network import TensorSpec
 
@@ -49,9 +50,13 @@ def _transformers(name: str, config_name: str) -> Callable[[Config], nn.Module]:
 
 
 def _decoder(config: Config) -> nn.Module:
-    """The autoencoder with `decode` as what is called; its encoder is not run when images are drawn."""
-    module = _diffusers("AutoencoderKL")(config)
-    module.forward = module.decode
+    return _as_called(_diffusers("AutoencoderKL")(config), "decoder")
+
+
+def _as_called(module: nn.Module, role: Role) -> nn.Module:
+    """An autoencoder with `decode` as what is called, since its encoder is not run when images are drawn."""
+    if role == "decoder":
+        module.forward = module.decode
     return module
 
 
@@ -131,3 +136,26 @@ def skeleton(config: Config) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
         return module.eval().requires_grad_(False), entry.inputs(config)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{name}: it cannot be built from this config ({type(error).__name__}: {error}).") from error
+
+
+def with_weights(config: Config, folder: Path) -> nn.Module:
+    """The network of a config with the weights in `folder`, float32, evaluation mode, by its library's own loader, which
+    knows shards, half-precision variants and names of older versions; safetensors alone.
+
+    Raises UserError for a class that is not known, ArtifactError where the weights are missing or do not fit.
+    """
+    import diffusers
+    import transformers
+    from safetensors import SafetensorError
+
+    name = class_name(config)
+    entry, library = component(name), diffusers if "_class_name" in config else transformers
+    plain = any(not f.stem.endswith(".fp16") for f in folder.glob("*.safetensors"))
+    options = {} if plain else {"variant": "fp16"}
+    try:
+        cls = getattr(library, name)
+        module = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"{folder}: its weights cannot be loaded as {name} ({first}).") from error
+    return _as_called(module.float().eval().requires_grad_(False), entry.role)

@@ -12,16 +12,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Report = dict[str, Any]
-WIDE = 96  # columns from which the bytes moved are shown
+WIDE = 100  # columns from which every figure has its place
 SHOWN = 20  # rows of a part in the table and in the picture; the rest is one row
 
 
 def print_breakdown(report: Report, console: Console) -> None:
     """Totals of every part, its layers the longest first, remarks, and how an image divides between the parts."""
-    console.print(_totals(report))
+    wide = console.width >= WIDE
+    console.print(_totals(report, wide))
     for part in report["parts"]:
         if part["layers"]:
-            console.print(_layers(part, console.width >= WIDE))
+            console.print(_layers(part, wide))
     for part in report["parts"]:
         if part["note"]:
             console.print(f"{part['name']}: {part['note']}", soft_wrap=True)
@@ -41,28 +42,29 @@ def balance_text(balance: dict[str, Any]) -> str:
     return f"{says}: with {balance['calls']} {plural} or fewer the denoiser no longer dominates; a guided step is two."
 
 
-def _totals(report: Report) -> Table:
+def _totals(report: Report, wide: bool) -> Table:
     title = f"{report['model']} · batch {report['batch']} · {report['target']} {report['format']}, predicted"
-    table = _table(title, ("part", "params", "MACs", "size", "memory", "predicted", "90 %", "measured"))
+    memory = ("memory",) if wide else ()
+    table = _table(title, ("part", "params", "MACs", "size", *memory, "predicted", "90 %", "measured"))
     for p in report["parts"]:
         span = f"{seconds_text(p['low_s'])}–{seconds_text(p['high_s'])}" if p["low_s"] is not None else DASH
         table.add_row(
             p["name"], count_text(p["params"]), count_text(p["macs"]), bytes_text(p["size_bytes"]),
-            bytes_text(p["memory_bytes"]), seconds_text(p["predicted_s"]), span, seconds_text(p["measured_s"]),
+            *([bytes_text(p["memory_bytes"])] * wide), seconds_text(p["predicted_s"]), span,
+            seconds_text(p["measured_s"]),
         )  # fmt: skip
     return table
 
 
 def _layers(part: dict[str, Any], wide: bool) -> Table:
-    moved = ("moved",) if wide else ()
     title = f"{part['name']} ({part['class']}): layers by time"
-    columns = ("layer", "params", "MACs", *moved, "measured", "share", "roofline", "share", "bound by")
-    table = _table(title, columns)
+    times = ("measured", "share", "roofline", "share") if wide else ("measured", "share", "roofline")
+    table = _table(title, ("layer", "params", "MACs", *(["moved"] * wide), *times, "bound by"))
     for row in folded(part["layers"]):
+        roofline = [seconds_text(row["predicted_s"])] * wide + [_share(row, part, "predicted_s")]
         table.add_row(
             row["path"], count_text(row["params"]), count_text(row["macs"]), *([bytes_text(row["bytes"])] * wide),
-            seconds_text(row["measured_s"]), _share(row, part, "measured_s"), seconds_text(row["predicted_s"]),
-            _share(row, part, "predicted_s"), row["bound"],
+            seconds_text(row["measured_s"]), _share(row, part, "measured_s"), *roofline, row["bound"],
         )  # fmt: skip
     return table
 
@@ -88,7 +90,9 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         left = i == 0 or name == "bound by"
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=i > 0)
+        table.add_column(
+            name, justify="left" if left else "right", overflow="fold", no_wrap=i > 0, min_width={"layer": 20}.get(name)
+        )
     return table
 
 
@@ -101,7 +105,7 @@ def picture(report: Report, path: Path) -> Path:
     from optimize.errors import EnvironmentLacks
 
     drawn = [(p, folded(p["layers"])) for p in report["parts"] if p["layers"]]
-    heights = [0.5 * len(rows) + 1.4 for _, rows in drawn]
+    heights = [0.45 * len(rows) + 1.4 for _, rows in drawn]
     figure = Figure(figsize=(10, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{Path(report['model']).name}, batch {report['batch']}: where it goes")
@@ -130,6 +134,7 @@ def _panel(axis: Any, part: dict[str, Any], rows: list[dict[str, Any]], report: 
         places = [y + (i - (len(known) - 1) / 2) * thick for y in range(len(rows))]
         axis.barh(places, [100 * r[key] / total for r in rows], height=thick, color=colour, label=label)
     axis.set_yticks(range(len(rows)), [r["path"] for r in rows])
+    axis.margins(y=0.01)
     axis.invert_yaxis()
     axis.set_xlabel("share, %")
     axis.set_title(f"{part['name']} ({part['class']})", loc="left")
