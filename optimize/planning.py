@@ -25,10 +25,12 @@ from optimize.measure import devices
 from optimize.measure.measurement import Measurement
 from optimize.measure.roofline import Rates
 from optimize.measure.statistics import Interval
+from optimize.models.architectures import ARCHITECTURES
 from optimize.plan import context_of, verdicts
 from optimize.propose import Budget, Option, Proposal
 from optimize.recipe import parse
 from optimize.registry import PASSES
+from optimize.report.figures import bytes_text, digits
 from optimize.subject import Subject, open_subject
 from optimize.targets import Target
 
@@ -262,6 +264,10 @@ class _Planner:
         if made.option is None:
             return found
         option = made.option
+        if self.subject.architecture not in ARCHITECTURES:
+            loads = ", ".join(ARCHITECTURES)
+            why = f"no pass of this version works on {self.subject.architecture} (on {loads}): forecasts, and no recipe"
+            return found | {"meets": False, "needed": [why]}
         about = {"way": option.way, "runner": option.runner, "loss": option.loss, "worst_loss": option.worst}
         text, missing = self._recipe(target, option)
         shown = self._shown(target, option.found)
@@ -323,9 +329,10 @@ def _base(subject: Subject) -> tuple[dict[str, Any], list[str]]:
 
 def _header(option: Option, target: Target, missing: Sequence[str]) -> str:
     found = option.found
+    times = [digits(1e3 * s) for s in (found.seconds, found.low, found.high)]
     lines = [
         f"Proposed by `optimize plan` for {target.title}. Predicted, not measured: a batch of {found.batch} in "
-        f"{found.seconds * 1e3:.3g} ms ({found.low * 1e3:.3g} to {found.high * 1e3:.3g}), {found.size_bytes / 1e6:.3g} MB,",
+        f"{times[0]} ms ({times[1]} to {times[2]}), {bytes_text(found.size_bytes)},",
         f"{found.nfe} network evaluations an image; {propose.loss_text(option.loss, option.worst)}.",
     ]
     lines += [f"Fill in before it runs: {', '.join(missing)}."] if missing else []

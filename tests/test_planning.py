@@ -47,7 +47,15 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
         if model == "unknown":
             raise UserError('model: "unknown" is no folder and no recipe.')
         bare = Subject(
-            model, "baseline", layers, recipe.sampler, schedule, "v", 256, folder=Path("examples/digits/model")
+            model,
+            "baseline",
+            layers,
+            recipe.sampler,
+            schedule,
+            "UNet2DModel",
+            "v",
+            256,
+            folder=Path("examples/digits/model"),
         )
         return bare if model == "bare" else replace(bare, recipe=recipe)
 
@@ -191,6 +199,16 @@ def test_without_a_recipe_the_proposal_names_what_to_fill_in() -> None:
         and "Fill in before it runs: data.training" in proposal["recipe"]
     )
     assert [p["place"] for p in cpu["passes"]] == ["prune", "recover", "distill", "quantize"]
+
+
+def test_a_network_that_no_pass_works_on_gets_forecasts_and_no_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(planning.open_subject("bare"), architecture="DiTTransformer2DModel")
+    monkeypatch.setattr(planning, "open_subject", lambda *_: other)
+    (cpu,) = planned("cpu")["targets"]
+    assert cpu["today"]["fp32"]["latency_ms"] > 0 and cpu["proposal"]["recipe"] is None
+    assert cpu["proposal"]["needed"][0].startswith(
+        "no pass of this version works on DiTTransformer2DModel (on UNet2DModel)"
+    )
 
 
 def test_a_gpu_of_no_listed_class_is_judged_and_not_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
