@@ -46,9 +46,12 @@ def run(
     loaded = load(recipe)
     loaded = loaded.model_copy(update={"prices": prices}) if prices else loaded
     from optimize.pipeline import run as run_recipe
+    from optimize.plan import will_not_pay
     from optimize.progress import rich_progress
 
     console = _console(stderr=as_json)
+    for line in will_not_pay(loaded):
+        console.print(f"~ {line}", style="yellow", markup=False, highlight=False)
     _log_to(exported / loaded.name / "run.log")
     with rich_progress(console, quiet or as_json) as progress:
         summary = run_recipe(loaded, exported, progress)

@@ -10,7 +10,7 @@ from typing import Any
 from optimize import environment, parameterization
 from optimize.cost import load_prices
 from optimize.errors import OptimizeError, UserError
-from optimize.feasibility import Choice, Facts, Judgement, judge
+from optimize.feasibility import Choice, Facts, Judgement, Verdict, judge
 from optimize.measure.devices import here
 from optimize.recipe import Recipe
 from optimize.schedule import from_diffusers
@@ -24,20 +24,27 @@ EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # expor
 def check(recipe: Recipe) -> None:
     """UserError naming every problem of paths, of the passes and of the target; what will not pay is logged."""
     problems = [*_paths(recipe), *_pinned(recipe), *_prices(recipe)]
-    target = here()[0]
-    if recipe.target not in ("here", "cpu", target.name):
-        allowed = ", ".join(dict.fromkeys(("here", "cpu", target.name)))
+    found = here()[0].name
+    if recipe.target not in ("here", "cpu", found):
+        allowed = ", ".join(dict.fromkeys(("here", "cpu", found)))
         problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: {allowed}.')
-        target = targets()[recipe.target]
-    judged = list(verdicts(recipe, targets()["cpu"] if recipe.target == "cpu" else target))
-    problems += [f"{where}: {found.text}" for where, found in judged if found.verdict == "impossible"]
+    problems += [f"{where}: {judged.text}" for where, judged in _judged(recipe, "impossible")]
     if not recipe.exports and any(not s.startswith("torch") for s in recipe.benchmark.runners):
         problems.append("exports: none, but benchmark.runners asks for runners of exported files. Add `- onnx: {}`.")
     if problems:
         raise UserError("\n".join([f"recipe {recipe.name}:", *(f"  {p}" for p in problems)]))
-    for where, found in judged:
-        if found.verdict == "will not pay":
-            log.warning("%s will not pay: %s", where, found.text)
+    for line in will_not_pay(recipe):
+        log.warning("%s", line)
+
+
+def will_not_pay(recipe: Recipe) -> list[str]:
+    """A line for everything that works on the recipe's target and is not worth it."""
+    return [f"{where} will not pay: {judged.text}" for where, judged in _judged(recipe, "will not pay")]
+
+
+def _judged(recipe: Recipe, verdict: Verdict) -> list[tuple[str, Judgement]]:
+    target = here()[0] if recipe.target == "here" else targets()[recipe.target]
+    return [(where, judged) for where, judged in verdicts(recipe, target) if judged.verdict == verdict]
 
 
 def verdicts(recipe: Recipe, target: Target, facts: Facts | None = None) -> Iterator[tuple[str, Judgement]]:

@@ -87,6 +87,8 @@ def test_what_will_not_pay_is_said_and_not_refused(
     with caplog.at_level(logging.WARNING, "optimize.plan"):
         plan.check(parse(beginning + "passes: [{distill: {nfe: 64}}]\nsampler: {steps: 20}"))
     assert "passes[0].distill will not pay: The sampler takes 20 network evaluations already." in caplog.text
+    (line,) = plan.will_not_pay(parse(beginning + "passes: [{distill: {nfe: 64}}]\nsampler: {steps: 20}"))
+    assert line.endswith("Instead: a smaller nfe.")
 
 
 def test_the_pass_is_judged_on_the_target_it_is_for() -> None:
