@@ -46,9 +46,12 @@ def run(
     loaded = load(recipe)
     loaded = loaded.model_copy(update={"prices": prices}) if prices else loaded
     from optimize.pipeline import run as run_recipe
+    from optimize.plan import will_not_pay
     from optimize.progress import rich_progress
 
     console = _console(stderr=as_json)
+    for line in will_not_pay(loaded):
+        console.print(f"~ {line}", style="yellow", markup=False, highlight=False)
     _log_to(exported / loaded.name / "run.log")
     with rich_progress(console, quiet or as_json) as progress:
         summary = run_recipe(loaded, exported, progress)
@@ -87,13 +90,14 @@ def plan(
 
     Example: optimize plan digits --target a100,v100,rtx3090 --latency-ms 5 --out fast.yaml
     """
-    from optimize.planning import budget_of, plan_for, write_recipes
+    from optimize.planning import plan_for, write_recipes
 
-    budget = budget_of(latency_ms, size_mb, max_quality_loss)
     found = plan_for(
         model,
         [t.strip() for t in target.split(",") if t.strip()],
-        budget,
+        latency_ms=latency_ms,
+        size_mb=size_mb,
+        max_quality_loss=max_quality_loss,
         batch=batch,
         steps=steps,
         guidance=cfg,

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from optimize import environment
+from optimize import environment, parameterization
 from optimize.cost import load_prices
-from optimize.errors import UserError
-from optimize.feasibility import Choice, Facts, Judgement, judge
+from optimize.errors import OptimizeError, UserError
+from optimize.feasibility import Choice, Facts, Judgement, Verdict, judge
 from optimize.measure.devices import here
 from optimize.quality.config import FeatureNetwork
 from optimize.quality.networks import imported
 from optimize.recipe import Recipe
+from optimize.schedule import from_diffusers
 from optimize.targets import Target, targets
-from optimize.weights import file_sha256
+from optimize.weights import file_sha256, read_json
 
 log = logging.getLogger(__name__)
 EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # exporter -> the way that runs its files
@@ -25,20 +26,27 @@ EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # expor
 def check(recipe: Recipe) -> None:
     """UserError naming every problem of paths, of the passes and of the target; what will not pay is logged."""
     problems = [*_paths(recipe), *_imports(recipe), *_pinned(recipe), *_prices(recipe)]
-    target = here()[0]
-    if recipe.target not in ("here", "cpu", target.name):
-        allowed = ", ".join(dict.fromkeys(("here", "cpu", target.name)))
+    found = here()[0].name
+    if recipe.target not in ("here", "cpu", found):
+        allowed = ", ".join(dict.fromkeys(("here", "cpu", found)))
         problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: {allowed}.')
-        target = targets()[recipe.target]
-    judged = list(verdicts(recipe, targets()["cpu"] if recipe.target == "cpu" else target))
-    problems += [f"{where}: {found.text}" for where, found in judged if found.verdict == "impossible"]
+    problems += [f"{where}: {judged.text}" for where, judged in _judged(recipe, "impossible")]
     if not recipe.exports and any(not s.startswith("torch") for s in recipe.benchmark.runners):
         problems.append("exports: none, but benchmark.runners asks for runners of exported files. Add `- onnx: {}`.")
     if problems:
         raise UserError("\n".join([f"recipe {recipe.name}:", *(f"  {p}" for p in problems)]))
-    for where, found in judged:
-        if found.verdict == "will not pay":
-            log.warning("%s will not pay: %s", where, found.text)
+    for line in will_not_pay(recipe):
+        log.warning("%s", line)
+
+
+def will_not_pay(recipe: Recipe) -> list[str]:
+    """A line for everything that works on the recipe's target and is not worth it."""
+    return [f"{where} will not pay: {judged.text}" for where, judged in _judged(recipe, "will not pay")]
+
+
+def _judged(recipe: Recipe, verdict: Verdict) -> list[tuple[str, Judgement]]:
+    target = here()[0] if recipe.target == "here" else targets()[recipe.target]
+    return [(where, judged) for where, judged in verdicts(recipe, target) if judged.verdict == verdict]
 
 
 def verdicts(recipe: Recipe, target: Target, facts: Facts | None = None) -> Iterator[tuple[str, Judgement]]:
@@ -64,11 +72,20 @@ def context_of(target: Target) -> dict[str, Any]:
 
 
 def facts_of(recipe: Recipe) -> Facts:
-    """What the recipe alone says of the model."""
-    guidance, sampler = recipe.sampler.guidance, recipe.sampler
-    guided = bool(guidance.cfg)
-    nfe = sampler.steps * (2 if guided and guidance.interval is None else 1)
-    return Facts(nfe=nfe, guided=guided, folded=guidance.folded, batch=max(recipe.benchmark.batch))
+    """What the recipe and the configs of its source say of the model."""
+    guidance, folder = recipe.sampler.guidance, recipe.source.path
+    found: dict[str, Any] = {"guided": bool(guidance.cfg), "folded": guidance.folded}
+    try:
+        noise = read_json(folder / "scheduler" / "scheduler_config.json")
+        schedule = from_diffusers(noise)
+        found["nfe"] = recipe.sampler.nfe(schedule)
+        found["epsilon"] = parameterization.from_diffusers(noise).prediction == "epsilon"
+        found["alpha_end"] = float(schedule.alpha(schedule.noisiest))
+        size = read_json(folder / "unet" / "config.json").get("sample_size")
+        found["positions"] = size**2 if isinstance(size, int) else None
+    except OptimizeError as error:  # loading the source will say what is wrong with it
+        log.debug("%s: nothing is known of the model before it is loaded (%s)", folder, error)
+    return Facts(**found, batch=max(recipe.benchmark.batch))
 
 
 def folds(step: Any, facts: Facts) -> bool:

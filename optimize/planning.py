@@ -25,10 +25,12 @@ from optimize.measure import devices
 from optimize.measure.measurement import Measurement
 from optimize.measure.roofline import Rates
 from optimize.measure.statistics import Interval
+from optimize.models.architectures import ARCHITECTURES
 from optimize.plan import context_of, verdicts
 from optimize.propose import Budget, Option, Proposal
 from optimize.recipe import parse
 from optimize.registry import PASSES
+from optimize.report.figures import bytes_text, digits
 from optimize.subject import Subject, open_subject
 from optimize.targets import Target
 
@@ -47,8 +49,10 @@ TO_FILL_IN = "FILL-IN"
 def plan_for(
     model: str,
     targets: Sequence[str],
-    budget: Budget,
     *,
+    latency_ms: float | None = None,
+    size_mb: float | None = None,
+    max_quality_loss: float | None = None,
     batch: int = 1,
     steps: int | None = None,
     guidance: float | None = None,
@@ -60,10 +64,11 @@ def plan_for(
     """The whole plan as JSON values. Raises UserError naming what is wrong with the input, all of it where that can be."""
     problems: list[str] = []
     chosen = _attempt(lambda: devices.resolve(targets), problems)
+    budget = _attempt(lambda: budget_of(latency_ms, size_mb, max_quality_loss), problems)
     table = _attempt(lambda: load_prices(prices), problems)
     subject = _attempt(lambda: open_subject(model, steps, guidance, like), problems)
     measured = _attempt(lambda: _measured(subject, measurements, exported), problems)
-    if chosen is None or table is None or subject is None or measured is None:
+    if chosen is None or budget is None or table is None or subject is None or measured is None:
         raise UserError("\n".join(problems))
     planner = _Planner(subject, Forecaster(subject, batch), budget, table, measured)
     layers = planner.forecaster.layers(1)
@@ -198,7 +203,7 @@ class _Planner:
         except OptimizeError as error:
             return {"today": {}, "reason": f"nothing is predicted: {error}", "notes": [], "proposal": None}
         proposed = self._propose(target, formats, rates, calibration)
-        notes = [*calibration.notes, *self._holes(target)]
+        notes = [*calibration.notes, *self._holes(target), *_too_large(target, today)]
         return {"today": {f: self._shown(target, x) for f, x in today.items()}, "notes": notes, "proposal": proposed}
 
     def _rates(self, target: Target) -> Rates | None:
@@ -217,8 +222,10 @@ class _Planner:
         """A forecast with its cost and whether it fits the memory of the parts of the class."""
         value, low, high = (found.batch / s for s in (found.seconds, found.high, found.low))
         cost = self.prices.per_1000(target.name, Interval(value, low, high, 0), environment.cores())
-        fits = [gb for gb in target.memory_gb if found.memory_bytes <= gb * 2**30]
-        return found.to_json() | {"fits_gb": fits, **({"cost_per_1000": cost} if cost else {})}
+        return found.to_json() | {
+            "fits_gb": fits(target, found) if target.memory_gb else None,
+            **({"cost_per_1000": cost} if cost else {}),
+        }
 
     def _holes(self, target: Target) -> list[str]:
         return [] if target.name in self.prices.prices else [self.prices.missing(target.name)]
@@ -232,9 +239,9 @@ class _Planner:
             return {"recipe": None, "meets": False, "needed": [reason]}
         makeable = tuple(f for f in formats if f not in NARROW or f in offers.made_formats())
         options = [
-            Option(self._forecast(target, c, rates, calibration), *self._run(target, formats, c), *propose.losses(c))
+            Option(found, *self._run(target, formats, c), *propose.losses(c))
             for c in propose.candidates(self.subject.nfe, self.facts.guided, makeable)
-            if self._may(target, c)
+            if self._may(target, c) and fits(target, found := self._forecast(target, c, rates, calibration))
         ]
         made = propose.propose(options, self.budget)
         return self._written(target, made)
@@ -257,6 +264,10 @@ class _Planner:
         if made.option is None:
             return found
         option = made.option
+        if self.subject.architecture not in ARCHITECTURES:
+            loads = ", ".join(ARCHITECTURES)
+            why = f"no pass of this version works on {self.subject.architecture} (on {loads}): forecasts, and no recipe"
+            return found | {"meets": False, "needed": [why]}
         about = {"way": option.way, "runner": option.runner, "loss": option.loss, "worst_loss": option.worst}
         text, missing = self._recipe(target, option)
         shown = self._shown(target, option.found)
@@ -275,6 +286,22 @@ class _Planner:
         text = _header(option, target, missing) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         parse(text, f"proposed recipe {name}")
         return text, missing
+
+
+def fits(target: Target, found: Forecast) -> list[int]:
+    """Memories (GB) of the parts of a class that hold it; a CPU's, and one that is not known, is taken to."""
+    return [gb for gb in target.memory_gb or (10**6,) if found.memory_bytes <= gb * 2**30]
+
+
+def _too_large(target: Target, found: dict[str, Forecast]) -> list[str]:
+    """A note for every format that not every part of the class holds."""
+    notes = []
+    for format, forecast in found.items():
+        held = fits(target, forecast)
+        if len(held) < len(target.memory_gb):
+            where = f"only the {held[0]} GB part holds it" if held else "no part of this class holds it"
+            notes.append(f"{format.upper()} needs {forecast.memory_bytes / 2**30:.3g} GiB at least: {where}")
+    return notes
 
 
 def _threads() -> int:
@@ -302,9 +329,10 @@ def _base(subject: Subject) -> tuple[dict[str, Any], list[str]]:
 
 def _header(option: Option, target: Target, missing: Sequence[str]) -> str:
     found = option.found
+    times = [digits(1e3 * s) for s in (found.seconds, found.low, found.high)]
     lines = [
         f"Proposed by `optimize plan` for {target.title}. Predicted, not measured: a batch of {found.batch} in "
-        f"{found.seconds * 1e3:.3g} ms ({found.low * 1e3:.3g} to {found.high * 1e3:.3g}), {found.size_bytes / 1e6:.3g} MB,",
+        f"{times[0]} ms ({times[1]} to {times[2]}), {bytes_text(found.size_bytes)},",
         f"{found.nfe} network evaluations an image; {propose.loss_text(option.loss, option.worst)}.",
     ]
     lines += [f"Fill in before it runs: {', '.join(missing)}."] if missing else []

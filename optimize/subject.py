@@ -35,6 +35,7 @@ class Subject:
     read: Callable[[int], list[Layer]]
     sampler: Sampler
     schedule: Schedule
+    architecture: str = "UNet2DModel"
     prediction: str = ""  # the head, where it is known
     positions: int | None = None
     recipe: Recipe | None = None  # whose data, judges and settings a proposal takes over
@@ -129,6 +130,7 @@ def _artifact(name: str, folder: Path, base: Recipe | None) -> Subject:
         read,
         model.sampler,
         model.denoiser.schedule,
+        model.structure.architecture,
         model.denoiser.parameterization.prediction,
         model.shape[1] * model.shape[2],
         base or (load(str(resolved)) if resolved.is_file() else None),
@@ -140,7 +142,7 @@ def _artifact(name: str, folder: Path, base: Recipe | None) -> Subject:
 
 def _pipeline(name: str, folder: Path, recipe: Recipe | None) -> Subject:
     """A model folder; only configs are read."""
-    from optimize.models.components import skeleton
+    from optimize.models.components import class_name, skeleton
 
     place = next((folder / d for d in (*DENOISERS, ".") if (folder / d / "config.json").is_file()), None)
     if place is None:
@@ -164,7 +166,8 @@ def _pipeline(name: str, folder: Path, recipe: Recipe | None) -> Subject:
         notes = (*notes, f"assumed to be sampled in {sampler.steps} DDIM steps{how}; say otherwise with --steps, --cfg")
     sizes = inputs[0].shape(1)[2:]
     positions = int(sizes[0] * sizes[1]) if len(sizes) == 2 else None
-    return Subject(name, "baseline", read, sampler, schedule, prediction, positions, recipe, folder, notes=notes)
+    about = (schedule, class_name(config), prediction, positions, recipe, folder)
+    return Subject(name, "baseline", read, sampler, *about, notes=notes)
 
 
 def _noise(folder: Path) -> tuple[Schedule, str, tuple[str, ...]]:

@@ -67,23 +67,15 @@ def test_report_as_json_is_the_summary_with_the_paths_of_its_pages(tmp_path: Pat
 
 
 def test_a_plan_reports_every_problem_at_once(tmp_path: Path) -> None:
-    arguments = (
-        "plan",
-        "nowhere/model",
-        "--target",
-        "a1000,v100",
-        "--prices",
-        "gone.yaml",
-        "--measurements",
-        "gone.jsonl",
-    )
-    done = optimize(*arguments, cwd=tmp_path)
+    files = ("--prices", "gone.yaml", "--measurements", "gone.jsonl")
+    done = optimize("plan", "nowhere/model", "--target", "a1000,v100", "--latency-ms", "-1", *files, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for part in (
         'target: "a1000" is not known. Did you mean "a100"?',
         "prices: no such file: gone.yaml",
         "measurements: no such file: gone.jsonl",
         'model: "nowhere/model" is no folder and no recipe',
+        "--latency-ms: given -1",
     ):
         assert part in done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -58,10 +59,36 @@ def test_several_problems_come_at_once(beginning: str) -> None:
         assert part in message
 
 
-def test_what_will_not_pay_is_said_and_not_refused(beginning: str, caplog: pytest.LogCaptureFixture) -> None:
+def noise(folder: Path, **config: object) -> None:
+    """A schedule in the model folder of `beginning`."""
+    (folder / "m" / "scheduler").mkdir()
+    (folder / "m" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+
+
+def test_a_head_that_cannot_be_distilled_is_refused_before_the_work(beginning: str, tmp_path: Path) -> None:
+    noise(tmp_path, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
+    blind = parse(beginning + "passes: [{distill: {nfe: 2}}]")
+    assert "passes[0].distill: An epsilon head says nothing" in refusal(blind)
+    assert "convert the head to v first" in refusal(blind)
+
+
+def test_the_evaluations_of_today_are_counted_as_the_sampler_counts_them(beginning: str, tmp_path: Path) -> None:
+    noise(tmp_path, beta_schedule="linear", prediction_type="epsilon")
+    facts = plan.facts_of(parse(beginning + "sampler: {solver: heun, steps: 5}"))
+    assert (facts.nfe, facts.epsilon, facts.guided) == (9, True, False)
+    assert facts.alpha_end == pytest.approx(0.00635, abs=1e-4)
+    assert plan.facts_of(parse(beginning)).nfe == 100
+
+
+def test_what_will_not_pay_is_said_and_not_refused(
+    beginning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise(tmp_path, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     with caplog.at_level(logging.WARNING, "optimize.plan"):
         plan.check(parse(beginning + "passes: [{distill: {nfe: 64}}]\nsampler: {steps: 20}"))
     assert "passes[0].distill will not pay: The sampler takes 20 network evaluations already." in caplog.text
+    (line,) = plan.will_not_pay(parse(beginning + "passes: [{distill: {nfe: 64}}]\nsampler: {steps: 20}"))
+    assert line.endswith("Instead: a smaller nfe.")
 
 
 def test_the_pass_is_judged_on_the_target_it_is_for() -> None:

@@ -22,6 +22,7 @@ from optimize.measure.roofline import Rates
 from optimize.planning import budget_of, plan_for, write_recipes
 from optimize.propose import Budget
 from optimize.recipe import load, parse
+from optimize.sampling import Sampler
 from optimize.schedule import Schedule
 from optimize.subject import Subject
 
@@ -46,7 +47,15 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
         if model == "unknown":
             raise UserError('model: "unknown" is no folder and no recipe.')
         bare = Subject(
-            model, "baseline", layers, recipe.sampler, schedule, "v", 256, folder=Path("examples/digits/model")
+            model,
+            "baseline",
+            layers,
+            recipe.sampler,
+            schedule,
+            "UNet2DModel",
+            "v",
+            256,
+            folder=Path("examples/digits/model"),
         )
         return bare if model == "bare" else replace(bare, recipe=recipe)
 
@@ -58,7 +67,8 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(
     targets: str = "cpu", budget: Budget | None = None, model: str = "digits", **options: Any
 ) -> dict[str, Any]:
-    return plan_for(model, targets.split(","), budget or Budget(), exported=Path("nowhere"), **options)
+    asked = (budget or Budget()).model_dump() | options
+    return plan_for(model, targets.split(","), exported=Path("nowhere"), **asked)
 
 
 def test_a_plan_is_json_with_every_cell_of_every_target() -> None:
@@ -101,6 +111,21 @@ def test_a_forecast_names_its_cost_and_the_memories_it_fits() -> None:
     cost = fp16["cost_per_1000"]
     assert cost["value"] == pytest.approx(2.745 / 3600 * 1000 * fp16["seconds"], rel=1e-6)
     assert cost["low"] == pytest.approx(2.745 / 3600 * 1000 * fp16["low"], rel=1e-6)
+
+
+def test_what_does_not_fit_is_said_and_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = Subject(
+        "big", "baseline", lambda batch: [replace(layers(batch)[0], weights=15 * 2**30)], Sampler(steps=4), Schedule()
+    )
+    monkeypatch.setattr(planning, "open_subject", lambda *_: big)
+    v100, t4 = planned("v100,t4")["targets"]
+    assert v100["today"]["fp32"]["fits_gb"] == [] and v100["today"]["fp16"]["fits_gb"] == [32]
+    assert v100["notes"] == [
+        "FP32 needs 60 GiB at least: no part of this class holds it",
+        "FP16 needs 30 GiB at least: only the 32 GB part holds it",
+    ]
+    assert v100["proposal"]["forecast"]["candidate"]["format"] == "fp16"
+    assert t4["proposal"]["forecast"]["memory_bytes"] <= 16 * 2**30
 
 
 def test_a_hole_in_the_price_table_is_said_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -176,6 +201,16 @@ def test_without_a_recipe_the_proposal_names_what_to_fill_in() -> None:
     assert [p["place"] for p in cpu["passes"]] == ["prune", "recover", "distill", "quantize"]
 
 
+def test_a_network_that_no_pass_works_on_gets_forecasts_and_no_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(planning.open_subject("bare"), architecture="DiTTransformer2DModel")
+    monkeypatch.setattr(planning, "open_subject", lambda *_: other)
+    (cpu,) = planned("cpu")["targets"]
+    assert cpu["today"]["fp32"]["latency_ms"] > 0 and cpu["proposal"]["recipe"] is None
+    assert cpu["proposal"]["needed"][0].startswith(
+        "no pass of this version works on DiTTransformer2DModel (on UNet2DModel)"
+    )
+
+
 def test_a_gpu_of_no_listed_class_is_judged_and_not_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {
         "name": "NVIDIA GeForce RTX 5090",
@@ -192,11 +227,13 @@ def test_a_gpu_of_no_listed_class_is_judged_and_not_predicted(monkeypatch: pytes
 
 def test_every_problem_of_the_input_is_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        planned("a1000,cpu", model="unknown", prices=tmp_path / "none.yaml", measurements=tmp_path / "none.jsonl")
+        files = {"prices": tmp_path / "none.yaml", "measurements": tmp_path / "none.jsonl"}
+        planned("a1000,cpu", model="unknown", latency_ms=-1, **files)
     for part in (
         '"a1000" is not known. Did you mean "a100"',
         "prices: no such file",
         'model: "unknown"',
+        "--latency-ms: given -1",
         "measurements: no such file",
     ):
         assert part in str(caught.value)

@@ -113,8 +113,14 @@ def test_a_reason_is_told_once_with_what_it_is_about() -> None:
 def test_targets_stand_side_by_side_and_a_missing_forecast_says_why() -> None:
     other = target("x1", today={}, reason="nothing is predicted: no peaks", proposal=None)
     text = printed(target("a10"), other)
-    assert "predicted" in text and "5 (2.5–10)" in text and "3.00 MB, 2.00 MB" in text and "0.25 (0.12–0.5) EUR" in text
-    assert text.count("X1: nothing is predicted: no peaks") == 2
+    assert (
+        "predicted" in text
+        and "5.00 (2.50–10.0)" in text
+        and "3.00 MB, 2.00 MB" in text
+        and "0.250 (0.125–0.500) EUR" in text
+    )
+    assert text.count("X1: nothing is predicted: no peaks") == 1
+    assert "Predicted, as it is sampled" not in printed(other)
     assert "note: assumed" in text and "1.11 M parameters" in text
 
 
@@ -123,7 +129,7 @@ def test_the_proposal_says_what_it_is_and_how_sure() -> None:
     assert line.startswith(
         "A10: 40 % of the MACs pruned, distilled to 2 evaluations, FP16 is predicted to meet the budget, though"
     )
-    assert "5 ms (2.5–10), 2.00 MB, FID 1.25 times the untouched model's (at worst 1.75); predicted" in line
+    assert "5.00 (2.50–10.0) ms, 2.00 MB, FID 1.25 times the untouched model's (at worst 1.75); predicted" in line
 
 
 def test_a_missed_budget_a_missing_runner_and_fields_to_fill_in_are_lines_of_their_own() -> None:
@@ -144,4 +150,4 @@ def test_a_missed_budget_a_missing_runner_and_fields_to_fill_in_are_lines_of_the
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_no_figure_is_cut_off_at_usual_widths(width: int) -> None:
     text = printed(target("a100"), target("v100"), target("rtx3090"), width=width)
-    assert text.count("5 (2.5–10)") == 3 and "…" not in text
+    assert text.count("5.00 (2.50–10.0)") == 6 and "…" not in text

@@ -38,8 +38,9 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         for verdict, reason in _reasons(target):
             console.print(_text(f"{MARKS[verdict]} {reason}", STYLES[verdict]), soft_wrap=True)
     console.print(_text(LEGEND, "dim"), soft_wrap=True)
-    console.print(_text(HEADING, "bold"), soft_wrap=True)
-    console.print(_predictions(plan))
+    if any(t["today"] for t in plan["targets"]):
+        console.print(_text(HEADING, "bold"), soft_wrap=True)
+        console.print(_predictions(plan))
     for target in plan["targets"]:
         for line in proposal_lines(target):
             console.print(_text(line), soft_wrap=True)
@@ -90,22 +91,25 @@ def _predictions(plan: dict[str, Any]) -> Table:
     formats = list(dict.fromkeys(f for t in plan["targets"] for f in t["today"]))
     for format in formats:
         table.add_row(format.upper(), *(_forecast(t["today"].get(format)) for t in plan["targets"]))
-    if missing := [t for t in plan["targets"] if not t["today"]]:
-        table.caption = "\n".join(f"{t['title']}: {t['reason']}" for t in missing)
     return table
 
 
 def _forecast(found: dict[str, Any] | None) -> str:
     if found is None:
         return figures.DASH
-    time = f"{found['latency_ms']:.3g} ({found['low_ms']:.3g}–{found['high_ms']:.3g})"
+    time = _interval(found, ("latency_ms", "low_ms", "high_ms"))
     sizes = f"{figures.bytes_text(found['memory_bytes'])}, {figures.bytes_text(found['size_bytes'])}"
     return f"{time}\n{sizes}{_cost(found)}"
 
 
 def _cost(found: dict[str, Any]) -> str:
     cost = found.get("cost_per_1000")
-    return f"\n{cost['value']:.2g} ({cost['low']:.2g}–{cost['high']:.2g}) {cost['currency']}" if cost else ""
+    return f"\n{_interval(cost, ('value', 'low', 'high'))} {cost['currency']}" if cost else ""
+
+
+def _interval(found: dict[str, Any], keys: tuple[str, str, str]) -> str:
+    value, low, high = (figures.digits(found[k]) for k in keys)
+    return f"{value} ({low}–{high})"
 
 
 def proposal_lines(target: dict[str, Any]) -> list[str]:
@@ -121,7 +125,7 @@ def proposal_lines(target: dict[str, Any]) -> list[str]:
     if proposal["meets"] and not proposal["certain"]:
         verdict += ", though not at the end of its interval"
     made = f"{target['title']}: {_candidate(found)} {verdict}: "
-    made += f"{found['latency_ms']:.3g} ms ({found['low_ms']:.3g}–{found['high_ms']:.3g}), {figures.bytes_text(found['size_bytes'])}, "
+    made += f"{_interval(found, ('latency_ms', 'low_ms', 'high_ms'))} ms, {figures.bytes_text(found['size_bytes'])}, "
     made += f"{loss_text(proposal['loss'], proposal['worst_loss'])}; predicted"
     lines = [made + (f", calibrated by {found['calibrated']}" if found["calibrated"] else ""), *notes]
     if not proposal["runner"]:
