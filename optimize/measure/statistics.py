@@ -23,8 +23,8 @@ from optimize.measure.paired import log_ratio_interval
 PERCENTILES = (50, 90, 95, 99)
 # Standard deviation of the ln ratio between two processes of one and the same program: where their memory and threads
 # lie differs, and stays as it is while they live, so no number of rounds averages it away. benchmarks/a_a.py, which
-# starts processes anew, prints it as "between starts". 0.6 % was found on two busy virtual cores, from two starts and
-# before `turns` drew the cores of every round: a rough, rather too large figure, to be measured again on a quiet machine.
+# starts processes anew, prints it as "between starts". 0.6 % rests on two starts on two busy virtual cores; a later start
+# on the same machine differed by 0.9 %. A rough figure, to be measured again on a quiet machine.
 PLACEMENT = 0.006
 NOISY_ABOVE = 0.10  # interquartile range over the median
 Rounds = Sequence[Sequence[float]]
