@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 
+from optimize.registry import RUNNERS
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(RUNNERS, "_found", dict(RUNNERS._found))  # what a program registers ends with its test
 
     def load(name: str) -> ModuleType:
         return importlib.import_module(name)
