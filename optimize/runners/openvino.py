@@ -59,13 +59,16 @@ class OpenVINORunner(Closing):
         self._threads, self._precision = threads, precision
 
     def __call__(self, **tensors: Tensor) -> Tensor:
+        import openvino
         import torch
 
         batch = tensors[self.inputs[0].name].shape[0]
         request = self._requests.get(batch) or self._compiled(batch)
         feed = {spec.name: tensors[spec.name].detach().contiguous().numpy() for spec in self.inputs}
-        result = request.infer(feed, share_inputs=True, share_outputs=True)
-        return torch.from_numpy(result[0]).clone()
+        for name, array in feed.items():  # read in place; a dictionary given to `infer` is looked through at every call
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
     def _compiled(self, batch: int) -> Any:
         """The inference request for one batch size, compiled at its first use."""
