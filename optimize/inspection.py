@@ -129,9 +129,7 @@ def grouped(
 
     for layer, share in zip(operators, prediction.by_layer):
         row = row_of(layer.path)
-        row["params"] += layer.weights
-        row["macs"] += layer.macs
-        row["bytes"] += moved_bytes(layer)
+        _add(row, layer)
         row["predicted_s"] += share.seconds
         of_row = bounds.setdefault(row["path"], {})
         of_row[share.bound] = of_row.get(share.bound, 0.0) + share.seconds
@@ -156,9 +154,7 @@ def by_layer(model: Model, batch: int, rounds: int = 5) -> list[dict[str, Any]]:
     kinds: dict[str, dict[str, int]] = {}
     for layer in layers(model, batch):
         row = rows.setdefault(layer.path, {"path": layer.path or ROOT, "kind": "", "params": 0, "macs": 0, "bytes": 0})
-        row["params"] += layer.weights
-        row["macs"] += layer.macs
-        row["bytes"] += moved_bytes(layer)
+        _add(row, layer)
         of_row = kinds.setdefault(layer.path, {})
         of_row[layer.kind] = of_row.get(layer.kind, 0) + layer.macs
     total, own = measured_modules(model.module, example_inputs(model.inputs, batch), rounds)
@@ -168,9 +164,11 @@ def by_layer(model: Model, batch: int, rounds: int = 5) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: -row["share_time"])
 
 
-def moved_bytes(layer: Layer) -> int:
-    """Weights and activations an operator moves, FP32."""
-    return 4 * (layer.inputs + layer.outputs + (layer.weights if layer.kind != "unused" else 0))
+def _add(row: dict[str, Any], layer: Layer) -> None:
+    """Count an operator in a row; its bytes are the weights and activations that it moves, FP32."""
+    row["params"] += layer.weights
+    row["macs"] += layer.macs
+    row["bytes"] += 4 * (layer.inputs + layer.outputs + (layer.weights if layer.kind != "unused" else 0))
 
 
 def short(path: str, depth: int) -> str:
