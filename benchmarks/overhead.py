@@ -94,7 +94,7 @@ def _hollow(network: Any, runner: str, batch: int, output: np.ndarray) -> None:
     if runner == "onnxruntime":
         network._held = _Hollow(output)
     else:
-        network._requests[batch] = _Hollow(output)
+        network._requests[batch] = (_Hollow(output), *network._requests[batch][1:])
 
 
 def _samples(call: Call, count: int) -> list[float]:
