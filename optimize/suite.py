@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from optimize.measure.measurement import Measurement
+from optimize.measure.measurement import Measurement, policy_text
 from optimize.measure.measurement import Variant as Timed
-from optimize.measure.measurement import policy_text
 from optimize.recipe import Recipe
 from optimize.registry import RUNNERS
 from optimize.runner import spec_parts
