@@ -63,5 +63,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, tensors: dict[str, torch.T
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="c.safetensors: no such file"):
+    with pytest.raises(ArtifactError, match=r"c\.safetensors: no such file"):
         read(tmp_path / "c.safetensors", ABOUT)
