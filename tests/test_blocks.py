@@ -66,7 +66,7 @@ def test_the_budget_is_met_within_three_points_and_the_network_reloads_bit_equal
 @pytest.mark.parametrize("name", NAMES)
 def test_what_every_width_costs_is_counted_exactly(tiny: dict[str, Model], name: str) -> None:
     work = tiny[name].clone()
-    coupled = blocks.inner_groups(work.module)
+    coupled = blocks.known_groups(work.module, [spec.name for spec in work.inputs])
     terms = layer_terms(work.module, coupled, macs.by_module(work))
     assert round(groups.cost(terms, [g.width for g in coupled])) == macs.count(tiny[name])["macs"]
     taken = [g.head_width or g.norm_groups for g in coupled]

@@ -1,8 +1,8 @@
 """Widths inside the blocks of diffusers' conditional networks: heads, feed-forwards, the middle of residual blocks.
 
 These widths meet no residual sum, so a group is a handful of layers named by the block's class, and nothing has to be
-traced: tracing stumbles over fused attention, gated units and packed projections. The trunk between the blocks keeps
-its widths, and so do all inputs, a ControlNet's residuals among them.
+traced: tracing stumbles over fused attention, gated units and packed projections. Inputs keep their widths, a
+ControlNet's residuals among them; so does the trunk between the blocks, but for the U-Nets of `ops/trunk.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from optimize.ops import trunk
 from optimize.ops.dependency import Coupled, Slice
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ OPAQUE = frozenset(
 
 
 def opaque(module: nn.Module) -> bool:
-    """Whether a network is one whose trunk is kept, because it cannot be traced."""
+    """Whether a network is one that is not traced, because tracing stumbles over its blocks."""
     return any(type(child).__name__ in OPAQUE for child in module.modules())
 
 
@@ -46,6 +47,15 @@ def inner_groups(module: nn.Module) -> list[Coupled]:
     return sorted(found, key=lambda group: group.name)
 
 
+def known_groups(module: nn.Module, inputs: Iterable[str]) -> list[Coupled]:
+    """All groups of a network that is not traced: inside its blocks, and in the trunk where it can be walked. `inputs`
+    are the names of its inputs: widths that a given residual is added to stay."""
+    found = inner_groups(module)
+    if trunk.walkable(module):
+        found += trunk.trunk_groups(module, keep_down=any("additional_residual" in name for name in inputs))
+    return sorted(found, key=lambda group: group.name)
+
+
 def remove(chosen: Iterable[tuple[Coupled, Collection[int]]]) -> None:
     """Remove the given channels of each group from every layer coupled to it, in place; indices are those before."""
     cuts: dict[tuple[nn.Module, bool], set[int]] = {}
@@ -59,10 +69,10 @@ def remove(chosen: Iterable[tuple[Coupled, Collection[int]]]) -> None:
 
 
 def cut(layer: Any, outputs: bool, gone: Collection[int]) -> None:
-    """Remove outputs (or inputs) of a linear layer or convolution, or channels of a group norm, in place."""
+    """Remove outputs (or inputs) of a linear layer or convolution, or channels of a norm, in place."""
     from torch import nn
 
-    if isinstance(layer, nn.GroupNorm):
+    if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
         names, dim, size = ("weight", "bias"), 0, "num_channels"
     else:
         kind = "features" if isinstance(layer, nn.Linear) else "channels"
@@ -70,7 +80,10 @@ def cut(layer: Any, outputs: bool, gone: Collection[int]) -> None:
     for name in names:
         if getattr(layer, name) is not None:
             setattr(layer, name, _without(getattr(layer, name), dim, gone))
-    setattr(layer, size, layer.weight.shape[dim])
+    if isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = (layer.normalized_shape[0] - len(gone),)
+    else:
+        setattr(layer, size, layer.weight.shape[dim])
 
 
 def _without(weight: Tensor, dim: int, gone: Collection[int]) -> nn.Parameter:

@@ -4,7 +4,8 @@ torch-pruning's dependency graph (Fang et al., arXiv 2301.12900) says which slic
 importance is Diff-Pruning's (Fang et al., NeurIPS 2023, arXiv 2305.10924), the selection is `ops/groups.py`. Both the
 inside of residual blocks and the trunk that residual sums and skips chain together are pruned, since only a thinner
 trunk makes every layer cheaper. Heads of attention go whole, norms keep their groups where the widths allow it.
-Networks with transformer blocks are pruned inside their blocks (`ops/blocks.py`); their trunk stays as it is.
+Networks with transformer blocks are pruned inside their blocks (`ops/blocks.py`); their trunk stays as it is, but for
+conditional U-Nets (`ops/trunk.py`).
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ class Plan:
         self.round_to, self.share = int(config.round_to), config.max_share
         self.feed, self.graph = nested(example_inputs(model.inputs, 1)), None
         if blocks.opaque(model.module):
-            self.coupled = blocks.inner_groups(model.module)
+            self.coupled = blocks.known_groups(model.module, [spec.name for spec in model.inputs])
         else:
             self.graph = dependency.trace(model.module, self.feed, raw_output)
             self.coupled = dependency.coupled_groups(self.graph, model.module)
