@@ -165,7 +165,7 @@ def test_attention_with_one_head_or_norms_across_heads_is_left_alone() -> None:
 
 def test_a_budget_beyond_the_blocks_names_the_largest(tiny: dict[str, Model]) -> None:
     with pytest.raises(UserError, match=r"prune\.budget\.macs: 0\.89 cannot be met .* remove at most 0\.\d\d of this"):
-        prune(0.89).apply(tiny["sd"], Context())
+        prune(0.89).apply(tiny["dit"], Context())
 
 
 def test_a_plain_unet_is_still_pruned_in_its_trunk() -> None:
