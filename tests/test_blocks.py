@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from optimize.artifact import commit, load_model, save_model
 from optimize.context import Context, Data
 from optimize.errors import UserError
 from optimize.model import Model
-from optimize.network import example_inputs
+from optimize.models.architectures import architecture, with_sizes
+from optimize.network import TorchNetwork, example_inputs
 from optimize.ops import blocks, dependency, groups
-from optimize.passes.prune import Prune, layer_terms
+from optimize.passes.prune import Plan, Prune, layer_terms
 
 NAMES = ["sd", "sdxl", "inpainting", "controlnet", "unet1d", "dit", "pixart", "sd3", "flux"]
 
@@ -173,6 +175,23 @@ def test_a_plain_unet_is_still_pruned_in_its_trunk() -> None:
     assert not blocks.opaque(model.module) and blocks.opaque(networks.model(networks.TINY["unet1d"]).module)
     pruned, record = prune(0.4).apply(model, Context())
     assert "conv_in" in {g["name"] for g in record["groups"]} and torch.isfinite(output(pruned)).all()
+
+
+@pytest.mark.parametrize("name", ["sd15", "dit_xl_2", "flux_shaped"])
+def test_full_size_networks_meet_a_budget_by_their_widths(name: str) -> None:
+    """On the meta device: shapes and costs without memory for weights."""
+    config = networks.FULL[name]
+    if name == "flux_shaped":
+        config = with_sizes(config, S=256, L=64)
+    with torch.device("meta"):
+        module = architecture(config["_class_name"]).build(config)
+    model = networks.model(networks.TINY["sd"])
+    inputs = architecture(config["_class_name"]).inputs(config)
+    model = replace(model, denoiser=model.denoiser.with_network(TorchNetwork(module, inputs)))
+    before, plan = macs.count(model), Plan(model, prune(0.4, importance="random", round_to=32), 0)
+    plan.remove(plan.choose(0.4))
+    after = macs.count(model)
+    assert abs(1 - after["macs"] / before["macs"] - 0.4) <= 0.03 and after["params"] < before["params"]
 
 
 RESTORE = """

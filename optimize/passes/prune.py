@@ -187,12 +187,13 @@ class Plan:
 
     def __init__(self, model: Model, config: Prune, seed: int) -> None:
         from optimize import macs
+        from optimize.denoiser import moved
         from optimize.network import example_inputs, nested, raw_output
         from optimize.ops import blocks, dependency
 
         self.module, self.config, self.seed = model.module, config, seed
         self.round_to, self.share = int(config.round_to), config.max_share
-        self.feed, self.graph = nested(example_inputs(model.inputs, 1)), None
+        self.feed, self.graph = nested(moved(example_inputs(model.inputs, 1), _device(model))), None
         if blocks.opaque(model.module):
             self.coupled = blocks.known_groups(model.module, [spec.name for spec in model.inputs])
         else:
@@ -286,6 +287,10 @@ class Plan:
                     add_coupled(total, taylor(weight, weight.grad, dim), part.own, part.channel)
         # Weights of different layers do not compare, so magnitude is measured within its group.
         return (total / total.mean() if by_size else total).numpy()
+
+
+def _device(model: Model) -> Any:
+    return next(model.module.parameters()).device
 
 
 def sliced_parameters(part: Slice) -> list[tuple[Tensor, int]]:
