@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # layer -> step sizes of its weight (O,) and of its input (), float32; None where the input is not rounded
 Steps = dict[str, tuple[np.ndarray, np.ndarray | None]]
+SCOPE = "scope"  # a node's own note of the module it comes from
 
 
 def simplify(model: ir.Model) -> None:
@@ -56,12 +58,19 @@ def transpose_weights(model: ir.Model) -> None:
         source, result = node.inputs[0], node.outputs[0]
         if source is None or source.name not in model.graph.initializers:
             continue
-        turned = initializer(
-            model, f"{source.name}.T", array(source).transpose(tuple(node.attributes["perm"].as_ints()))
+        assert source.const_value is not None
+        perm = tuple(node.attributes["perm"].as_ints())
+        shape = [source.const_value.shape[i] for i in perm]
+        turned = later(
+            model, f"{source.name}.T", partial(_turned, source.const_value, perm), source.const_value.dtype, shape
         )
         result.replace_all_uses_with(turned)
         model.graph.remove(node, safe=True)
     drop_unused(model)
+
+
+def _turned(tensor: Any, perm: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(tensor.numpy().transpose(perm))
 
 
 def quantize_layers(model: ir.Model, steps: Steps) -> list[str]:
@@ -159,6 +168,27 @@ def initializer(model: ir.Model, name: str, value: np.ndarray | np.generic) -> i
             ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(value)))
         )
     return model.graph.initializers[name]
+
+
+def later(
+    model: ir.Model, name: str, make: Callable[[], np.ndarray], dtype: ir.DataType, shape: Sequence[Any]
+) -> ir.Value:
+    """The initializer called `name`, whose numbers are made anew whenever they are read: weights need no second copy."""
+    import onnx_ir as ir
+
+    if name not in model.graph.initializers:
+        size = ir.Shape(shape)
+        tensor = ir.LazyTensor(lambda: ir.tensor(make(), name=name), dtype, size, name=name)
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=size)
+        model.graph.register_initializer(value)
+    return model.graph.initializers[name]
+
+
+def narrowed(model: ir.Model, value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
+    """An initializer with the numbers of another one in a narrower type."""
+    tensor = value.const_value
+    assert tensor is not None
+    return later(model, name, lambda: _narrowed(tensor.numpy(), kind), kind, list(tensor.shape))
 
 
 def array(value: ir.Value) -> np.ndarray:
