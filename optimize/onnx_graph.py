@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # layer -> step sizes of its weight (O,) and of its input (), float32; None where the input is not rounded
 Steps = dict[str, tuple[np.ndarray, np.ndarray | None]]
 SCOPE = "scope"  # a node's own note of the module it comes from
+NOTE = "optimize.computes_in"  # a 16-bit graph's own note
 
 
 def simplify(model: ir.Model) -> None:

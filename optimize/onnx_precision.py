@@ -9,7 +9,7 @@ typed runtime computes what the graph says, so nothing is left to it. Weights ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.onnx_graph import SCOPE, drop_unused, narrowed, quiet
@@ -112,7 +112,7 @@ def _kept(model: ir.Model, dtype: Half, islands: Islands) -> dict[ir.Node, str]:
     )
     found = ((n, next((reason for reason, holds in tests if holds(n)), "")) for n in nodes)
     kept = {n: reason for n, reason in found if reason}
-    return kept | {n: "sums" for n in _between(nodes, kept)}
+    return kept | dict.fromkeys(_between(nodes, kept), "sums")
 
 
 def _before_waves(nodes: list[ir.Node]) -> set[ir.Node]:
@@ -151,7 +151,7 @@ def _has_form(node: ir.Node, version: int, dtype: Half) -> bool:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def takes(op: str, version: int, index: int, dtype: Half, side: str = "inputs") -> bool:
     """Whether an operator's input or output number `index` may be of a 16-bit type in an operator set."""
     import onnx

@@ -114,22 +114,29 @@ def _skeleton(module: nn.Module, inputs: tuple[TensorSpec, ...], how: Tracing) -
 
 
 def _within_its_dims(module: nn.Module, inputs: tuple[TensorSpec, ...], how: Tracing) -> Traced:
-    """Trace; where the network fixed a dim at the size it was traced with, again at the network's own size."""
-    wanted = _wanted(inputs, how)
-    made, gone = _by_either(module, inputs, how, wanted), set[str]()
-    while missing := lost(made.graph, inputs, wanted - gone):
+    """Trace; where the network runs at its own sizes alone, or fixes a dim at the size it is traced with, again with
+    those dims at the network's own size."""
+    kept = _wanted(inputs, how)
+    try:
+        made = _by_either(module, inputs, how, kept)
+    except UserError as error:
+        if how.symbolic is not None or kept <= {"B"}:
+            raise
+        kept, why = kept & {"B"}, str(error)
+        made = _by_either(module, inputs, how, kept)
+        made = Traced(made.graph, made.record | {"fixed_because": why})
+    while gone := lost(made.graph, inputs, kept):
         if how.symbolic is not None:
-            names = ", ".join(sorted(missing))
             raise UserError(
-                f"symbolic: {type(module).__name__} fixes {names} when it is traced. "
-                f"Leave {'it' if len(missing) == 1 else 'them'} out, which fixes {'it' if len(missing) == 1 else 'them'} at the network's own size."
+                f"symbolic: {type(module).__name__} fixes {', '.join(sorted(gone))} when it is traced. "
+                "Leave out what it fixes: it then has the network's own size."
             )
-        gone |= missing
-        made = _by_either(module, inputs, how, wanted - gone)
-    rename(made.graph, inputs, wanted - gone)
+        kept = kept - gone
+        made = _by_either(module, inputs, how, kept)
+    rename(made.graph, inputs, kept)
     own = sizes_of(inputs)
-    fixed = {s: own[s] for s in sorted(symbols(inputs) - (wanted - gone))}
-    return Traced(made.graph, {**made.record, "symbols": sorted(wanted - gone), "fixed": fixed})
+    fixed = {s: own[s] for s in sorted(symbols(inputs) - kept)}
+    return Traced(made.graph, {**made.record, "symbols": sorted(kept), "fixed": fixed})
 
 
 def _wanted(inputs: tuple[TensorSpec, ...], how: Tracing) -> set[str]:

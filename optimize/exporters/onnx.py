@@ -136,6 +136,8 @@ class Onnx(Config):
         else:
             about, stored = self._lowered(made.graph, module, feeds), self.precision
         g.anonymize(made.graph)
+        if self.precision != "fp32":
+            made.graph.metadata_props[g.NOTE] = self.precision
         return {"nodes": nodes} | about | quantized | {"kept_dtype": stored}
 
     def _lowered(self, graph: ir.Model, module: nn.Module, feeds: Feeds) -> dict[str, Any]:
