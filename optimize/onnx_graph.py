@@ -38,6 +38,28 @@ def simplify(model: ir.Model) -> None:
     transpose_weights(model)
 
 
+def narrow_doubles(model: ir.Model) -> int:
+    """Float64 becomes float32, in place; returns how many values. Networks compute positions in it, out of caution: no
+    GPU runtime takes it, and positions of a picture are far from needing it."""
+    import onnx_ir as ir
+
+    double, single = ir.DataType.DOUBLE, ir.DataType.FLOAT
+    values = [v for node in model.graph for v in node.outputs if v.dtype == double]
+    for value in values:
+        value.type = ir.TensorType(single)
+    for value in [v for v in model.graph.initializers.values() if v.dtype == double]:
+        numbers = array(value).astype(np.float32)
+        value.const_value, value.type = ir.tensor(numbers, name=value.name), ir.TensorType(single)
+    for node in model.graph:
+        to, given = node.attributes.get("to"), node.attributes.get("value")
+        if node.op_type == "Cast" and to is not None and to.as_int() == int(double):
+            node.attributes["to"] = ir.AttrInt64("to", int(single))
+        if given is not None and given.type == ir.AttributeType.TENSOR and given.as_tensor().dtype == double:
+            numbers = given.as_tensor().numpy().astype(np.float32)
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(numbers))
+    return len(values)
+
+
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
     """Inside the block the named loggers say nothing below an error."""

@@ -91,7 +91,7 @@ def _named(kept: Mapping[ir.Node, str], islands: Islands) -> dict[str, Any]:
     for node, reason in kept.items():
         if any(map(is_float, node.outputs)):
             found.setdefault(reason, set()).add(scope(node) or "(network)")
-    named = {reason: sorted(layers) for reason, layers in sorted(found.items())}
+    named: dict[str, Any] = {reason: sorted(layers) for reason, layers in sorted(found.items())}
     if "overflow" in named:
         named["overflow"] = {layer: islands.get(layer.replace("(network)", "")) for layer in named["overflow"]}
     return named

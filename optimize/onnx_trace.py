@@ -104,9 +104,9 @@ def _skeleton(module: nn.Module, inputs: tuple[TensorSpec, ...], how: Tracing) -
     made = _within_its_dims(module, inputs, how)
     weights = _weights(module)
     for value in [*made.graph.graph.inputs, *made.graph.graph.initializers.values()]:
-        before, value.name = value.name, (value.name or "").removeprefix(PREFIX)
-        if value.name in weights and before in made.graph.graph.initializers:
-            del made.graph.graph.initializers[before]
+        value.name = (value.name or "").removeprefix(PREFIX)
+        if value.name in weights and value.name in made.graph.graph.initializers:
+            del made.graph.graph.initializers[value.name]
             value.const_value = None
             made.graph.graph.inputs.append(value)
     _name_scopes(made.graph)

@@ -125,6 +125,7 @@ class Onnx(Config):
         from optimize import onnx_graph as g
 
         before = len(made.graph.graph)
+        doubles = g.narrow_doubles(made.graph)
         g.simplify(made.graph)
         nodes = {"traced": before, "cleaned": len(made.graph.graph)}
         quantized = _quantize(made.graph, rounding)
@@ -138,7 +139,7 @@ class Onnx(Config):
         g.anonymize(made.graph)
         if self.precision != "fp32":
             made.graph.metadata_props[g.NOTE] = self.precision
-        return {"nodes": nodes} | about | quantized | {"kept_dtype": stored}
+        return {"nodes": nodes, "doubles_narrowed": doubles} | about | quantized | {"kept_dtype": stored}
 
     def _lowered(self, graph: ir.Model, module: nn.Module, feeds: Feeds) -> dict[str, Any]:
         from optimize.overflow import overflowing

@@ -110,7 +110,8 @@ class OnnxRuntimeRunner(Closing):
         policy = {"provider": options.chosen, "io": options.io, "cuda_graphs": options.cuda_graphs}
         threads = {"threads": options.threads, "spinning": options.spinning}
         nodes = {"nodes": self._assigned}
-        return {**about, "precision": "fp32", **policy, **threads, **nodes, "lowered": self._lowered}
+        precision = self.held.get_modelmeta().custom_metadata_map.get(NOTE, "fp32")
+        return {**about, "precision": precision, **policy, **threads, **nodes, "lowered": self._lowered}
 
     def __exit__(self, *rest: Any) -> None:
         self._bound = None
