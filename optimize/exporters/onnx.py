@@ -1,4 +1,4 @@
-"""One `model.onnx`: the raw network, diffusers' input names, symbolic batch, INT8 and 16-bit weights stored as such.
+"""One `model.onnx`: the raw network, diffusers' input names, symbolic batch, 8- and 16-bit weights stored as such.
 
 The float network goes through torch's own exporter; Q/DQ nodes are then placed by the quantizer table of the model's
 structure (the exporter cannot trace modelopt's fake quantizers), so the graph says exactly what the record says.
@@ -30,17 +30,20 @@ EMBEDDED_BYTES = 2_000_000_000  # above this the weights go into a file of their
 class Onnx(Config):
     """The network as ONNX."""
 
-    opset: Annotated[int, Field(ge=18, le=20)] = 18  # ONNX operator set
+    opset: Annotated[int, Field(ge=18, le=20)] = 18  # ONNX operator set at least; FP8 needs 19
     weights: Literal["as_stored", "fp32"] = "as_stored"  # kept weights of a quantized model: 16 bit, or widened to FP32
 
     def export(self, model: Model, folder: Path, context: Context) -> dict[str, Any]:
         """Write `folder/onnx/model.onnx`; returns the record {file, bytes, opset, inputs, output, int8_layers,
-        int8_weights_only, kept_dtype}.
+        fp8_layers, int8_weights_only, kept_dtype}.
 
         Raises EnvironmentLacks where onnx or onnxscript is missing."""
+        from optimize.onnx_quantize import least_opset
+
         table, kept = _quantization(model)
+        opset = max(self.opset, least_opset(table))
         with context.progress("export onnx", 3) as advance:
-            graph = traced(_plain(model.module, table), model.inputs, self.opset, _structure(model), context.keep)
+            graph = traced(_plain(model.module, table), model.inputs, opset, _structure(model), context.keep)
             advance(1, "traced")
             record = self._finish(graph, model, table, kept)
             advance(1, "cleaned")
@@ -52,7 +55,7 @@ class Onnx(Config):
         return {
             "file": FILE,
             "bytes": path.stat().st_size,
-            "opset": self.opset,
+            "opset": opset,
             "inputs": names,
             "output": OUTPUT,
             **record,
@@ -60,18 +63,15 @@ class Onnx(Config):
 
     def _finish(self, graph: ir.Model, model: Model, table: list[dict[str, Any]], kept: str) -> dict[str, Any]:
         from optimize import onnx_graph as g
+        from optimize.onnx_quantize import quantize_layers
 
         g.simplify(graph)
-        layers = g.quantize_layers(graph, _steps(model.module, table))
-        missing = {row["module"] for row in table} - set(layers)
-        if missing:
-            raise RuntimeError(f"onnx: quantized layers not found in the traced graph: {', '.join(sorted(missing))}")
+        counts = quantize_layers(graph, model.module, table)
         stored = kept if self.weights == "as_stored" else "fp32"
         if stored != "fp32":
             g.store_16_bit(graph, stored)
         g.anonymize(graph)
-        both = sum(row["input"] is not None for row in table)
-        return {"int8_layers": both, "int8_weights_only": len(table) - both, "kept_dtype": stored}
+        return {**counts, "kept_dtype": stored}
 
 
 def _quantization(model: Model) -> tuple[list[dict[str, Any]], str]:
@@ -92,19 +92,6 @@ def _plain(module: nn.Module, table: list[dict[str, Any]]) -> nn.Module:
     from optimize.quantizers import float_copy
 
     return float_copy(module, table) if table else module
-
-
-def _steps(module: nn.Module, table: list[dict[str, Any]]) -> dict[str, Any]:
-    from optimize.ops.quantization import step_size
-
-    steps = {}
-    for row in table:
-        layer = module.get_submodule(row["module"])
-        weight, given = layer.weight_quantizer, layer.input_quantizer
-        of_weight = step_size(weight.amax, weight.num_bits).cpu().numpy().reshape(-1)
-        of_input = step_size(given.amax, given.num_bits).cpu().numpy().reshape(()) if row["input"] else None
-        steps[row["module"]] = (of_weight, of_input)
-    return steps
 
 
 def save(graph: ir.Model, path: Path) -> None:
