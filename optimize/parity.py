@@ -63,4 +63,4 @@ def noised_inputs(model: Model, t: float, batch: int, seed: int) -> dict[str, Te
     e = torch.from_numpy(rng.normal(shape, "parity", seed, "e"))
     schedule = model.denoiser.schedule
     z = float(schedule.alpha(t)) * x + float(schedule.sigma(t)) * e
-    return model.denoiser.feed(z, t, model.labels(range(batch)))
+    return model.denoiser.feed(z, t, model.condition(range(batch)))
