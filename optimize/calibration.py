@@ -37,9 +37,9 @@ def noised_feeds(model: Model, samples: int, seed: int = 0, batch: int = 64, lev
     """
     from optimize.parity import noise_levels, noised_inputs
 
-    sizes = [min(batch, samples - start) for start in range(0, samples, batch)]
-    times = noise_levels(model, levels)
-    return [noised_inputs(model, t, n, seed + (1 << 20) + i) for t in times for i, n in enumerate(sizes)]
+    times, starts = noise_levels(model, levels), range(0, samples, batch)
+    sizes = {start: min(batch, samples - start) for start in starts}
+    return [noised_inputs(model, t, sizes[i], seed + (1 << 20) + i, first=i) for t in times for i in starts]
 
 
 class Recorder:

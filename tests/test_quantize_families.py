@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from optimize import rng
 from optimize.artifact import commit, load_model, save_model
 from optimize.context import Context
 from optimize.exporters.onnx import FILE, Onnx
@@ -17,6 +19,7 @@ from optimize.model import Model
 from optimize.parity import noised_inputs, parity
 from optimize.passes.quantize import Quantize
 from optimize.quantizable import layers
+from optimize.sampling import Sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import networks
@@ -70,6 +73,19 @@ def test_a_quantized_network_loads_to_the_same_bits(
     loaded, feed = load_model(tmp_path / "a"), noised_inputs(model, 100.0 if "flux" not in name else 0.5, 2, 0)
     with torch.inference_mode():
         assert torch.equal(loaded.denoiser.network(**feed), model.denoiser.network(**feed))
+
+
+@pytest.mark.parametrize("inputs", ["trajectory", "noise"])
+def test_given_conditions_are_what_a_network_is_calibrated_with(inputs: str) -> None:
+    text = torch.from_numpy(rng.normal((3, 7, 32), "given")) * 50
+    plain = networks.model(networks.TINY["sd"], Sampler(steps=2))
+    feeds = {}
+    for name, model in (("given", replace(plain, conditions={"encoder_hidden_states": text})), ("seeded", plain)):
+        feeds[name] = Quantize(inputs=inputs, samples=3, batch=2, levels=2).feeds(model, seed=0)
+    states = torch.cat([f["encoder_hidden_states"] for f in feeds["given"]])
+    assert states.shape == (6, 7, 32)  # two calls each of three samples, every row used
+    assert {int(i) for s in states for i in range(3) if torch.equal(s, text[i])} == {0, 1, 2}
+    assert float(feeds["seeded"][0]["encoder_hidden_states"].abs().max()) < 10
 
 
 class _Session:

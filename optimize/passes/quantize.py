@@ -79,7 +79,7 @@ class Quantize(Config):
         module = model.clone().module
         table, kept = self.plan(module)
         with context.progress("calibrate", 3) as advance:
-            feeds = self._feeds(model, context.seed)
+            feeds = self.feeds(model, context.seed)
             advance(1, f"{len(feeds)} network calls recorded")
             q.insert(module, table)
             table = self._calibrate(module, table, feeds, kept)
@@ -145,7 +145,8 @@ class Quantize(Config):
         each = self.weight_range or ("tensor" if self.format == "fp8" else "channel")
         return {"bits": self._bits(self.weight_bits), "axis": 0 if each == "channel" else None}
 
-    def _feeds(self, model: Model, seed: int) -> list[Feed]:
+    def feeds(self, model: Model, seed: int) -> list[Feed]:
+        """The network inputs that ranges are taken from, a dictionary a call."""
         from optimize.calibration import noised_feeds, trajectory_inputs
 
         if self.inputs == "noise":
