@@ -1,8 +1,7 @@
-"""Graph surgery on an exported network: clean it, store weights small, and put Q/DQ where the quantizer table says.
+"""Graph surgery on an exported network: clean it and store weights small (Q/DQ: see `optimize.onnx_quantize`).
 
 The graph is onnx_ir's. Weights are kept out of constant folding while the rest is folded, so that a stored INT8 or
-FP16 tensor is never expanded again. Every quantized layer becomes
-    x -> QuantizeLinear -> DequantizeLinear -> Conv | Gemm | MatMul <- DequantizeLinear <- INT8 weights.
+FP16 tensor is never expanded again.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# layer -> step sizes of its weight (O,) and of its input (), float32; None where the input is not rounded
-Steps = dict[str, tuple[np.ndarray, np.ndarray | None]]
 SCOPE = "scope"  # a node's own note of the module it comes from
 NOTE = "optimize.computes_in"  # a 16-bit graph's own note
 
@@ -96,47 +93,6 @@ def _turned(tensor: Any, perm: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy().transpose(perm))
 
 
-def quantize_layers(model: ir.Model, steps: Steps) -> list[str]:
-    """Insert Q/DQ around the layers of `steps`, and return the layers found; weights become INT8 initializers."""
-    found, shared = [], {}
-    for path, (of_weight, of_input) in steps.items():
-        for name, axis in ((f"{path}.weight", 0), (f"{path}.weight.T", 1)):
-            value = model.graph.initializers.get(name)
-            if value is None:
-                continue
-            decoded = _stored_int8(model, value, of_weight, axis)
-            for node, index in list(value.uses()):
-                node.replace_input_with(index, decoded)
-                x = node.inputs[0]
-                if of_input is None:
-                    continue
-                assert x is not None
-                key = (id(x), float(of_input))
-                if key not in shared:
-                    shared[key] = _through_int8(model, x, of_input, before=node)
-                node.replace_input_with(0, shared[key])
-            found.append(path)
-    drop_unused(model)
-    return found
-
-
-def _stored_int8(model: ir.Model, value: ir.Value, step_O: np.ndarray, axis: int) -> ir.Value:
-    """DequantizeLinear of the INT8 codes of a weight that is rounded already; `axis` holds the output channels."""
-    shape = [-1 if i == axis else 1 for i in range(array(value).ndim)]
-    codes = np.clip(np.round(array(value) / step_O.reshape(shape)), -128, 127).astype(np.int8)
-    stored = initializer(model, f"{value.name}.int8", codes)
-    steps = initializer(model, f"{value.name}.scale", step_O)
-    return put(model, "DequantizeLinear", [stored, steps], f"{value.name}.dq", axis=axis)
-
-
-def _through_int8(model: ir.Model, x: ir.Value, step: np.ndarray, before: ir.Node) -> ir.Value:
-    """x -> QuantizeLinear -> DequantizeLinear, per tensor, symmetric."""
-    steps = initializer(model, f"{x.name}.scale.{len(model.graph.initializers)}", step)
-    zero = initializer(model, "zero.int8", np.int8(0))
-    codes = put(model, "QuantizeLinear", [x, steps, zero], f"{steps.name}.q", before=before)
-    return put(model, "DequantizeLinear", [codes, steps, zero], f"{steps.name}.dq", before=before)
-
-
 def store_16_bit(model: ir.Model, dtype: str, smallest: int = 16) -> int:
     """Store float32 initializers of at least `smallest` elements, but scales, as "fp16" or "bf16" followed by a Cast;
     returns how many."""
@@ -205,6 +161,23 @@ def later(
         value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=size)
         model.graph.register_initializer(value)
     return model.graph.initializers[name]
+
+
+def narrow_in_place(value: ir.Value, kind: ir.DataType) -> None:
+    """Give an initializer a narrower type; its numbers are narrowed when they are read."""
+    import onnx_ir as ir
+
+    wide = value.const_value
+    assert wide is not None
+    make = partial(_narrowed_tensor, wide, kind)
+    value.const_value = ir.LazyTensor(make, kind, ir.Shape(list(wide.shape)), name=value.name)
+    value.type = ir.TensorType(kind)
+
+
+def _narrowed_tensor(wide: Any, kind: ir.DataType) -> Any:
+    import onnx_ir as ir
+
+    return ir.tensor(_narrowed(wide.numpy(), kind))
 
 
 def narrowed(model: ir.Model, value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from optimize.onnx_graph import SCOPE, drop_unused, narrowed, quiet
+from optimize.onnx_graph import SCOPE, drop_unused, narrow_in_place, narrowed, quiet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -251,8 +251,12 @@ class _Rewriter:
 
     def _constant(self, value: ir.Value, wants: Mapping[tuple[ir.Node, int], str]) -> None:
         """A constant becomes 16 bit, or gets a 16-bit copy where some nodes read it in float32."""
-        low = [use for use in _uses(value) if wants.get(use) == "low"]
+        wanted = {use: wants.get(use, "float") for use in _uses(value)}
+        low = [use for use, want in wanted.items() if want == "low"]
         if not low:
+            return
+        if "float" not in wanted.values():
+            narrow_in_place(value, half(self.dtype))
             return
         copy = narrowed(self.model, value, half(self.dtype), f"{value.name}.{self.dtype}")
         for node, index in low:

@@ -1,4 +1,4 @@
-"""One `model.onnx`: the raw network, diffusers' input names, symbolic dims, INT8 and 16-bit weights stored as such.
+"""One `model.onnx`: the raw network, diffusers' input names, symbolic dims, 8- and 16-bit weights stored as such.
 
 The float network goes through torch's own exporters; Q/DQ nodes are then placed by the quantizer table of the model's
 structure (the exporters cannot trace modelopt's fake quantizers), and what computes in 16 bit is written into the graph,
@@ -31,17 +31,18 @@ if TYPE_CHECKING:
 
 FILE = "onnx/model.onnx"
 OPSETS = range(18, 24)
+QDQ_16_BIT = 19  # the first operator set whose Q/DQ take 16-bit floats
 LEVELS = 4  # noise levels at which activations are looked at
 Feeds = Callable[[], Iterable[Mapping[str, "Tensor"]]]
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What a quantization left: its table, the dtype of kept weights, step sizes of each layer."""
+    """What a quantization left: its table, the dtype of kept weights, and the module that holds the quantizers."""
 
     table: list[dict[str, Any]] = field(default_factory=list)
     kept: str = "fp32"
-    steps: dict[str, Any] = field(default_factory=dict)
+    module: nn.Module | None = None
 
 
 @EXPORTERS.register("onnx")
@@ -50,7 +51,7 @@ class Onnx(Config):
 
     # ONNX operator set, 18 to 23; by default the lowest that holds the precision: 18, for fp16 20, for bf16 22
     opset: int | None = None
-    # what floats compute in; in 16 bit, layers that must not stay fp32, and the record names them
+    # what floats compute in; in 16 bit, layers that must not stay FP32 do, and the record names them
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     # inputs and outputs of a 16-bit graph: float32, which all that feeds the float network feeds, or 16 bit as well
     outside: Literal["float32", "same"] = "float32"
@@ -97,49 +98,47 @@ class Onnx(Config):
         advance: Callable[[float, str], None] = lambda n, note: None,
     ) -> dict[str, Any]:
         """Any float network as `folder/onnx/model.onnx`; returns the record `{file, bytes, opset, inputs, output, exporter,
-        reason, symbols, fixed, nodes, precision, .., int8_layers, int8_weights_only, kept_dtype}`.
+        reason, symbols, fixed, nodes, precision, .., int8_layers, fp8_layers, int8_weights_only, kept_dtype}`.
 
         `feeds` gives inputs on which FP16's range is tried; by default seeded ones over the noise levels."""
         rounding = rounding or Rounding()
-        made = self._traced(module, inputs, structure, keep)
+        opset = self.resolved_opset(rounding.table)
+        how = Tracing(opset, self.exporter, self.symbolic)
+        made = traced(module, opened(inputs, self.symbolic or ()), how, structure, keep)
         advance(1, "traced")
         record = self._finish(made, module, rounding, feeds or (lambda: _examples(inputs)))
         advance(1, "cleaned")
         size = save(made.graph, folder / FILE, self.embedded_bytes)
         advance(1, f"{size} bytes")
         names = [s.name for s in inputs]
-        about = {"file": FILE, "bytes": size, "opset": self.resolved_opset, "inputs": names, "output": OUTPUT}
+        about = {"file": FILE, "bytes": size, "opset": opset, "inputs": names, "output": OUTPUT}
         return about | made.record | record
 
-    @property
-    def resolved_opset(self) -> int:
-        """The operator set, by default the lowest that holds the precision."""
-        return self.opset or LOWEST_OPSET[self.precision]
+    def resolved_opset(self, table: list[dict[str, Any]]) -> int:
+        """The operator set asked for, or the lowest that holds the precision; never below what a quantizer table needs."""
+        from optimize.onnx_quantize import least_opset
 
-    def _traced(self, module: nn.Module, inputs: tuple[TensorSpec, ...], structure: Any, keep: Keep | None) -> Traced:
-        how = Tracing(self.resolved_opset, self.exporter, self.symbolic)
-        return traced(module, opened(inputs, self.symbolic or ()), how, structure, keep)
+        halves = QDQ_16_BIT if table and self.precision != "fp32" else 1
+        return max(self.opset or LOWEST_OPSET[self.precision], least_opset(table), halves)
 
     def _finish(self, made: Traced, module: nn.Module, rounding: Rounding, feeds: Feeds) -> dict[str, Any]:
         """Clean the graph, quantize it, give it its precision; the record of all three."""
         from optimize import onnx_graph as g
+        from optimize.onnx_quantize import quantize_layers
 
-        before = len(made.graph.graph)
-        doubles = g.narrow_doubles(made.graph)
+        nodes, doubles = {"traced": len(made.graph.graph)}, g.narrow_doubles(made.graph)
         g.simplify(made.graph)
-        nodes = {"traced": before, "cleaned": len(made.graph.graph)}
-        quantized = _quantize(made.graph, rounding)
-        stored = rounding.kept if self.weights == "as_stored" else "fp32"
-        if self.precision == "fp32":
-            about: dict[str, Any] = {"precision": "fp32"}
-            if stored != "fp32":
-                g.store_16_bit(made.graph, stored)
-        else:
-            about, stored = self._lowered(made.graph, module, feeds), self.precision
+        nodes["cleaned"] = len(made.graph.graph)
+        lowered = self.precision != "fp32"
+        about = self._lowered(made.graph, module, feeds) if lowered else {"precision": "fp32"}
+        counts = quantize_layers(made.graph, rounding.module or module, rounding.table)
+        stored = self.precision if lowered else rounding.kept if self.weights == "as_stored" else "fp32"
+        if not lowered and stored != "fp32":
+            g.store_16_bit(made.graph, stored)
         g.anonymize(made.graph)
-        if self.precision != "fp32":
+        if lowered:
             made.graph.metadata_props[g.NOTE] = self.precision
-        return {"nodes": nodes, "doubles_narrowed": doubles} | about | quantized | {"kept_dtype": stored}
+        return {"nodes": nodes, "doubles_narrowed": doubles} | about | counts | {"kept_dtype": stored}
 
     def _lowered(self, graph: ir.Model, module: nn.Module, feeds: Feeds) -> dict[str, Any]:
         from optimize.overflow import overflowing
@@ -159,24 +158,12 @@ class Onnx(Config):
         return [p for p in paths if any(p == a or p.startswith(f"{a}.") for a in self.fp32_layers)]
 
 
-def _quantize(graph: ir.Model, rounding: Rounding) -> dict[str, Any]:
-    """Put Q/DQ where the table says; RuntimeError where a layer of it is not in the graph."""
-    from optimize.onnx_graph import quantize_layers
-
-    layers = quantize_layers(graph, rounding.steps)
-    missing = {row["module"] for row in rounding.table} - set(layers)
-    if missing:
-        raise RuntimeError(f"onnx: quantized layers not found in the traced graph: {', '.join(sorted(missing))}")
-    both = sum(row["input"] is not None for row in rounding.table)
-    return {"int8_layers": both, "int8_weights_only": len(rounding.table) - both}
-
-
 def _rounding(model: Model) -> Rounding:
     """What the last quantization left; nothing for a float model."""
     for edit in reversed(model.structure.edits):
         if "quantizers" in edit["record"]:
             table = edit["record"]["quantizers"]
-            return Rounding(table, edit["record"]["kept_dtype"], _steps(model.module, table))
+            return Rounding(table, edit["record"]["kept_dtype"], model.module)
     return Rounding()
 
 
@@ -190,19 +177,6 @@ def _plain(module: nn.Module, table: list[dict[str, Any]]) -> nn.Module:
     from optimize.quantizers import float_copy
 
     return float_copy(module, table) if table else module
-
-
-def _steps(module: nn.Module, table: list[dict[str, Any]]) -> dict[str, Any]:
-    from optimize.ops.quantization import step_size
-
-    steps = {}
-    for row in table:
-        layer = module.get_submodule(row["module"])
-        weight, given = layer.weight_quantizer, layer.input_quantizer
-        of_weight = step_size(weight.amax, weight.num_bits).cpu().numpy().reshape(-1)
-        of_input = step_size(given.amax, given.num_bits).cpu().numpy().reshape(()) if row["input"] else None
-        steps[row["module"]] = (of_weight, of_input)
-    return steps
 
 
 def _noised(model: Model) -> Iterable[Mapping[str, Tensor]]:
