@@ -131,8 +131,9 @@ class Quantize(Config):
 
         from optimize.quantizable import matching, unfit
 
-        if found := matching(path, self.keep):
-            return ("weight_only" if matching(path, self.weight_only) else "keep"), f"keep: {found}"
+        if (found := matching(path, self.keep)) is not None:
+            narrow = matching(path, self.weight_only) is not None
+            return ("weight_only" if narrow else "keep"), f"keep: {found}"
         if self.linear != "quantize" and isinstance(layer, nn.Linear):
             return self.linear, f"linear: {self.linear}"
         why = unfit(layer, self.format)
