@@ -48,16 +48,23 @@ class Cell:
     precision: str
     exporter: str
     load: Callable[[], Any]  # () -> Model
+    opset: int | None = None
 
 
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
     """Every cell asked for; the artifacts' rows behind the networks'."""
     for name in args.networks or TINY:
         for exporter, precision in product(args.exporters, args.precisions):
-            yield Cell(name, precision, exporter, lambda name=name: _free(tiny_model(TINY[name])))
+            yield Cell(name, precision, exporter, lambda name=name: _free(tiny_model(TINY[name])), args.opset)
     for title, stage in ARTIFACTS.items() if args.artifacts and not args.networks else ():
         for precision in (p for p in args.precisions if p in ("fp32", "fp16", "bf16")):
-            yield Cell(f"unet2d {title}", precision, "dynamo", lambda stage=stage: _artifact(args.artifacts / stage))
+            yield Cell(
+                f"unet2d {title}",
+                precision,
+                "dynamo",
+                lambda stage=stage: _artifact(args.artifacts / stage),
+                args.opset,
+            )
 
 
 def _free(model: Any) -> Any:
@@ -105,7 +112,7 @@ def _exported(model: Any, cell: Cell, folder: Path, keep: Any) -> dict[str, Any]
     from optimize.registry import EXPORTERS as plugins
 
     precision = cell.precision if cell.precision in ("fp16", "bf16") else "fp32"
-    exporter = plugins.get("onnx")(precision=precision, exporter=cell.exporter)
+    exporter = plugins.get("onnx")(precision=precision, exporter=cell.exporter, opset=cell.opset)
     found: dict[str, Any] = exporter.export(model, folder, Context(keep=keep))
     return found
 
@@ -214,6 +221,7 @@ def main() -> int:
     parser.add_argument("--networks", nargs="*", choices=[*TINY, *FULL], help="by default all tiny ones")
     parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--exporters", nargs="*", choices=EXPORTERS, default=EXPORTERS)
+    parser.add_argument("--opset", type=int, default=22, help="holds every precision, so that they share a trace")
     parser.add_argument("--artifacts", type=Path, help="variants of a run, e.g. exported/digits")
     parser.add_argument("--full", action="store_true", help="the full-size networks instead of the tiny ones")
     parser.add_argument("--json", type=Path, help="write all figures here")

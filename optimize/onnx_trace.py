@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.errors import EnvironmentLacks, UserError
-from optimize.onnx_symbols import example, lost, rename, sizes_of, symbols
+from optimize.onnx_symbols import dims, example, lost, multiple, rename, sizes_of, spatial, symbols
 from optimize.weights import read_json
 
 if TYPE_CHECKING:
@@ -114,26 +114,17 @@ def _skeleton(module: nn.Module, inputs: tuple[TensorSpec, ...], how: Tracing) -
 
 
 def _within_its_dims(module: nn.Module, inputs: tuple[TensorSpec, ...], how: Tracing) -> Traced:
-    """Trace; where the network runs at its own sizes alone, or fixes a dim at the size it is traced with, again with
-    those dims at the network's own size."""
+    """Trace; where the network fixed a dim at the size it was traced with, again with that dim at the network's own."""
     kept = _wanted(inputs, how)
-    try:
-        made = _by_either(module, inputs, how, kept)
-    except UserError as error:
-        if how.symbolic is not None or kept <= {"B"}:
-            raise
-        kept, why = kept & {"B"}, str(error)
-        made = _by_either(module, inputs, how, kept)
-        made = Traced(made.graph, made.record | {"fixed_because": why})
+    made, kept = _by_either(module, inputs, how, kept)
     while gone := lost(made.graph, inputs, kept):
         if how.symbolic is not None:
             raise UserError(
                 f"symbolic: {type(module).__name__} fixes {', '.join(sorted(gone))} when it is traced. "
                 "Leave out what it fixes: it then has the network's own size."
             )
-        kept = kept - gone
-        made = _by_either(module, inputs, how, kept)
-    rename(made.graph, inputs, kept)
+        made, kept = _by_either(module, inputs, how, kept - gone)
+    rename(made.graph, inputs)
     own = sizes_of(inputs)
     fixed = {s: own[s] for s in sorted(symbols(inputs) - kept)}
     return Traced(made.graph, {**made.record, "symbols": sorted(kept), "fixed": fixed})
@@ -150,26 +141,37 @@ def _wanted(inputs: tuple[TensorSpec, ...], how: Tracing) -> set[str]:
     return asked
 
 
-def _by_either(module: nn.Module, inputs: tuple[TensorSpec, ...], how: Tracing, wanted: set[str]) -> Traced:
-    """torch.export's exporter, and where it fails and may be replaced the older one."""
-    reason = "asked for"
-    if how.exporter != "torchscript":
-        try:
-            return Traced(_dynamo(module, inputs, how.opset, wanted), {"exporter": "dynamo", "reason": None})
-        except _failures() as error:
-            reason = _said(error)
-            if how.exporter == "dynamo":
-                raise UserError(
-                    f"exporter: dynamo cannot trace {type(module).__name__} ({reason}). Use auto or torchscript."
-                ) from error
+def _by_either(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], how: Tracing, kept: set[str]
+) -> tuple[Traced, set[str]]:
+    """torch.export's exporter with all dims, with fewer of them, and where it fails and may be replaced the older one,
+    which notes a size in Python as a number without a word; the graph, and the dims that stayed."""
+    name, problems = type(module).__name__, []
+    fewer = [kept] if how.symbolic is not None else [kept, kept - spatial(inputs), kept & {"B"}]
+    for some in dict.fromkeys(map(frozenset, fewer)) if how.exporter != "torchscript" else ():
+        for step in (multiple(inputs, module), None):
+            try:
+                graph = _dynamo(module, inputs, how.opset, set(some), step)
+            except _failures() as error:
+                problems.append(_said(error))
+                continue
+            about: dict[str, Any] = {"exporter": "dynamo", "reason": None}
+            if some < kept:
+                about["fixed_because"] = problems[0]
+            if step and some & spatial(inputs):
+                about["multiple_of"] = dict.fromkeys(sorted(some & spatial(inputs)), step)
+            return Traced(graph, about), set(some)
+    reason = problems[0] if problems else "asked for"
+    if how.exporter == "dynamo":
+        raise UserError(f"exporter: dynamo cannot trace {name} ({reason}). Use auto or torchscript.")
     try:
-        graph, warned = _torchscript(module, inputs, how.opset, wanted)
+        graph, warned = _torchscript(module, inputs, how.opset, kept)
     except _failures() as error:
         raise UserError(
-            f"onnx: no exporter can trace {type(module).__name__}. dynamo: {reason}. torchscript: {_said(error)}. "
+            f"onnx: no exporter can trace {name}. dynamo: {reason}. torchscript: {_said(error)}. "
             "Rewrite the part of its forward that is named, or export a part of it."
         ) from error
-    return Traced(graph, {"exporter": "torchscript", "reason": reason, "warnings": warned})
+    return Traced(graph, {"exporter": "torchscript", "reason": reason, "warnings": warned}), kept
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -184,26 +186,23 @@ def _said(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or [''])[0]}"[:300]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:300]
 
 
-def _dynamo(module: nn.Module, inputs: tuple[TensorSpec, ...], opset: int, wanted: set[str]) -> ir.Model:
+def _dynamo(
+    module: nn.Module, inputs: tuple[TensorSpec, ...], opset: int, wanted: set[str], step: int | None
+) -> ir.Model:
     import torch
 
     from optimize.onnx_graph import quiet
 
     feed = tuple(example(inputs, wanted, module).values())
-    # AUTO, since a network may bound a dim, or ask for a multiple, in ways that no name given before can hold
-    shapes = tuple(
-        {i: torch.export.Dim.AUTO for i, d in enumerate(s.dims) if isinstance(d, str) and d.partition("/")[0] in wanted}
-        for s in inputs
-    )
     names = [s.name for s in inputs]
-    with quiet("torch.onnx", "torch.export"):
+    with quiet("torch"):
         try:
             program = torch.onnx.export(
                 _positional(module, names), feed, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT],
-                dynamic_shapes=(shapes,), optimize=False, verbose=False,
+                dynamic_shapes=(dims(inputs, wanted, step),), optimize=False, verbose=False,
             )  # fmt: skip
         except ImportError as error:
             raise EnvironmentLacks(f"onnx: {error}. Install it: pip install onnx onnxscript") from error

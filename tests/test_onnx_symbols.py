@@ -30,7 +30,7 @@ def test_symbols_and_sizes_come_from_the_inputs() -> None:
 
 def test_a_network_is_traced_at_sizes_that_no_two_dims_share() -> None:
     feed = example(INPUTS, {"B", "H", "W"}, nn.Identity())
-    assert feed["sample"].shape == (3, 4, 24, 40) and feed["down.0"].shape == (3, 8, 12, 20)
+    assert feed["sample"].shape == (3, 4, 24, 32) and feed["down.0"].shape == (3, 8, 12, 16)
 
 
 def test_dims_that_stay_numbers_have_the_networks_own_sizes() -> None:
@@ -38,10 +38,12 @@ def test_dims_that_stay_numbers_have_the_networks_own_sizes() -> None:
     assert feed["sample"].shape == (1, 4, 24, 8)
 
 
-def test_sizes_are_multiples_of_what_a_deep_unet_halves() -> None:
-    module = nn.Identity()
-    module.config = {"block_out_channels": [8] * 6}  # type: ignore[assignment]
-    assert multiple(module) == 64 and multiple(nn.Identity()) == 8
+def test_sizes_are_multiples_of_what_a_unet_halves_and_of_what_its_own_sizes_are() -> None:
+    deep = nn.Identity()
+    deep.config = {"block_out_channels": [8] * 6}  # type: ignore[assignment]
+    wide = (TensorSpec("sample", ("B", 4, "H", "W"), sizes=(("H", 64), ("W", 96))),)
+    assert multiple(wide, deep) == 32 and multiple(wide, nn.Identity()) == 8
+    assert multiple((TensorSpec("sample", ("B", 4, "H", "W"), sizes=(("H", 28), ("W", 28))),), deep) == 4
 
 
 def test_height_and_width_given_as_numbers_are_opened_where_asked() -> None:
@@ -57,13 +59,28 @@ def test_a_dim_that_became_a_number_is_lost() -> None:
     assert lost(made, INPUTS, {"B", "H", "W"}) == {"H"}
 
 
+def test_multiples_of_an_exporters_symbol_are_ours() -> None:
+    made = graph(["s1", 4, "8*_H", "8*_W"], ["s1", 4, "8*_H", "4*_W"])
+    rename(made, INPUTS)
+    shape = made.graph.outputs[0].shape
+    assert shape is not None and [str(d) for d in shape] == ["B", "4", "H", "W/2"]
+
+
 @pytest.mark.parametrize(
     ("written", "becomes"),
-    [("s7", "H"), ("8*((s7//8))", "H"), ("2*(((s7 - 2)//2)) + 2", "H"), ("2*s7", "2*H"), ("s7 + s9", "H + W"), (6, 6)],
+    [
+        ("s7", "H"),
+        ("8*((s7//8))", "H"),
+        ("2*(((s7 - 2)//2)) + 2", "H"),
+        ("2*s7", "2*H"),
+        ("s7 + s9", "H + W"),
+        ("s7//2", "floor(H/2)"),
+        (6, 6),
+    ],
 )
 def test_expressions_that_equal_a_symbol_are_called_by_it(written: str | int, becomes: str | int) -> None:
     made = graph(["s1", 4, "s7", "s9"], ["s1", 4, written, "s9"])
-    rename(made, INPUTS, {"B", "H", "W"})
+    rename(made, INPUTS)
     shape = made.graph.outputs[0].shape
     assert shape is not None
     found = [d if isinstance(d, int) else d.value for d in shape]
