@@ -114,5 +114,5 @@ def test_a_truncated_file_is_one_clear_error(tmp_path: Path, kept: int) -> None:
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no such file. Export the artifact first"):
+    with pytest.raises(ArtifactError, match=r"no such file. Export the artifact first"):
         read_graph(tmp_path / "m.onnx")

@@ -127,14 +127,14 @@ def test_a_build_that_takes_too_much_memory_is_stopped_and_leaves_nothing(
     with pytest.raises(EnvironmentLacks, match=r"estimated to take .* and 0\.0 GB may be taken"):
         make(asked, tmp_path)
     monkeypatch.setattr("optimize.engines.memory.check", lambda *rest: None)
-    with pytest.raises(EnvironmentLacks, match="took more memory than it may.*nothing was written"):
+    with pytest.raises(EnvironmentLacks, match=r"took more memory than it may.*nothing was written"):
         make(asked, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @installed
 def test_a_build_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentLacks, match="not done after 0.0001 minutes and stopped; nothing was written"):
+    with pytest.raises(EnvironmentLacks, match=r"not done after 0.0001 minutes and stopped; nothing was written"):
         make(order(int8_file(tmp_path / "m.onnx"), minutes=0.0001), tmp_path)
 
 
@@ -166,6 +166,6 @@ def test_the_estimate_grows_with_the_weights(tmp_path: Path) -> None:
 def test_refusals_come_before_any_build(tmp_path: Path) -> None:
     if gpu_sm() is not None:
         pytest.skip("a GPU is here")
-    with pytest.raises(UserError, match="SM 9.0: TensorRT-RTX cannot target it"):
+    with pytest.raises(UserError, match=r"SM 9.0: TensorRT-RTX cannot target it"):
         make(order(half_file(tmp_path / "m.onnx"), (9, 0)), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]

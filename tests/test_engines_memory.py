@@ -53,6 +53,8 @@ def test_what_is_available_is_no_more_than_the_machine_or_its_control_group_has(
 
 
 def test_a_build_that_is_too_large_is_refused_with_both_figures() -> None:
-    with pytest.raises(EnvironmentLacks, match=r"x: building it is estimated to take 5\.9 GB, and 4\.0 GB may be taken"):
+    with pytest.raises(
+        EnvironmentLacks, match=r"x: building it is estimated to take 5\.9 GB, and 4\.0 GB may be taken"
+    ):
         memory.check(5_900_000_000, 4_000_000_000, "x")
     memory.check(1, 1, "x")

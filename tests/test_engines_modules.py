@@ -42,9 +42,9 @@ def test_a_refusal_has_its_reason(module: str, wish: Wish, gpu: Any, kind: type[
 
 
 def test_versions_that_are_too_old_or_have_a_known_fault_are_refused() -> None:
-    with pytest.raises(EnvironmentLacks, match="TensorRT 10.3.0 is too old"):
+    with pytest.raises(EnvironmentLacks, match=r"TensorRT 10.3.0 is too old"):
         refuse("tensorrt", "10.3.0", Wish((8, 6), FP16), (8, 6))
-    with pytest.raises(UserError, match="11.3 can drop a GEMM bias.*refit_identical"):
+    with pytest.raises(UserError, match=r"11.3 can drop a GEMM bias.*refit_identical"):
         refuse("tensorrt", "11.3.0", Wish((8, 6), FP16, ("refit",)), (8, 6))
 
 

@@ -76,7 +76,9 @@ def test_a_shape_outside_every_profile_is_one_error(here: FakeTrt, tmp_path: Pat
 def test_an_engine_of_another_gpu_or_version_is_refused_before_it_is_deserialized(
     here: FakeTrt, tmp_path: Path, record: dict[str, Any]
 ) -> None:
-    with pytest.raises(EnvironmentLacks, match=r"engines are for SM 8\.[06] by tensorrt .*here is SM 8\.6 with tensorrt 11\.4\.0"):
+    with pytest.raises(
+        EnvironmentLacks, match=r"engines are for SM 8\.[06] by tensorrt .*here is SM 8\.6 with tensorrt 11\.4\.0"
+    ):
         open_runner(artifact(tmp_path / "a", record), "tensorrt")
     assert FakeTrt.now.deserialized == 0
 
@@ -111,7 +113,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_runner(artifact(tmp_path / "a", {}), "tensorrt_rtx")
     monkeypatch.setattr("optimize.engines.modules.found_version", lambda module: "11.4.0")
     monkeypatch.setattr("optimize.engines.cuda.NAMES", ("libsurely-not-there.so",))
-    with pytest.raises(EnvironmentLacks, match="no NVIDIA driver is installed here.*Engines run on NVIDIA GPUs alone"):
+    with pytest.raises(EnvironmentLacks, match=r"no NVIDIA driver is installed here.*Engines run on NVIDIA GPUs alone"):
         open_runner(artifact(tmp_path / "b", {}), "tensorrt")
 
 

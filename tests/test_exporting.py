@@ -131,7 +131,7 @@ def test_options_of_the_command_line_become_settings() -> None:
     for text, said in ((["H64"], 'given "H64"'), (["H=x"], '--size: "x" is no whole number')):
         with pytest.raises(UserError, match=said):
             parse_settings("1", text)
-    with pytest.raises(UserError, match="flags.0.*faster"):
+    with pytest.raises(UserError, match=r"flags.0.*faster"):
         parse_settings("1", [], flags=["faster"])
 
 
