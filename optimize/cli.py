@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from optimize.cli_export import export
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,6 +29,7 @@ app = typer.Typer(
 Exported = Annotated[Path, typer.Option(help="Folder that results go to.")]
 PriceTable = Annotated[Path | None, typer.Option("--prices", help="Price table instead of the shipped one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+app.command()(export)
 
 
 @app.command()
