@@ -1,0 +1,82 @@
+"""Triton's Python backend: requests with seeds in, images out; all requests of an execution are one sampling batch.
+
+A copy of this file is `model.py` of a served model. It needs numpy and onnxruntime, neither torch nor this library.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimize.serving._loop import Loop
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class TritonPythonModel:
+    """The sampling loop of one artifact over one ONNX Runtime session."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the session of this version's folder; RuntimeError where its provider is not the one asked for."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        options = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
+        about = json.loads((folder / "sampler.json").read_text())
+        gpu = int(args.get("model_instance_device_id") or 0)
+        self.loop = Loop(about, network(folder / "model.onnx", options["device"], int(options["threads"]), gpu))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request: its images, or an error that leaves the others alone."""
+        import triton_python_backend_utils as pb
+
+        asked = [_inputs(pb, request) for request in requests]
+        refused = [self.loop.refusal(**a) for a in asked]
+        good = [a for a, why in zip(asked, refused) if why is None]
+        drawn = iter(_shares(self.loop, good))
+        return [_response(pb, next(drawn)) if why is None else _error(pb, why) for why in refused]
+
+
+def network(path: Path, device: str, threads: int, gpu: int) -> Any:
+    """The exported network as a function from named arrays to its raw output; 0 threads is one for each core."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the server's own threads want the cores
+    wanted: Any = (PROVIDERS[device], {"device_id": gpu}) if device == "cuda" else PROVIDERS[device]
+    session = onnxruntime.InferenceSession(str(path), settings, providers=[wanted])
+    found = session.get_providers()[0]
+    if found != PROVIDERS[device]:  # ONNX Runtime falls back to the CPU without a word
+        raise RuntimeError(f"ONNX Runtime computes with {found}, not with {PROVIDERS[device]}: install onnxruntime-gpu")
+    return lambda feed: session.run(None, feed)[0]
+
+
+def _shares(loop: Loop, asked: list[dict[str, Any]]) -> list[np.ndarray]:
+    """The images of each request, drawn together."""
+    if not asked:
+        return []
+    whole = [loop.complete(**a) for a in asked]
+    seeds, labels, weights = ([w[i] for w in whole] for i in range(3))
+    together = None if labels[0] is None else np.concatenate(labels)
+    images = loop.draw(np.concatenate(seeds), together, np.concatenate(weights))
+    return np.split(images, np.cumsum([len(s) for s in seeds])[:-1])
+
+
+def _inputs(pb: Any, request: Any) -> dict[str, np.ndarray | None]:
+    found = {n: pb.get_input_tensor_by_name(request, n) for n in ("seed", "label", "guidance")}
+    arrays = {n: None if t is None else t.as_numpy().reshape(-1) for n, t in found.items()}
+    return {"seeds": arrays["seed"], "labels": arrays["label"], "weights": arrays["guidance"]}
+
+
+def _response(pb: Any, images: np.ndarray) -> Any:
+    """`images` (n,C,H,W) float32 in [-1, 1] as drawn, and `pixels` (n,H,W,C) uint8, rounded."""
+    pixels = np.rint((images.astype(np.float64) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+    both = {"images": images, "pixels": pixels}
+    return pb.InferenceResponse([pb.Tensor(n, np.ascontiguousarray(v)) for n, v in both.items()])
+
+
+def _error(pb: Any, why: str) -> Any:
+    return pb.InferenceResponse(output_tensors=[], error=pb.TritonError(why))
