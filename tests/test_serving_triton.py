@@ -50,8 +50,9 @@ def artifact(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         Onnx().export(model, folder, Context())
         return {"id": "an id"}
 
-    commit(tmp_path_factory.mktemp("run") / "tiny" / "final", write)
-    return max(tmp_path_factory.getbasetemp().glob("run*/tiny/final"))
+    final = tmp_path_factory.mktemp("run") / "tiny" / "final"
+    commit(final, write)
+    return final
 
 
 @pytest.fixture(scope="module")

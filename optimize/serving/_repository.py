@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -15,23 +16,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from optimize import rng
 from optimize.configs import Config
 from optimize.errors import ArtifactError, UserError
+from optimize.ops import solvers
 from optimize.runner import onnx_file
+from optimize.serving import _loop, _model
 from optimize.serving._config import TYPES, Port, Word, batched, parameters, text
-from optimize.serving._loop import refusals
 from optimize.weights import read_json
 
 Kind = Literal["sampling", "onnxruntime", "tensorrt"]
 SUFFIX = {"sampling": "", "onnxruntime": "-onnx", "tensorrt": "-tensorrt"}
 ENGINE = re.compile(r"(?:sm)?_?(?P<major>\d+)\.?(?P<minor>\d)-(?P<module>[a-z_]+)-(?P<version>[\w.]+)$")
-PACKAGE = Path(__file__).parents[1]
-COPIES = {  # file of this package -> file of the served model
-    "serving/_model.py": "model.py",
-    "serving/_loop.py": "sampling/loop.py",
-    "ops/solvers.py": "sampling/solvers.py",
-    "rng.py": "sampling/rng.py",
-}
+COPIES = {_model: "model.py", _loop: "sampling/loop.py", solvers: "sampling/solvers.py", rng: "sampling/rng.py"}
 IMPORTS = {  # in the copies, what was this package is the folder `sampling` beside model.py
     "from optimize.serving._loop import": "from sampling.loop import",
     "from optimize.ops.solvers import": "from sampling.solvers import",
@@ -195,7 +192,7 @@ def _sampling(
 ) -> dict[str, Any]:
     """The loop as a Python model: seed, and where the model has them label and guidance, to images."""
     about = read_json(artifact / "sampler.json")
-    problems = refusals(about, [port.name for port in inputs])
+    problems = _loop.refusals(about, [port.name for port in inputs])
     if not batched([*inputs, *outputs]):
         problems.append("the network's batch is fixed, and the loop draws batches of any size")
     if problems:
@@ -224,7 +221,7 @@ def write_code(version: Path) -> None:
     (version / "sampling").mkdir()
     (version / "sampling" / "__init__.py").write_text("")
     for source, name in COPIES.items():
-        code = (PACKAGE / source).read_text()
+        code = inspect.getsource(source)
         for ours, theirs in IMPORTS.items():
             code = code.replace(ours, theirs)
         if name == "model.py":
