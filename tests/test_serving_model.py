@@ -48,7 +48,9 @@ def served(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     Onnx().export(tiny_model, tmp_path, Context())
     (tmp_path / "onnx").rename(tmp_path / "1")
     (tmp_path / "1" / "sampler.json").write_text(json.dumps(sampler_json(tiny_model)))
-    config = {"parameters": {"device": {"string_value": "cpu"}, "threads": {"string_value": "1"}}}
+    config = {
+        "parameters": {k: {"string_value": v} for k, v in (("over", "session"), ("device", "cpu"), ("threads", "1"))}
+    }
     made = _model.TritonPythonModel()
     made.initialize({"model_repository": str(tmp_path), "model_version": "1", "model_config": json.dumps(config)})
     return made
@@ -101,3 +103,35 @@ def test_falling_back_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: session)
     with pytest.raises(RuntimeError, match="computes with CPUExecutionProvider, not with CUDAExecutionProvider"):
         _model.network(tmp_path / "model.onnx", "cuda", 0, 0)
+
+
+class Exec(SimpleNamespace):
+    """A request to another model of the server: adds 1, or fails."""
+
+    def exec(self) -> Any:
+        assert self.preferred_memory == ("cpu", 0) and self.requested_output_names == ["y"]
+        sizes.append(len(self.inputs[0].array))
+        shapes = [t.array.shape[1:] for t in self.inputs]
+        bad = self.model_name != "net" or shapes != [(2,), (1,)]
+        error = SimpleNamespace(message=lambda: "no such model")
+        return SimpleNamespace(has_error=lambda: bad, error=lambda: error, out=self.inputs[0].array + 1)
+
+
+sizes: list[int] = []
+
+
+def test_a_network_of_the_server_is_called_in_parts_and_its_error_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Backend(
+        InferenceRequest=Exec,
+        PreferredMemory=lambda kind, device: (kind, device),
+        TRITONSERVER_MEMORY_CPU="cpu",
+        TritonModelException=RuntimeError,
+        get_output_tensor_by_name=lambda response, name: Tensor(name, response.out),
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    sizes.clear()
+    feed = {"sample": np.arange(10.0).reshape(5, 2), "timestep": np.arange(5.0)}
+    assert np.array_equal(_model.called("net", "y", 2)(feed), feed["sample"] + 1)
+    assert sizes == [2, 2, 1]
+    with pytest.raises(RuntimeError, match="other: no such model"):
+        _model.called("other", "y", 2)(feed)

@@ -89,6 +89,18 @@ def test_the_sampling_model_takes_seeds_and_gives_images(protobuf: ModuleType, r
     assert sorted(p.name for p in (tmp_path / "tiny" / "1").iterdir()) == ["model.onnx", "model.py", "sampler.json", "sampling"]  # fmt: skip
 
 
+def test_a_loop_over_the_servers_own_network_holds_no_file_of_it(
+    protobuf: ModuleType, run: Path, tmp_path: Path
+) -> None:
+    write_repository(run / "final", tmp_path, Serving(model="m", over="onnxruntime", max_batch=6))
+    said = config(protobuf, tmp_path / "m").parameters
+    about = {k: said[k].string_value for k in said}
+    assert about == {"over": "m-onnx", "output": "out_sample", "largest": "6"}
+    assert not (tmp_path / "m" / "1" / "model.onnx").exists() and (tmp_path / "m-onnx" / "1" / "model.onnx").is_file()
+    with pytest.raises(ArtifactError, match="no engine of the module tensorrt"):
+        write_repository(run / "final", tmp_path / "b", Serving(over="tensorrt"))
+
+
 def test_the_network_model_has_the_files_own_names_types_and_shapes(
     protobuf: ModuleType, run: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +243,10 @@ def test_an_altered_artifact_is_not_served(run: Path, tmp_path: Path) -> None:
         ({"model": "a/b"}, "model: String should match pattern"),
         ({"device": "tpu"}, "device: Input should be 'cpu' or 'cuda', given 'tpu'"),
         ({"preferred_batch": (32,)}, "preferred_batch: 32 is above max_batch 16"),
+        (
+            {"models": ("sampling",), "over": "onnxruntime"},
+            "over: onnxruntime is not among the models. Add it: [sampling, onnxruntime]",
+        ),
     ],
 )
 def test_options_that_will_not_do_are_named(run: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:

@@ -138,6 +138,41 @@ def test_a_bad_request_is_an_error_and_the_server_stays_up(server: Any, inputs: 
     assert infer(server, seed=("INT64", [1]))[0] == 200 and server.process.poll() is None
 
 
+NETWORK = """
+import numpy as np, onnxruntime, os, triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            feed = {i.name: pb.get_input_tensor_by_name(request, i.name).as_numpy() for i in self.session.get_inputs()}
+            name = self.session.get_outputs()[0].name
+            answers.append(pb.InferenceResponse([pb.Tensor(name, self.session.run(None, feed)[0])]))
+        return answers
+"""
+
+
+def test_the_loop_draws_over_another_model_of_the_server(
+    programs: tuple[ModuleType, ModuleType], python: Path, artifact: Path, tmp_path: Path
+) -> None:
+    """The wheel has no ONNX backend, so a Python model stands in for it behind the same config.pbtxt."""
+    make_repository(artifact, tmp_path / "models", model="served", over="onnxruntime", max_batch=4, threads=1)
+    folder = tmp_path / "models" / "served-onnx"
+    text = (folder / "config.pbtxt").read_text()
+    written = 'platform: "onnxruntime_onnx"\nbackend: "onnxruntime"\ndefault_model_filename: "model.onnx"\n'
+    assert written in text
+    (folder / "config.pbtxt").write_text(text.replace(written, 'backend: "python"\n'))
+    (folder / "1" / "model.py").write_text(NETWORK)
+    with programs[0].served(python, tmp_path / "models", tmp_path) as server:
+        found = programs[1].load(python, server, "grpc", tmp_path / "x.npz", requests=8, clients=4)
+    row = programs[1].judged(found, programs[1].library_images(artifact, 8))
+    assert row["wrong"] == 0 and len(found["seeds"]) == 8, row
+
+
 def test_a_server_that_cannot_load_its_model_says_why(
     programs: tuple[ModuleType, ModuleType], python: Path, artifact: Path, tmp_path: Path
 ) -> None:

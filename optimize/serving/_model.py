@@ -1,6 +1,7 @@
 """Triton's Python backend: requests with seeds in, images out; all requests of an execution are one sampling batch.
 
-A copy of this file is `model.py` of a served model. It needs numpy and onnxruntime, neither torch nor this library.
+A copy of this file is `model.py` of a served model. It needs numpy, and onnxruntime where it evaluates the network
+itself; neither torch nor this library.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class TritonPythonModel:
-    """The sampling loop of one artifact over one ONNX Runtime session."""
+    """The sampling loop of one artifact over an ONNX Runtime session, or over another model of the server."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session of this version's folder; RuntimeError where its provider is not the one asked for."""
+        """Open the session of this version's folder, or name the server's model that evaluates the network;
+        RuntimeError where a session's provider is not the one asked for."""
         folder = Path(args["model_repository"]) / args["model_version"]
         options = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         about = json.loads((folder / "sampler.json").read_text())
-        gpu = int(args.get("model_instance_device_id") or 0)
-        self.loop = Loop(about, network(folder / "model.onnx", options["device"], int(options["threads"]), gpu))
+        if options["over"] == "session":
+            gpu = int(args.get("model_instance_device_id") or 0)
+            call = network(folder / "model.onnx", options["device"], int(options["threads"]), gpu)
+        else:
+            call = called(options["over"], options["output"], int(options["largest"]))
+        self.loop = Loop(about, call)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request: its images, or an error that leaves the others alone."""
@@ -52,6 +58,28 @@ def network(path: Path, device: str, threads: int, gpu: int) -> Any:
     if found != PROVIDERS[device]:  # ONNX Runtime falls back to the CPU without a word
         raise RuntimeError(f"ONNX Runtime computes with {found}, not with {PROVIDERS[device]}: install onnxruntime-gpu")
     return lambda feed: session.run(None, feed)[0]
+
+
+def called(model: str, output: str, largest: int) -> Any:
+    """The network as the server's own model of that name, called with at most `largest` samples at a time."""
+    import triton_python_backend_utils as pb
+
+    def part(feed: dict[str, np.ndarray]) -> np.ndarray:
+        inputs = [pb.Tensor(n, np.ascontiguousarray(v if v.ndim > 1 else v[:, None])) for n, v in feed.items()]
+        memory = pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0)
+        request = pb.InferenceRequest(
+            model_name=model, requested_output_names=[output], inputs=inputs, preferred_memory=memory
+        )
+        response = request.exec()
+        if response.has_error():
+            raise pb.TritonModelException(f"{model}: {response.error().message()}")
+        return pb.get_output_tensor_by_name(response, output).as_numpy()
+
+    def call(feed: dict[str, np.ndarray]) -> np.ndarray:
+        cuts = range(0, len(feed["sample"]), largest)
+        return np.concatenate([part({n: v[i : i + largest] for n, v in feed.items()}) for i in cuts])
+
+    return call
 
 
 def _shares(loop: Loop, asked: list[dict[str, Any]]) -> list[np.ndarray]:

@@ -51,12 +51,18 @@ class Serving(Config):
     instances: Annotated[int, Field(ge=1)] = 1  # copies that run at a time, on each GPU or on the CPU
     threads: Annotated[int, Field(ge=1)] | None = None  # CPU threads of an instance; None: one for each core
     device: Literal["cpu", "cuda"] = "cpu"  # where the ONNX file runs; engines always run on a GPU
+    # what evaluates the network in the sampling loop: an ONNX Runtime session of its own, or that other model
+    over: Literal["session", "onnxruntime", "tensorrt"] = "session"
     versions: Annotated[int, Field(ge=1)] = 1  # newest versions that a server loads
     profiles: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)  # of an engine
     int8: Literal["widen", "as_is"] = "widen"  # Q/DQ layers on the CPU, as in the onnxruntime runner
 
     @model_validator(mode="after")
-    def _preferred_fit(self) -> Serving:
+    def _fits(self) -> Serving:
+        if self.models and "sampling" in self.models and self.over not in ("session", *self.models):
+            raise ValueError(
+                f"over: {self.over} is not among the models. Add it: [{', '.join([*self.models, self.over])}]"
+            )
         if any(size > self.max_batch for size in self.preferred_batch):
             raise ValueError(f"preferred_batch: {max(self.preferred_batch)} is above max_batch {self.max_batch}")
         return self
@@ -70,7 +76,7 @@ def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, A
     """
     path = onnx_file(artifact)
     inputs, outputs = ports(path)
-    kinds = serving.models or ("sampling", "onnxruntime", *(["tensorrt"] if engines(artifact) else []))
+    kinds = serving.models or ("sampling", "onnxruntime", *(["tensorrt"] if _wanted(artifact, serving) else []))
     made, lowered = {}, []
     for kind in kinds:
         name = serving.model + SUFFIX[kind]
@@ -78,7 +84,7 @@ def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, A
         version.mkdir(parents=True)
         if kind == "tensorrt":
             fields = _engines(artifact, version, inputs, outputs, serving)
-        else:
+        elif kind == "onnxruntime" or serving.over == "session":
             lowered = _network(path, version / "model.onnx", serving)
             fields = _onnx(inputs, outputs, serving)
         if kind == "sampling":
@@ -86,6 +92,10 @@ def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, A
         (version.parent / "config.pbtxt").write_text(text({"name": name, **fields}) + "\n")
         made[name] = kind
     return {"models": made, "max_batch": serving.max_batch, "lowered": lowered}
+
+
+def _wanted(artifact: Path, serving: Serving) -> bool:
+    return serving.over == "tensorrt" or bool(engines(artifact))
 
 
 def ports(path: Path) -> tuple[list[Port], list[Port]]:
@@ -200,7 +210,11 @@ def _sampling(
     (version / "sampler.json").write_text(json.dumps(about, indent=1) + "\n")
     write_code(version)
     asked, given = _ports(about)
-    said = {"device": serving.device, "threads": str(serving.threads or 0)}
+    if serving.over == "session":
+        said = {"over": "session", "device": serving.device, "threads": str(serving.threads or 0)}
+    else:
+        name = serving.model + SUFFIX[serving.over]
+        said = {"over": name, "output": outputs[0].name, "largest": str(serving.max_batch)}
     return {"backend": "python"} | _common(asked, given, serving, parameters(said))
 
 
