@@ -143,6 +143,22 @@ def test_engines_are_served_by_compute_capability_and_profile(protobuf: ModuleTy
     assert made.instance_group[0].kind == protobuf.ModelInstanceGroup.KIND_GPU
 
 
+def test_an_engines_record_gives_its_profiles_and_its_largest_batch(
+    protobuf: ModuleType, run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "made" / "tensorrt" / "8.0-tensorrt-11.4"
+    folder.mkdir(parents=True)
+    (folder / "model.engine").write_bytes(b"")
+    shapes = [{"sample": {"min": [1, 1, 16, 16], "opt": [n, 1, 16, 16], "max": [n, 1, 16, 16]}} for n in (8, 1)]
+    (folder / "engine.json").write_text(json.dumps({"profiles": shapes}))
+    (tmp_path / "made" / "onnx").symlink_to(run / "final" / "onnx")
+    write_repository(tmp_path / "made", tmp_path / "out", Serving(models=("tensorrt",), max_batch=8))
+    made = config(protobuf, tmp_path / "out" / "diffusion-tensorrt")
+    assert list(made.instance_group[0].profile) == ["0", "1"]
+    with pytest.raises(UserError, match="max_batch 16 given, and the engines take batches up to 8"):
+        write_repository(tmp_path / "made", tmp_path / "b", Serving(models=("tensorrt",)))
+
+
 def test_an_artifact_without_engines_says_which_there_are(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no engine of the module tensorrt under tensorrt/"):
         write_repository(run / "final", tmp_path / "a", Serving(models=("tensorrt",)))

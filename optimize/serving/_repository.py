@@ -54,7 +54,8 @@ class Serving(Config):
     # what evaluates the network in the sampling loop: an ONNX Runtime session of its own, or that other model
     over: Literal["session", "onnxruntime", "tensorrt"] = "session"
     versions: Annotated[int, Field(ge=1)] = 1  # newest versions that a server loads
-    profiles: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)  # of an engine
+    # an engine's optimization profiles in use; None: all that its record names
+    profiles: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     int8: Literal["widen", "as_is"] = "widen"  # Q/DQ layers on the CPU, as in the onnxruntime runner
 
     @model_validator(mode="after")
@@ -192,9 +193,27 @@ def _engines(
         files[capability] = f"model.sm{capability.replace('.', '')}.plan"
         shutil.copyfile(path, version / files[capability])
     fields = _common(inputs, outputs, serving, [], gpu=True)
-    fields["instance_group"][0]["profile"] = [str(p) for p in serving.profiles]
+    fields["instance_group"][0]["profile"] = [str(p) for p in _profiles(plans, serving)]
     names = [{"key": capability, "value": file} for capability, file in files.items()]
     return {"platform": "tensorrt_plan", "backend": "tensorrt", "cc_model_filenames": names} | fields
+
+
+def _profiles(plans: dict[str, Path], serving: Serving) -> tuple[int, ...]:
+    """The profiles in use, from the records beside the engines; UserError where max_batch is above what they take."""
+    records = [read_json(p.parent / "engine.json")["profiles"] for p in plans.values() if _recorded(p)]
+    used = serving.profiles or tuple(range(max([1, *(len(r) for r in records)])))
+    for record in records:
+        inputs = [shapes for i, profile in enumerate(record) if i in used for shapes in profile.values()]
+        largest = max((shapes["max"][0] for shapes in inputs), default=serving.max_batch)
+        if largest < serving.max_batch:
+            raise UserError(
+                f"triton: max_batch {serving.max_batch} given, and the engines take batches up to {largest}. Give max_batch {largest}, or build engines for more."
+            )
+    return used
+
+
+def _recorded(engine: Path) -> bool:
+    return (engine.parent / "engine.json").is_file()
 
 
 def _sampling(
