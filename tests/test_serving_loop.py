@@ -87,10 +87,14 @@ def test_every_sampler_draws_the_librarys_images_bit_for_bit(name: str, kind: st
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v", "flow"])
-@pytest.mark.parametrize("schedule", [VP, Schedule(kind="flow"), Schedule(kind="ve", sigma_max=20.0)], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [VP, Schedule(kind="flow"), Schedule(kind="ve", sigma_max=20.0)], ids=["vp", "flow", "ve"]
+)
 def test_every_prediction_and_schedule_draws_the_librarys_images(prediction: str, schedule: Schedule) -> None:
-    of = model(Sampler(solver="heun", steps=4), prediction, schedule)
-    assert np.array_equal(loop(of).draw(SEEDS), of.sample(SEEDS.tolist()).numpy())
+    times = (0.9, 0.5, 0.2) if schedule.kind == "flow" else None  # at 1 no epsilon says anything of the image
+    of = model(Sampler(solver="heun", steps=3, timesteps=times), prediction, schedule)
+    expected = of.sample(SEEDS.tolist()).numpy()
+    assert np.isfinite(expected).all() and np.array_equal(loop(of).draw(SEEDS), expected)
 
 
 def test_a_real_network_draws_the_librarys_images_guided_in_one_batch(tiny_model: Model) -> None:

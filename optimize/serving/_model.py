@@ -14,6 +14,7 @@ import numpy as np
 
 from optimize.serving._loop import Loop
 
+Asked = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -38,7 +39,7 @@ class TritonPythonModel:
         import triton_python_backend_utils as pb
 
         asked = [_inputs(pb, request) for request in requests]
-        refused = [self.loop.refusal(**a) for a in asked]
+        refused = [self.loop.refusal(*a) for a in asked]
         good = [a for a, why in zip(asked, refused) if why is None]
         drawn = iter(_shares(self.loop, good))
         return [_response(pb, next(drawn)) if why is None else _error(pb, why) for why in refused]
@@ -82,21 +83,22 @@ def called(model: str, output: str, largest: int) -> Any:
     return call
 
 
-def _shares(loop: Loop, asked: list[dict[str, Any]]) -> list[np.ndarray]:
+def _shares(loop: Loop, asked: list[Asked]) -> list[np.ndarray]:
     """The images of each request, drawn together."""
     if not asked:
         return []
-    whole = [loop.complete(**a) for a in asked]
-    seeds, labels, weights = ([w[i] for w in whole] for i in range(3))
-    together = None if labels[0] is None else np.concatenate(labels)
-    images = loop.draw(np.concatenate(seeds), together, np.concatenate(weights))
-    return np.split(images, np.cumsum([len(s) for s in seeds])[:-1])
+    whole = [loop.complete(*a) for a in asked]
+    labels = [each for _, each, _ in whole if each is not None]  # of all, or of none where there are no classes
+    seeds, weights = np.concatenate([w[0] for w in whole]), np.concatenate([w[2] for w in whole])
+    images = loop.draw(seeds, np.concatenate(labels) if labels else None, weights)
+    return np.split(images, np.cumsum([len(w[0]) for w in whole])[:-1])
 
 
-def _inputs(pb: Any, request: Any) -> dict[str, np.ndarray | None]:
-    found = {n: pb.get_input_tensor_by_name(request, n) for n in ("seed", "label", "guidance")}
-    arrays = {n: None if t is None else t.as_numpy().reshape(-1) for n, t in found.items()}
-    return {"seeds": arrays["seed"], "labels": arrays["label"], "weights": arrays["guidance"]}
+def _inputs(pb: Any, request: Any) -> Asked:
+    """Seeds, labels and weights of a request, each (n,); None for what it leaves out."""
+    found = [pb.get_input_tensor_by_name(request, n) for n in ("seed", "label", "guidance")]
+    seeds, labels, weights = (None if t is None else t.as_numpy().reshape(-1) for t in found)
+    return seeds, labels, weights  # type: ignore[return-value]  # the server refuses a request without seeds
 
 
 def _response(pb: Any, images: np.ndarray) -> Any:

@@ -77,7 +77,7 @@ def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, A
     """
     path = onnx_file(artifact)
     inputs, outputs = ports(path)
-    kinds = serving.models or ("sampling", "onnxruntime", *(["tensorrt"] if _wanted(artifact, serving) else []))
+    kinds = serving.models or _kinds(artifact, serving)
     made, lowered = {}, []
     for kind in kinds:
         name = serving.model + SUFFIX[kind]
@@ -95,8 +95,11 @@ def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, A
     return {"models": made, "max_batch": serving.max_batch, "lowered": lowered}
 
 
-def _wanted(artifact: Path, serving: Serving) -> bool:
-    return serving.over == "tensorrt" or bool(engines(artifact))
+def _kinds(artifact: Path, serving: Serving) -> tuple[Kind, ...]:
+    """Sampling and onnxruntime, and tensorrt where it is asked for or there are engines."""
+    if serving.over == "tensorrt" or engines(artifact):
+        return ("sampling", "onnxruntime", "tensorrt")
+    return ("sampling", "onnxruntime")
 
 
 def ports(path: Path) -> tuple[list[Port], list[Port]]:

@@ -89,10 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
         if format == "png":
             self._send(png(sheet(pixels(drawn.images))), "image/png")
             return
-        labels = drawn.labels or [None] * len(seeds)
         each = [
-            {"seed": seed, "class": label, "png": base64.b64encode(png(image)).decode()}
-            for seed, label, image in zip(seeds, labels, pixels(drawn.images))
+            {"seed": seed, "class": drawn.labels and drawn.labels[i], "png": base64.b64encode(png(image)).decode()}
+            for i, (seed, image) in enumerate(zip(seeds, pixels(drawn.images)))
         ]
         about = {"runner": self.drawing.runner, "id": self.drawing.manifest.get("id", ""), "first": drawn.first}
         self._json({**about, "latency_ms": drawn.seconds * 1e3, "nfe": self.drawing.model.nfe, "images": each})
