@@ -208,7 +208,7 @@ def test_an_altered_artifact_is_not_loaded(run: Path, tmp_path: Path) -> None:
         Drawing(tmp_path / "final")
 
 
-def test_the_command_serves_on_a_free_port_and_ends_when_interrupted(run: Path) -> None:
+def test_the_command_serves_on_a_free_port_and_ends_when_told(run: Path) -> None:
     command = [sys.executable, "-m", "optimize", "serve", str(run), "--port", "0", "--runner", "onnxruntime"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -217,7 +217,7 @@ def test_the_command_serves_on_a_free_port_and_ends_when_interrupted(run: Path) 
         found = re.search(r"final on onnxruntime \(as asked\): (http://127\.0\.0\.1:\d+)$", line)
         assert found, line
         assert len(json.loads(get(found[1] + "/v1/images?count=2")[2])["images"]) == 2
-        process.send_signal(2)
+        process.terminate()
         assert process.wait(timeout=30) == 0
     finally:
         process.kill()

@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
@@ -30,7 +31,8 @@ PAGE = Path(__file__).parent / "page.html"
 
 
 def serve_forever(path: Path, runner: str | None, host: str, port: int, say: Callable[[str], Any]) -> None:
-    """Serve the artifact at `path` until interrupted; `say` gets the line that tells where."""
+    """Serve the artifact at `path` until interrupted or terminated; `say` gets the line that tells where."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Drawing(path, runner) as drawing, open_server(drawing, host, port) as server:
         drawing.draw([0])  # whatever cannot work fails here, before anyone asks
         about, (address, bound) = drawing.describe(), server.server_address[:2]

@@ -40,8 +40,14 @@ def _serving(options: dict[str, Any]) -> Serving:
     try:
         return Serving(**options)
     except ValidationError as error:
-        problems = [f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}, given {e['input']!r}" for e in error.errors()]
-        raise UserError(f"serve: {'; '.join(problems)}.") from None
+        raise UserError(f"serve: {'; '.join(_problem(dict(e)) for e in error.errors())}.") from None
+
+
+def _problem(error: dict[str, Any]) -> str:
+    """One problem of a validation: of a field with its name and what was given, or of several together."""
+    if not error["loc"]:
+        return str(error["ctx"]["error"])
+    return f"{'.'.join(str(x) for x in error['loc'])}: {error['msg']}, given {error['input']!r}"
 
 
 def _check_out(out: Path) -> None:
