@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRA := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: demo smoke test test-slow lint clean
+.PHONY: demo smoke test test-slow test-serving lint clean
 demo: $(STAMP)
 	$(BIN)/optimize run digits
 
@@ -18,6 +18,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The models served by a real Triton server; its environment is made once, from the package index, in the cache folder.
+test-serving: $(STAMP)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving_*.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

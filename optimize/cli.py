@@ -297,6 +297,43 @@ def verify(artifact: Annotated[Path, typer.Argument(help="An artifact folder, e.
 
 
 @app.command()
+def serve(
+    path: Annotated[Path, typer.Argument(help="An artifact, or a finished run's folder (its final one is taken).")],
+    runner: Annotated[
+        str | None,
+        typer.Option(help="name, name:precision or name:precision@device; by default the fastest installed."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
+    triton: Annotated[
+        Path | None, typer.Option(help="Write a Triton model repository to this folder instead of serving.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Triton: what clients call the model; the run's name.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Triton: images of one execution at most; 16.")] = None,
+    queue_delay_us: Annotated[
+        int | None, typer.Option(help="Triton: microseconds a request may wait for others; 2000.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Triton: cpu or cuda; cpu.")] = None,
+) -> None:
+    """Draw images in a browser for a quick look, or write what Triton loads.
+
+    Example: optimize serve exported/digits
+    """
+    if triton is not None:
+        from optimize.serving.triton import make_repository
+
+        options = {"model": name, "max_batch": max_batch, "queue_delay_us": queue_delay_us, "device": device}
+        made = make_repository(path, triton, **options)["triton"]
+        for model, kind in made["models"].items():
+            typer.echo(f"{triton / model}: {kind}")
+        typer.echo(f"Serve it: tritonserver --model-repository {triton}")
+        return
+    from optimize.serving.quick import serve_forever
+
+    serve_forever(path, runner, host, port, lambda line: typer.echo(line))
+
+
+@app.command()
 def gc(exported: Exported = Path("exported")) -> None:
     """Remove intermediate artifacts (exported/.cache); published variants stay.
 

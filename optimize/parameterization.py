@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.errors import unknown
+from optimize.ops.solvers import split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,13 +35,7 @@ class Parameterization:
 
     def split(self, raw: Tensor, z: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
         """(x^, e^), each shaped like `z`, from the raw output; alpha and sigma broadcast against `z`."""
-        if self.prediction == "epsilon":
-            return (z - sigma * raw) / alpha, raw
-        if self.prediction == "sample":
-            return raw, (z - alpha * raw) / sigma
-        if self.prediction == "v":
-            return alpha * z - sigma * raw, sigma * z + alpha * raw
-        return z - sigma * raw, z + alpha * raw  # flow: u = eps - x, alpha = 1 - t, sigma = t
+        return split(self.prediction, raw, z, alpha, sigma)
 
     def target(self, x: Tensor, e: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """The raw output that would express (x, e) exactly: the regression target of training."""

@@ -1,0 +1,143 @@
+"""An artifact opened for drawing: checked, on the fastest runner that is installed, one batch at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Self
+
+from optimize.artifact import MANIFEST, model_around, verify
+from optimize.environment import device_class
+from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
+from optimize.registry import RUNNERS
+from optimize.runner import open_runner, spec_parts
+from optimize.weights import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ON_CPU = ("openvino", "onnxruntime", "torch")  # in the order of their usual speed
+ON_GPU = ("onnxruntime@cuda", "torch@cuda")
+
+
+def find_artifact(path: Path) -> Path:
+    """The artifact at `path`, or the final one of the run at `path`; ArtifactError where there is neither."""
+    for folder in (path, path / "final"):
+        if (folder / MANIFEST).is_file():
+            return folder
+    reason = "is neither an artifact nor a run with a final one" if path.is_dir() else "is no folder"
+    raise ArtifactError(f"serve: {path} {reason}. Give an artifact or a run's folder, e.g. exported/digits.")
+
+
+def candidates(folder: Path) -> Iterator[tuple[str, str]]:
+    """(runner, why) to try, best first: as measured for this artifact on this kind of device, then by usual speed."""
+    taken = []
+    for latency, spec in sorted(_measured(folder)):
+        taken.append(spec)
+        yield spec, f"{latency:.3g} ms an image in the run's own measurement"
+    usual = ON_CPU if device_class() == "cpu" else (*ON_GPU, *ON_CPU)
+    for spec in usual:
+        if spec not in taken:
+            yield spec, "first of the installed runners"
+
+
+def _measured(folder: Path) -> list[tuple[float, str]]:
+    """(milliseconds an image, runner) of this artifact's rows in the summary beside it; empty where there is none."""
+    if not (folder.parent / "summary.json").is_file():
+        return []
+    summary, identity = read_json(folder.parent / "summary.json"), read_json(folder / MANIFEST).get("id")
+    if summary.get("environment", {}).get("device") != device_class():
+        return []
+    found: dict[str, float] = {}
+    for row in summary.get("rows", ()):
+        fits = row.get("artifact_id") == identity and row.get("status") == "done" and not row.get("predicted")
+        if fits and row.get("image_latency_ms") and spec_parts(row["runner"])[0] in RUNNERS.names():
+            found[row["runner"]] = min(row["image_latency_ms"]["p50"], found.get(row["runner"], float("inf")))
+    return [(latency, spec) for spec, latency in found.items()]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images (N,C,H,W) float32 in [-1, 1], the label of each (None for a model without classes), seconds taken; `first`
+    of its batch size, where runners set themselves up within these seconds."""
+
+    images: np.ndarray
+    labels: list[int] | None
+    seconds: float
+    first: bool
+
+
+class Drawing:
+    """A `with` block in which seeds become images; raises EnvironmentLacks where no runner works.
+
+    Every file is compared with the manifest before any is loaded.
+    """
+
+    def __init__(self, path: Path, runner: str | None = None) -> None:
+        self.folder = find_artifact(path)
+        self.manifest = verify(self.folder)
+        self.sampling = read_json(self.folder / "sampler.json")
+        self._stack, self._lock = ExitStack(), threading.Lock()
+        self._seen: set[int] = set()  # batch sizes drawn
+        given = [(runner, "as asked")] if runner else list(candidates(self.folder))
+        self.runner, self.why, network = self._open(given)
+        self.model = model_around(self.folder, network)
+
+    def _open(self, given: Sequence[tuple[str, str]]) -> tuple[str, str, Any]:
+        reasons: list[OptimizeError] = []
+        for spec, why in given:
+            name, options = spec_parts(spec)
+            try:
+                return spec, why, self._stack.enter_context(open_runner(self.folder, name, **options))
+            except (EnvironmentLacks, ArtifactError) as error:
+                reasons.append(error)
+        if len(reasons) == 1:
+            raise reasons[0]
+        raise EnvironmentLacks(f"serve: no runner opens {self.folder}: {' '.join(str(r) for r in reasons)}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *rest: Any) -> None:
+        self._stack.close()
+
+    def draw(self, seeds: Sequence[int], label: int | None = None) -> Drawn:
+        """Images of the seeds, all of class `label` or each of its own; UserError for a class there is not."""
+        import torch
+
+        from optimize.sampling import sample
+
+        about = self.model.denoiser.conditioning
+        if label is not None and about.kind != "class":
+            raise UserError("class: this model is not class-conditional; leave it out")
+        if label is not None and not 0 <= label < about.classes:
+            raise UserError(f"class: {label} given, allowed 0 to {about.classes - 1}")
+        labels = self.model.labels(seeds) if label is None else torch.full((len(seeds),), label)
+        with self._lock, torch.inference_mode():
+            noise, start = self.model.noise(seeds), perf_counter()
+            drawn = sample(self.model.sampler, self.model.denoiser, noise, labels).clamp(-1, 1).float()
+            seconds = perf_counter() - start
+            first = len(seeds) not in self._seen
+            self._seen.add(len(seeds))
+        return Drawn(drawn.numpy(), None if labels is None else labels.tolist(), seconds, first)
+
+    def describe(self) -> dict[str, Any]:
+        """What is served, JSON."""
+        sampler, conditioning = self.model.sampler, self.model.denoiser.conditioning
+        return {
+            "artifact": str(self.folder),
+            "name": self.folder.parent.name if self.folder.name == "final" else self.folder.name,
+            "id": self.manifest.get("id", ""),
+            "runner": self.runner,
+            "why": self.why,
+            "shape": list(self.model.shape),
+            "classes": conditioning.classes if conditioning.kind == "class" else 0,
+            "solver": sampler.solver,
+            "steps": sampler.steps,
+            "nfe": self.model.nfe,
+            "guidance": sampler.guidance.to_json(),
+        }

@@ -1,0 +1,265 @@
+"""A Triton model repository from an artifact: the raw network for Triton's own backends, and the whole sampling loop.
+
+<name>/            seeds in, images out: Triton's Python backend, which needs numpy and onnxruntime
+<name>-onnx/       one evaluation of the network: onnxruntime backend
+<name>-tensorrt/   the same as engines, one for each SM: tensorrt backend
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from optimize import rng
+from optimize.configs import Config
+from optimize.errors import ArtifactError, UserError
+from optimize.ops import solvers
+from optimize.runner import onnx_file
+from optimize.serving import _loop, _model
+from optimize.serving._config import TYPES, Port, Word, batched, parameters, text
+from optimize.weights import read_json
+
+Kind = Literal["sampling", "onnxruntime", "tensorrt"]
+SUFFIX = {"sampling": "", "onnxruntime": "-onnx", "tensorrt": "-tensorrt"}
+ENGINE = re.compile(r"(?:sm)?_?(?P<major>\d+)\.?(?P<minor>\d)-(?P<module>[a-z_]+)-(?P<version>[\w.]+)$")
+COPIES = {_model: "model.py", _loop: "sampling/loop.py", solvers: "sampling/solvers.py", rng: "sampling/rng.py"}
+IMPORTS = {  # in the copies, what was this package is the folder `sampling` beside model.py
+    "from optimize.serving._loop import": "from sampling.loop import",
+    "from optimize.ops.solvers import": "from sampling.solvers import",
+    "from optimize.rng import": "from sampling.rng import",
+}
+PATHS = (
+    "import sys\nfrom pathlib import Path\n\nsys.path.insert(0, str(Path(__file__).parent))  # the folder `sampling`\n"
+)
+
+
+class Serving(Config):
+    """How a server runs the model."""
+
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "diffusion"  # name clients call it by
+    # what is written; None: sampling and onnxruntime, and tensorrt where the artifact holds engines
+    models: Annotated[tuple[Kind, ...], Field(min_length=1)] | None = None
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 16  # images of one execution at most
+    preferred_batch: tuple[Annotated[int, Field(ge=1)], ...] = ()  # sizes that are run at once; none: any size
+    queue_delay_us: Annotated[int, Field(ge=0)] = 2000  # microseconds a request may wait for others
+    instances: Annotated[int, Field(ge=1)] = 1  # copies that run at a time, on each GPU or on the CPU
+    threads: Annotated[int, Field(ge=1)] | None = None  # CPU threads of an instance; None: one for each core
+    device: Literal["cpu", "cuda"] = "cpu"  # where the ONNX file runs; engines always run on a GPU
+    # what evaluates the network in the sampling loop: an ONNX Runtime session of its own, or that other model
+    over: Literal["session", "onnxruntime", "tensorrt"] = "session"
+    versions: Annotated[int, Field(ge=1)] = 1  # newest versions that a server loads
+    # an engine's optimization profiles in use; None: all that its record names
+    profiles: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    int8: Literal["widen", "as_is"] = "widen"  # Q/DQ layers on the CPU, as in the onnxruntime runner
+
+    @model_validator(mode="after")
+    def _fits(self) -> Serving:
+        if self.models and "sampling" in self.models and self.over not in ("session", *self.models):
+            raise ValueError(
+                f"over: {self.over} is not among the models. Add it: [{', '.join([*self.models, self.over])}]"
+            )
+        if any(size > self.max_batch for size in self.preferred_batch):
+            raise ValueError(f"preferred_batch: {max(self.preferred_batch)} is above max_batch {self.max_batch}")
+        return self
+
+
+def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, Any]:
+    """Write the repository of the artifact's exported network into the empty or new folder `out`.
+
+    Returns {models: {name: kind}, backends, max_batch, lowered}. Raises ArtifactError where the artifact lacks
+    what a model needs, UserError for a sampling loop that is not known.
+    """
+    path = onnx_file(artifact)
+    inputs, outputs = ports(path)
+    kinds = serving.models or _kinds(artifact, serving)
+    made, lowered = {}, []
+    for kind in kinds:
+        name = serving.model + SUFFIX[kind]
+        version = out / name / "1"
+        version.mkdir(parents=True)
+        if kind == "tensorrt":
+            fields = _engines(artifact, version, inputs, outputs, serving)
+        elif kind == "onnxruntime" or serving.over == "session":
+            lowered = _network(path, version / "model.onnx", serving)
+            fields = _onnx(inputs, outputs, serving)
+        if kind == "sampling":
+            fields = _sampling(artifact, version, inputs, outputs, serving)
+        (version.parent / "config.pbtxt").write_text(text({"name": name, **fields}) + "\n")
+        made[name] = kind
+    return {"models": made, "max_batch": serving.max_batch, "lowered": lowered}
+
+
+def _kinds(artifact: Path, serving: Serving) -> tuple[Kind, ...]:
+    """Sampling and onnxruntime, and tensorrt where it is asked for or there are engines."""
+    if serving.over == "tensorrt" or engines(artifact):
+        return ("sampling", "onnxruntime", "tensorrt")
+    return ("sampling", "onnxruntime")
+
+
+def ports(path: Path) -> tuple[list[Port], list[Port]]:
+    """Inputs and outputs of an ONNX file; its weights are not read. ArtifactError for a type Triton has no name of."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    weights = {i.name for i in graph.initializer}
+    return [_port(v, path) for v in graph.input if v.name not in weights], [_port(v, path) for v in graph.output]
+
+
+def _port(value: Any, path: Path) -> Port:
+    import onnx
+
+    tensor = value.type.tensor_type
+    type = onnx.TensorProto.DataType.Name(tensor.elem_type)
+    if type not in TYPES:
+        raise ArtifactError(f"{path}: {value.name} is {type}, which Triton cannot take. Allowed: {', '.join(TYPES)}.")
+    dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+    return Port(name=value.name, type=TYPES[type], dims=dims)
+
+
+def _network(path: Path, to: Path, serving: Serving) -> list[str]:
+    """Put the ONNX file, and the weights beside it, at `to`, changed as the onnxruntime runner changes it; returns what
+    was changed."""
+    if serving.device == "cpu" and serving.int8 == "widen" and b"QuantizeLinear" in path.read_bytes():
+        import onnx_ir as ir
+
+        from optimize.onnx_lowering import widen
+
+        graph = ir.load(path)
+        said = widen(graph)
+        large = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value) > 2_000_000_000
+        ir.save(graph, to, external_data="model.onnx.data" if large else None)
+        return said
+    for file in path.parent.iterdir():
+        shutil.copyfile(file, to.parent / file.name)
+    return []
+
+
+def _onnx(inputs: list[Port], outputs: list[Port], serving: Serving) -> dict[str, Any]:
+    """One network evaluation in Triton's onnxruntime backend."""
+    threads = {"intra_op_thread_count": str(serving.threads)} if serving.threads else {}
+    return {"platform": "onnxruntime_onnx", "backend": "onnxruntime", "default_model_filename": "model.onnx"} | _common(
+        inputs, outputs, serving, parameters(threads)
+    )
+
+
+def _common(
+    inputs: list[Port], outputs: list[Port], serving: Serving, given: list[dict[str, Any]], gpu: bool = False
+) -> dict[str, Any]:
+    """Ports, batching, instances and versions, alike for every backend; a network without a free batch is not batched."""
+    stacked = batched([*inputs, *outputs])
+    batching: dict[str, Any] = {"max_queue_delay_microseconds": serving.queue_delay_us}
+    if serving.preferred_batch:
+        batching = {"preferred_batch_size": sorted(serving.preferred_batch)} | batching
+    group: dict[str, Any] = {"count": serving.instances, "kind": Word("KIND_CPU")}
+    if gpu or serving.device == "cuda":
+        group["kind"] = Word("KIND_GPU")
+    return {
+        "max_batch_size": serving.max_batch if stacked else 0,
+        "input": [port.fields(stacked) for port in inputs],
+        "output": [port.fields(stacked) for port in outputs],
+        **({"dynamic_batching": batching} if stacked else {}),
+        "instance_group": [group],
+        "version_policy": {"latest": {"num_versions": serving.versions}},
+        **({"parameters": given} if given else {}),
+    }
+
+
+def engines(artifact: Path) -> dict[str, Path]:
+    """{compute capability, e.g. "8.6": engine} of the plans in an artifact that Triton's TensorRT backend can load; those
+    of TensorRT-RTX are for another runtime."""
+    found = {}
+    for path in sorted(artifact.glob("tensorrt/*/model.engine")):
+        named = ENGINE.match(path.parent.name)
+        if named and named["module"] == "tensorrt":
+            found[f"{named['major']}.{named['minor']}"] = path
+    return found
+
+
+def _engines(
+    artifact: Path, version: Path, inputs: list[Port], outputs: list[Port], serving: Serving
+) -> dict[str, Any]:
+    """One file for each compute capability; the server takes its GPU's."""
+    plans, files = engines(artifact), {}
+    if not plans:
+        others = sorted(p.parent.name for p in artifact.glob("tensorrt/*/model.engine"))
+        there = f" There are {', '.join(others)}, for another runtime." if others else ""
+        raise ArtifactError(
+            f"{artifact}: no engine of the module tensorrt under tensorrt/, which is what Triton loads.{there} Build one first."
+        )
+    for capability, path in plans.items():
+        files[capability] = f"model.sm{capability.replace('.', '')}.plan"
+        shutil.copyfile(path, version / files[capability])
+    fields = _common(inputs, outputs, serving, [], gpu=True)
+    fields["instance_group"][0]["profile"] = [str(p) for p in _profiles(plans, serving)]
+    names = [{"key": capability, "value": file} for capability, file in files.items()]
+    return {"platform": "tensorrt_plan", "backend": "tensorrt", "cc_model_filenames": names} | fields
+
+
+def _profiles(plans: dict[str, Path], serving: Serving) -> tuple[int, ...]:
+    """The profiles in use, from the records beside the engines; UserError where max_batch is above what they take."""
+    records = [read_json(p.parent / "engine.json")["profiles"] for p in plans.values() if _recorded(p)]
+    used = serving.profiles or tuple(range(max([1, *(len(r) for r in records)])))
+    for record in records:
+        inputs = [shapes for i, profile in enumerate(record) if i in used for shapes in profile.values()]
+        largest = max((shapes["max"][0] for shapes in inputs), default=serving.max_batch)
+        if largest < serving.max_batch:
+            raise UserError(
+                f"triton: max_batch {serving.max_batch} given, and the engines take batches up to {largest}. Give max_batch {largest}, or build engines for more."
+            )
+    return used
+
+
+def _recorded(engine: Path) -> bool:
+    return (engine.parent / "engine.json").is_file()
+
+
+def _sampling(
+    artifact: Path, version: Path, inputs: list[Port], outputs: list[Port], serving: Serving
+) -> dict[str, Any]:
+    """The loop as a Python model: seed, and where the model has them label and guidance, to images."""
+    about = read_json(artifact / "sampler.json")
+    problems = _loop.refusals(about, [port.name for port in inputs])
+    if not batched([*inputs, *outputs]):
+        problems.append("the network's batch is fixed, and the loop draws batches of any size")
+    if problems:
+        raise UserError(f"triton: the sampling loop cannot draw from {artifact}: {'; '.join(problems)}.")
+    (version / "sampler.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_code(version)
+    asked, given = _ports(about)
+    if serving.over == "session":
+        said = {"over": "session", "device": serving.device, "threads": str(serving.threads or 0)}
+    else:
+        name = serving.model + SUFFIX[serving.over]
+        said = {"over": name, "output": outputs[0].name, "largest": str(serving.max_batch)}
+    return {"backend": "python"} | _common(asked, given, serving, parameters(said))
+
+
+def _ports(about: dict[str, Any]) -> tuple[list[Port], list[Port]]:
+    """What a client sends and gets: one seed an image; CHW float32 in [-1, 1], and HWC uint8."""
+    channels, height, width = about["shape"]
+    asked = [Port(name="seed", type="TYPE_INT64", dims=(-1, 1))]
+    if about["conditioning"]["kind"] == "class":
+        asked.append(Port(name="label", type="TYPE_INT64", dims=(-1, 1), optional=True))
+    if about["conditioning"]["null"] is not None and about["sampler"]["guidance"]["folded"] is None:
+        asked.append(Port(name="guidance", type="TYPE_FP64", dims=(-1, 1), optional=True))
+    images = Port(name="images", type="TYPE_FP32", dims=(-1, channels, height, width))
+    return asked, [images, Port(name="pixels", type="TYPE_UINT8", dims=(-1, height, width, channels))]
+
+
+def write_code(version: Path) -> None:
+    """The files of the loop, with nothing of this package left in them."""
+    (version / "sampling").mkdir()
+    (version / "sampling" / "__init__.py").write_text("")
+    for source, name in COPIES.items():
+        code = inspect.getsource(source)
+        for ours, theirs in IMPORTS.items():
+            code = code.replace(ours, theirs)
+        if name == "model.py":
+            code = code.replace("import json\nfrom pathlib import Path\n", f"import json\n{PATHS}", 1)
+        (version / name).write_text(code)

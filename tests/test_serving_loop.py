@@ -1,0 +1,193 @@
+"""The served loop draws the library's images bit for bit, without torch, whatever the sampler; bad requests are named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from optimize.artifact import sampler_json
+from optimize.denoiser import Conditioning, Denoiser
+from optimize.model import Model, Structure
+from optimize.network import TensorSpec
+from optimize.ops.solvers import NEXT
+from optimize.parameterization import Parameterization
+from optimize.sampling import SOLVERS, Guidance, Sampler
+from optimize.schedule import Schedule, from_diffusers
+from optimize.serving._loop import Loop, refusals
+from optimize.serving._repository import write_code
+
+VP = from_diffusers({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000})
+INPUTS = (TensorSpec("sample", ("B", 2, 4, 4)), TensorSpec("timestep", ("B",)), TensorSpec("class_labels", ("B",)))
+
+
+class Wave:
+    """A network whose output depends on all its inputs, each sample on its own."""
+
+    inputs = INPUTS
+    calls: list[int]
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def __call__(
+        self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        self.calls.append(len(sample))
+        labels = torch.zeros(len(sample)) if class_labels is None else class_labels.float()
+        return torch.sin(3 * sample + (timestep / 400 + labels / 7).view(-1, 1, 1, 1)).float()
+
+
+def model(sampler: Sampler, prediction: Any = "v", schedule: Schedule = VP, kind: Any = "class") -> Model:
+    conditioning = Conditioning("class", 10, 10) if kind == "class" else Conditioning()
+    denoiser = Denoiser(Wave(), Parameterization(prediction), schedule, conditioning)
+    return Model(denoiser, sampler, Structure("none", {}), (2, 4, 4))
+
+
+def loop(of: Model) -> Loop:
+    """The loop over the same network, from the JSON an artifact holds."""
+    network = of.denoiser.network
+    return Loop(sampler_json(of), lambda feed: network(**{k: torch.from_numpy(v) for k, v in feed.items()}).numpy())
+
+
+SEEDS = np.array([3, 0, 12345678901234, 7], np.int64)
+SAMPLERS = {
+    "ddim": Sampler(steps=4),
+    "clipped": Sampler(steps=4, clip=0.8),
+    "one step": Sampler(steps=1),
+    "own times": Sampler(steps=2, timesteps=(999.0, 499.0), guidance=Guidance(folded=0.5)),
+    "guided": Sampler(steps=4, guidance=Guidance(cfg=0.7)),
+    "guided in two calls": Sampler(steps=4, clip=1.0, guidance=Guidance(cfg=0.7, batched=False)),
+    "guided in an interval": Sampler(steps=6, guidance=Guidance(cfg=2.0, interval=(200.0, 700.0))),
+    "heun guided": Sampler(solver="heun", steps=5, guidance=Guidance(cfg=0.3)),
+    "dpmpp_2m": Sampler(solver="dpmpp_2m", steps=5, spacing="logsnr"),
+    "ipndm": Sampler(solver="ipndm", steps=7, clip=1.0),
+}
+
+
+def test_the_library_and_the_loop_have_the_same_solvers() -> None:
+    assert set(NEXT) == set(SOLVERS)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("kind", ["class", "none"])
+def test_every_sampler_draws_the_librarys_images_bit_for_bit(name: str, kind: str) -> None:
+    if kind == "none" and SAMPLERS[name].guidance.cfg:
+        pytest.skip("no unconditional branch to guide with")
+    of = model(SAMPLERS[name], kind=kind)
+    expected = of.sample(SEEDS.tolist()).numpy()
+    assert np.unique(expected).size > 50
+    assert np.array_equal(loop(of).draw(SEEDS), expected)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v", "flow"])
+@pytest.mark.parametrize(
+    "schedule", [VP, Schedule(kind="flow"), Schedule(kind="ve", sigma_max=20.0)], ids=["vp", "flow", "ve"]
+)
+def test_every_prediction_and_schedule_draws_the_librarys_images(prediction: str, schedule: Schedule) -> None:
+    times = (0.9, 0.5, 0.2) if schedule.kind == "flow" else None  # at 1 no epsilon says anything of the image
+    of = model(Sampler(solver="heun", steps=3, timesteps=times), prediction, schedule)
+    expected = of.sample(SEEDS.tolist()).numpy()
+    assert np.isfinite(expected).all() and np.array_equal(loop(of).draw(SEEDS), expected)
+
+
+def test_a_real_network_draws_the_librarys_images_guided_in_one_batch(tiny_model: Model) -> None:
+    with torch.inference_mode():
+        assert np.array_equal(loop(tiny_model).draw(np.arange(3)), tiny_model.sample(range(3)).numpy())
+
+
+def test_each_sample_has_its_own_label_and_weight_and_is_the_one_drawn_alone() -> None:
+    of = model(Sampler(steps=4, guidance=Guidance(cfg=0.7)))
+    labels, weights = np.array([1, 9, 1, 4]), np.array([0.0, 0.7, 2.5, 0.0])
+    together = loop(of).draw(SEEDS, labels, weights)
+    for i in range(4):
+        alone = loop(of).draw(SEEDS[i : i + 1], labels[i : i + 1], weights[i : i + 1])
+        assert np.array_equal(together[i], alone[0])
+    wanted = replace(of, sampler=Sampler(steps=4, guidance=Guidance(cfg=2.5)))
+    assert np.array_equal(together[2], loop(wanted).draw(SEEDS[2:3], labels[2:3])[0])
+    assert not np.array_equal(together[2], loop(of).draw(SEEDS[2:3], labels[2:3])[0])
+
+
+def test_a_guided_batch_is_one_call_a_step_and_an_unguided_sample_is_not_guided() -> None:
+    of = model(Sampler(steps=3, guidance=Guidance(cfg=0.7)))
+    loop(of).draw(SEEDS, weights=np.array([0.7, 0.0, 0.7, 0.7]))
+    assert of.denoiser.network.calls == [6, 6, 6, 1, 1, 1]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seeds": [-1]}, "seed: -1 given, allowed 0 to 9223372036854775807"),
+        ({"seeds": [0], "labels": [10]}, "label: 10 given, allowed 0 to 9"),
+        ({"seeds": [0, 1], "labels": [3, -2]}, "label: -2 given, allowed 0 to 9"),
+        ({"seeds": [0], "weights": [-0.5]}, "guidance: -0.5 given, allowed 0 and above"),
+        ({"seeds": [0], "weights": [float("nan")]}, "guidance: nan given"),
+    ],
+)
+def test_a_bad_request_is_refused_by_name(given: dict[str, Any], said: str) -> None:
+    asked = {k: np.array(v) for k, v in given.items()}
+    assert said in str(loop(model(Sampler(steps=2, guidance=Guidance(cfg=0.5)))).refusal(**asked))
+
+
+def test_what_a_model_does_not_have_is_refused() -> None:
+    seeds, one = np.array([0]), np.array([1])
+    plain, folded = model(Sampler(steps=2), kind="none"), model(Sampler(steps=2, guidance=Guidance(folded=0.5)))
+    assert "not class-conditional" in str(loop(plain).refusal(seeds, labels=one))
+    assert "no unconditional branch" in str(loop(plain).refusal(seeds, weights=one))
+    assert "0.5 is folded into this network" in str(loop(folded).refusal(seeds, weights=one))
+    assert loop(folded).refusal(seeds, labels=one) is None
+
+
+def test_loops_that_cannot_be_served_are_refused_by_name() -> None:
+    about = sampler_json(model(Sampler(steps=2)))
+    names = [spec.name for spec in INPUTS]
+    assert refusals(about, names) == []
+    assert (
+        'solver "euler_a" is not known. Allowed: ddim'
+        in refusals(changed(about, "sampler", solver="euler_a"), names)[0]
+    )
+    assert 'prediction "x" is not known' in refusals(changed(about, "parameterization", prediction="x"), names)[0]
+    assert 'conditioning "text" is not known' in refusals(changed(about, "conditioning", kind="text"), names)[0]
+    assert "the loop feeds sample, timestep, class_labels" in refusals(about, ["sample", "timestep"])[0]
+    guided = changed(about, "sampler", guidance={"cfg": 1.0})
+    assert "needs an unconditional branch" in refusals(changed(guided, "conditioning", null=None), names)[0]
+
+
+def changed(about: dict[str, Any], part: str, **values: Any) -> dict[str, Any]:
+    return about | {part: about[part] | values}
+
+
+def test_the_copied_code_needs_numpy_alone(tmp_path: Path) -> None:
+    """In a fresh process without this library, torch and pydantic; drawn by the copies, compared with the library."""
+    import json
+
+    of = model(Sampler(solver="dpmpp_2m", steps=4, guidance=Guidance(cfg=0.5)))
+    write_code(tmp_path)
+    (tmp_path / "sampler.json").write_text(json.dumps(sampler_json(of)))
+    code = """
+import json, sys
+for name in ("optimize", "torch", "pydantic", "scipy"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from sampling.loop import Loop
+def network(feed):
+    shift = feed["timestep"] / np.float32(400) + feed["class_labels"].astype(np.float32) / np.float32(7)
+    return np.cos(feed["sample"] + shift.reshape(-1, 1, 1, 1)).astype(np.float32)
+images = Loop(json.load(open(sys.argv[1] + "/sampler.json")), network).draw(np.arange(4))
+np.save(sys.argv[1] + "/images.npy", images)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+
+    def same(feed: dict[str, np.ndarray]) -> np.ndarray:
+        shift = feed["timestep"] / np.float32(400) + feed["class_labels"].astype(np.float32) / np.float32(7)
+        return np.cos(feed["sample"] + shift.reshape(-1, 1, 1, 1)).astype(np.float32)
+
+    assert np.array_equal(np.load(tmp_path / "images.npy"), Loop(sampler_json(of), same).draw(np.arange(4)))
+    assert not [f.name for f in tmp_path.rglob("*.py") if "from optimize" in f.read_text()]

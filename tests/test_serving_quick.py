@@ -1,0 +1,240 @@
+"""The small server, asked over real HTTP: the page, images as the library draws them, and errors that help."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optimize.artifact import commit, load_model, save_model
+from optimize.context import Context
+from optimize.environment import device_class
+from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.exporters.onnx import Onnx
+from optimize.runner import open_runner
+from optimize.sampling import Sampler
+from optimize.serving import _drawing, quick
+from optimize.serving._drawing import Drawing, candidates
+from optimize.sources.diffusers import DiffusersSource
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder whose final artifact is exported."""
+    folder, model = tmp_path_factory.mktemp("served") / "tiny", DiffusersSource(tiny_folder).load(Sampler(steps=2))
+
+    def write(temporary: Path) -> dict[str, Any]:
+        save_model(temporary, model)
+        Onnx().export(model, temporary, Context())
+        return {"id": "an id"}
+
+    commit(folder / "final", write)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(run: Path) -> Iterator[str]:
+    with Drawing(run, "onnxruntime") as drawing, quick.open_server(drawing, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def get(url: str) -> tuple[int, str, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read()
+
+
+def decoded(png: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_images_are_the_librarys_for_the_same_seeds(url: str, run: Path) -> None:
+    status, kind, body = get(f"{url}/v1/images?seed=7&count=3")
+    answer = json.loads(body)
+    assert (status, kind) == (200, "application/json") and answer["latency_ms"] > 0
+    assert [(i["seed"], i["class"]) for i in answer["images"]] == [(7, 7), (8, 8), (9, 9)]
+    with open_runner(run / "final", "onnxruntime") as runner:
+        expected = load_model(run / "final").with_network(runner).sample([7, 8, 9]).numpy()
+    for image, wanted in zip(answer["images"], quick.pixels(expected)):
+        assert np.array_equal(decoded(base64.b64decode(image["png"])), wanted[:, :, 0])
+
+
+def test_a_class_is_drawn_for_every_seed_and_all_images_come_as_one_picture(url: str) -> None:
+    seven = json.loads(get(f"{url}/v1/images?seed=3&class=7")[2])["images"][0]
+    own = json.loads(get(f"{url}/v1/images?seed=3")[2])["images"][0]
+    assert (seven["class"], own["class"]) == (7, 3) and seven["png"] != own["png"]
+    status, kind, body = get(f"{url}/v1/images?seed=3&count=3&class=7&format=png")
+    sheet = decoded(body)
+    assert (status, kind, sheet.shape) == (200, "image/png", (32, 32))
+    assert np.abs(sheet[:16, :16].astype(int) - decoded(base64.b64decode(seven["png"]))).max() <= 1  # another batch
+    assert (sheet[16:, 16:] == 255).all()
+
+
+def test_the_page_and_what_is_served(url: str) -> None:
+    status, kind, body = get(url + "/")
+    assert status == 200 and kind.startswith("text/html") and b"/v1/images?" in body
+    assert not re.search(rb"(src|href)=\"(https?:)?//", body)  # nothing is fetched from elsewhere
+    about = json.loads(get(f"{url}/v1/model")[2])
+    assert about["name"] == "tiny" and about["runner"] == "onnxruntime" and about["why"] == "as asked"
+    assert (about["classes"], about["steps"], about["nfe"], about["shape"]) == (10, 2, 2, [1, 16, 16])
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/v1/images?seed=-1", 400, 'seed: "-1" given, allowed whole numbers from 0'),
+        ("/v1/images?seed=x", 400, 'seed: "x" given'),
+        ("/v1/images?count=65", 400, 'count: "65" given, allowed whole numbers from 1 to 64'),
+        ("/v1/images?count=0", 400, 'count: "0" given'),
+        ("/v1/images?seed=9223372036854775807&count=2", 400, "seed:"),
+        ("/v1/images?class=10", 400, "class: 10 given, allowed 0 to 9"),
+        ("/v1/images?format=gif", 400, 'format: "gif" is not known. Allowed: json, png'),
+        (
+            "/v1/images?sed=1",
+            400,
+            'query: "sed" is not known. Allowed: class, count, format, seed. Did you mean "seed"?',
+        ),
+        ("/v2/images", 404, "/v2/images: no such page. Allowed: /, /v1/model, /v1/images"),
+    ],
+)
+def test_bad_requests_are_errors_that_help_and_the_server_stays_up(url: str, path: str, status: int, said: str) -> None:
+    got, kind, body = get(url + path)
+    assert (got, kind) == (status, "application/json") and said in json.loads(body)["error"]
+    assert get(f"{url}/v1/images?seed=1")[0] == 200
+
+
+def test_concurrent_requests_get_their_own_images(url: str) -> None:
+    found: dict[int, Any] = {}
+
+    def ask(seed: int) -> None:
+        found[seed] = json.loads(get(f"{url}/v1/images?seed={seed}")[2])["images"][0]["png"]
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, png in found.items():
+        assert json.loads(get(f"{url}/v1/images?seed={seed}")[2])["images"][0]["png"] == png
+    assert len(set(found.values())) == 6
+
+
+def test_a_port_in_use_or_a_bad_address_is_one_message(run: Path) -> None:
+    with Drawing(run, "onnxruntime") as drawing, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match=r"is in use\. Choose another, or 0 for any free one"):
+            quick.open_server(drawing, port=taken.getsockname()[1])
+        with pytest.raises(UserError, match="--port: 70000 given, allowed 0 to 65535"):
+            quick.open_server(drawing, port=70000)
+        with pytest.raises(UserError, match=r"--host: no\.such\.host\.invalid is no address of this machine"):
+            quick.open_server(drawing, host="no.such.host.invalid")
+        with pytest.raises(EnvironmentLacks, match=r"192.0.2.1:0 cannot be opened"):  # an address kept for documents
+            quick.open_server(drawing, host="192.0.2.1", port=0)
+
+
+def test_the_runner_is_the_one_the_run_measured_as_fastest(run: Path) -> None:
+    identity = json.loads((run / "final" / "manifest.json").read_text())["id"]
+    row = {"artifact_id": identity, "status": "done", "predicted": False}
+    rows = [
+        row | {"runner": "openvino", "image_latency_ms": {"p50": 2.0}},
+        row | {"runner": "onnxruntime", "image_latency_ms": {"p50": 1.5}},
+        row | {"runner": "gone", "image_latency_ms": {"p50": 0.1}},
+        row | {"runner": "torch", "image_latency_ms": {"p50": 0.1}, "status": "failed"},
+        row | {"runner": "torch", "image_latency_ms": {"p50": 0.1}, "artifact_id": "another"},
+    ]
+    summary = run / "summary.json"
+    summary.write_text(json.dumps({"environment": {"device": device_class()}, "rows": rows}))
+    try:
+        first, second, *_ = candidates(run / "final")
+        assert first == ("onnxruntime", "1.5 ms an image in the run's own measurement") and second[0] == "openvino"
+        with Drawing(run) as drawing:
+            assert drawing.runner == "onnxruntime"
+        summary.write_text(json.dumps({"environment": {"device": "another"}, "rows": rows}))
+        assert next(candidates(run / "final")) == ("openvino", "first of the installed runners")
+    finally:
+        summary.unlink()
+
+
+def test_what_is_not_installed_is_passed_over_and_nothing_at_all_is_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _drawing.open_runner
+
+    def without(missing: tuple[str, ...]) -> None:
+        def open(folder: Path, name: str, **options: Any) -> Any:
+            if name in missing:
+                raise EnvironmentLacks(f"{name} is not installed.")
+            return real(folder, name, **options)
+
+        monkeypatch.setattr(_drawing, "open_runner", open)
+
+    without(("openvino",))
+    with Drawing(run) as drawing:
+        assert drawing.runner == "onnxruntime"
+    without(("openvino", "onnxruntime", "torch"))
+    with pytest.raises(EnvironmentLacks, match=r"no runner opens .* openvino is not installed. onnxruntime is not"):
+        Drawing(run)
+
+
+def test_an_altered_artifact_is_not_loaded(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(run / "final", tmp_path / "final")
+    path = tmp_path / "final" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"model.safetensors is not the file the manifest describes"):
+        Drawing(tmp_path / "final")
+
+
+def test_the_command_serves_on_a_free_port_and_ends_when_told(run: Path) -> None:
+    command = [sys.executable, "-m", "optimize", "serve", str(run), "--port", "0", "--runner", "onnxruntime"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.search(r"final on onnxruntime \(as asked\): (http://127\.0\.0\.1:\d+)$", line)
+        assert found, line
+        assert len(json.loads(get(found[1] + "/v1/images?count=2")[2])["images"]) == 2
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_wrong_input_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    for arguments, said in (
+        (("nowhere",), "is no folder"),
+        ((".",), "neither an artifact nor a run"),
+        (("nowhere", "--triton", "models"), "is no folder"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "optimize", "serve", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=60,
+        )
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
