@@ -15,7 +15,7 @@ from optimize.configs import Config
 from optimize.errors import EnvironmentLacks
 from optimize.network import TensorSpec
 from optimize.registry import RUNNERS
-from optimize.runner import Closing, onnx_file
+from optimize.runner import Closing, onnx_file, parsing
 from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, provider_list, refuse_fallback
 
 if TYPE_CHECKING:
@@ -76,9 +76,10 @@ class OnnxRuntimeRunner(Closing):
         import onnxruntime
 
         _check_binding(options)
-        graph, self._lowered = prepared(path, options)
         asked = provider_list(options.chosen, options.cuda_graphs)
-        session = onnxruntime.InferenceSession(graph, _settings(options), providers=asked)
+        with parsing(path, "ONNX Runtime", _refusals()):
+            graph, self._lowered = prepared(path, options)
+            session = onnxruntime.InferenceSession(graph, _settings(options), providers=asked)
         session.disable_fallback()
         self._assigned = refuse_fallback(session, options.chosen)
         self._bound = BoundCalls(session, onnxruntime, options.cuda_graphs) if options.on_gpu else None
@@ -108,6 +109,14 @@ class OnnxRuntimeRunner(Closing):
     def __exit__(self, *rest: Any) -> None:
         self._bound = None
         super().__exit__(*rest)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """The errors ONNX Runtime has for a model that it does not take; not those of a device (EPFail)."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, name) for name in names)
 
 
 def _check_binding(options: OnnxRuntime) -> None:

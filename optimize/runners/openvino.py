@@ -14,7 +14,7 @@ from optimize.configs import Config
 from optimize.errors import EnvironmentLacks
 from optimize.network import TensorSpec
 from optimize.registry import RUNNERS
-from optimize.runner import Closing, onnx_file
+from optimize.runner import Closing, onnx_file, parsing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,8 @@ class OpenVINORunner(Closing):
     """One compiled model and request for each batch size seen."""
 
     def __init__(self, core: Any, path: Path, threads: int | None, precision: str) -> None:
-        model = core.read_model(str(path))
+        with parsing(path, "OpenVINO", (RuntimeError,)):
+            model = core.read_model(str(path))
         self._held = (core, model)
         self._requests: dict[int, Any] = {}
         self.inputs = tuple(_spec(i) for i in model.inputs)
