@@ -88,7 +88,7 @@ def test_a_truncated_file_at_any_length_is_refused(tmp_path: Path) -> None:
     content, path = network().SerializeToString(), tmp_path / "model.onnx"
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
-        with pytest.raises(ArtifactError, match="model.onnx"):
+        with pytest.raises(ArtifactError, match=r"model.onnx"):
             examine(path)
 
 
@@ -98,7 +98,7 @@ def test_a_truncated_file_at_any_length_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_protobuf_or_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="not a whole ONNX file|no graph with an output"):
+    with pytest.raises(ArtifactError, match=r"not a whole ONNX file|no graph with an output"):
         examine(path)
 
 
@@ -284,7 +284,7 @@ def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
     )
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="not a whole ONNX file|onnx refuses it"):
+    with pytest.raises(ArtifactError, match=r"not a whole ONNX file|onnx refuses it"):
         examine(path)
 
 
@@ -341,7 +341,7 @@ def test_a_file_is_looked_at_in_a_process_of_its_own_and_once(tmp_path: Path, mo
     assert check_onnx(path) == ("w.data",)
     monkeypatch.setattr(onnx_check.subprocess, "run", lambda *a, **k: pytest.fail("looked at again"))
     assert check_onnx(path) == ("w.data",)
-    with pytest.raises(ArtifactError, match="no such file. Give an ONNX file"):
+    with pytest.raises(ArtifactError, match=r"no such file. Give an ONNX file"):
         check_onnx(tmp_path / "gone.onnx")
 
 
@@ -379,5 +379,5 @@ def test_a_missing_onnx_is_said_with_what_to_install(tmp_path: Path, monkeypatch
     from optimize.errors import EnvironmentLacks
 
     monkeypatch.setattr(onnx_check.subprocess, "run", answering('print(\'{"lacks": "No module named onnx"}\')'))
-    with pytest.raises(EnvironmentLacks, match="No module named onnx. Install it: pip install onnx"):
+    with pytest.raises(EnvironmentLacks, match=r"No module named onnx. Install it: pip install onnx"):
         check_onnx(written(tmp_path, network()))

@@ -91,7 +91,7 @@ def test_the_digest_is_one_value_for_every_byte_of_an_artifact_and_can_be_pinned
 
 
 def test_a_digest_that_is_none_is_refused(whole: Path) -> None:
-    with pytest.raises(UserError, match='--expect: "abc" is no digest. Give the 64'):
+    with pytest.raises(UserError, match=r'--expect: "abc" is no digest. Give the 64'):
         require(inspect_trust(whole), "abc")
 
 
@@ -104,7 +104,7 @@ def test_all_artifacts_of_a_run_are_looked_at_and_have_one_digest(whole: Path) -
     (run / "baseline" / "model.bin").write_bytes(b"x")
     after = inspect_trust(run)
     assert not after["intact"] and [bool(a["differences"]) for a in after["artifacts"]] == [True, False]
-    with pytest.raises(ArtifactError, match="baseline: model.bin is changed"):
+    with pytest.raises(ArtifactError, match=r"baseline: model.bin is changed"):
         require(after)
 
 
@@ -202,13 +202,13 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(whole: Path) -> None:
 
 def test_a_file_that_no_manifest_names_is_not_read(whole: Path) -> None:
     (whole / "more.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="more.json is not named in manifest.json"):
+    with pytest.raises(ArtifactError, match=r"more.json is not named in manifest.json"):
         checked(whole, "more.json")
 
 
 def test_a_model_around_a_runner_reads_nothing_that_was_changed(whole: Path) -> None:
     (whole / "structure.json").write_text("[]")
-    with pytest.raises(ArtifactError, match="structure.json is changed"):
+    with pytest.raises(ArtifactError, match=r"structure.json is changed"):
         model_around(whole, None)  # type: ignore[arg-type]
 
 
@@ -229,7 +229,7 @@ def test_a_file_is_hashed_once_a_process_and_again_when_it_changed(
     assert hashed == ["model.bin"]
     content = (whole / "model.bin").read_bytes()
     (whole / "model.bin").write_bytes(content[::-1])
-    with pytest.raises(ArtifactError, match="model.bin is changed"):
+    with pytest.raises(ArtifactError, match=r"model.bin is changed"):
         checked(whole, "model.bin")
 
 
