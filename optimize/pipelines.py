@@ -308,13 +308,18 @@ def renamed(graph: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
     """Give an artifact's U-Net graph the layout's names and its scalar timestep, in place; returns inputs and outputs."""
     import onnx_ir as ir
 
-    symbols = {"B": graphs.BATCH, "H": "height", "W": "width", "L": graphs.SEQUENCE}
     for value in (*graph.graph.inputs, *graph.graph.outputs):
-        value.name = (value.name or "").rpartition(".")[2]
-        dims = [d if isinstance(d, int) else symbols.get(str(d.value), str(d.value)) for d in value.shape or ()]
-        value.shape = ir.Shape(dims)
+        value.name = (value.name or "").removeprefix("added_cond_kwargs.")
+        value.shape = ir.Shape([d if isinstance(d, int) else _dim(str(d.value)) for d in value.shape or ()])
     _scalar_timestep(graph)
     return tuple(_spec(v) for v in graph.graph.inputs), tuple(_spec(v) for v in graph.graph.outputs)
+
+
+def _dim(symbol: str) -> str:
+    """A dim of this library's in the layout's words: "H/2" is "height / 2"."""
+    word, _, divisor = symbol.partition("/")
+    name = {"B": graphs.BATCH, "H": "height", "W": "width", "L": graphs.SEQUENCE}.get(word, word)
+    return f"{name} / {divisor}" if divisor else name
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -164,7 +164,7 @@ def test_a_lora_that_does_not_fit_names_the_first_layers(tmp_path: Path) -> None
     ],
 )
 def test_anything_but_plain_lora_is_refused_by_name(tmp_path: Path, tensors: Tensors) -> None:
-    with pytest.raises(ArtifactError, match="Only plain LoRA|not a LoRA that diffusers reads"):
+    with pytest.raises(ArtifactError, match=r"Only plain LoRA|not a LoRA that diffusers reads"):
         read_lora(written(tmp_path, tensors))
 
 
