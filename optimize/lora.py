@@ -68,7 +68,7 @@ def read_lora(path: Path, strength: float = 1.0, unet_config: dict[str, Any] | N
         raise _not_plain(path, foreign)
     try:
         named, alphas = _diffusers_names(tensors, unet_config)
-        return Lora(path, _deltas(path, named, {**_adapter_alphas(path), **alphas}), strength)
+        return Lora(path, _deltas(path, named, alphas, _description(path)), strength)
     except (ValueError, KeyError, IndexError) as error:
         raise ArtifactError(f"{path}: not a LoRA that diffusers reads ({error}).") from error
 
@@ -85,28 +85,31 @@ def _diffusers_names(tensors: dict[str, Any], config: dict[str, Any] | None) -> 
 
     about = SimpleNamespace(**config) if config else None
     named, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=about)
-    return named, {k.removesuffix(".alpha"): float(v) for k, v in (alphas or {}).items()}
+    return named, dict(alphas or {})
 
 
-def _adapter_alphas(path: Path) -> dict[str, Any]:
+def _description(path: Path) -> dict[str, Any]:
     """peft's own description of the adapters, where diffusers stored it with the file: {"unet.lora_alpha": ...}."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         kept = (file.metadata() or {}).get("lora_adapter_metadata")
-    return {"": json.loads(kept)} if kept else {}
+    about = json.loads(kept) if kept else {}
+    return about if isinstance(about, dict) else {}
 
 
-def _deltas(path: Path, named: dict[str, Any], alphas: dict[str, Any]) -> dict[str, dict[str, Delta]]:
-    about = alphas.pop("", {})
+def _deltas(
+    path: Path, named: dict[str, Any], alphas: dict[str, float], about: dict[str, Any]
+) -> dict[str, dict[str, Delta]]:
     found: dict[str, dict[str, Delta]] = {}
     odd: list[str] = []
+    by_component = _by_component(alphas)
     for component, tensors in _by_component(named).items():
         downs = {k.removesuffix(".lora_A.weight"): v for k, v in tensors.items() if k.endswith(".lora_A.weight")}
         ups = {k.removesuffix(".lora_B.weight"): v for k, v in tensors.items() if k.endswith(".lora_B.weight")}
         odd += [f"{component}.{k}" for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight"))]
         odd += [f"{component}.{k}" for k in set(downs) ^ set(ups)]
-        given = {_layer(k, component): v for k, v in alphas.items()}
+        given = {k.split(".lora_A")[0].removesuffix(".alpha"): v for k, v in by_component.get(component, {}).items()}
         for layer in sorted(set(downs) & set(ups)):
             scale = _scale(component, layer, len(downs[layer]), given, about)
             found.setdefault(component, {})[layer] = Delta(downs[layer], ups[layer], scale)
@@ -134,14 +137,6 @@ def _by_component(named: dict[str, Any]) -> dict[str, dict[str, Any]]:
         else convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
         for component, tensors in split.items()
     }
-
-
-def _layer(key: str, component: str) -> str:
-    """The layer an alpha belongs to, in the names of its tensors."""
-    name = key.removeprefix(f"{component}.")
-    for mark in (".lora_A", ".lora.down", ".lora_linear_layer.down", ".down"):
-        name = name.split(f"{mark}.")[0] if f"{mark}." in name else name.removesuffix(mark)
-    return name
 
 
 def _scale(component: str, layer: str, rank: int, alphas: dict[str, float], about: dict[str, Any]) -> float:
@@ -176,7 +171,9 @@ def fitted(module: nn.Module, lora: Lora, component: str) -> dict[str, Any]:
     layers = dict(module.named_modules())
     found, missing = {}, []
     for name, delta in lora.deltas.get(component, {}).items():
-        layer = layers.get(name, layers.get(name.removeprefix("text_model.")))  # transformers 5 has no such level
+        layer: Any = layers.get(name, layers.get(name.removeprefix("text_model.")))  # transformers 5 has no such level
+        while getattr(layer, "switched", False):  # another LoRA's switch is around it
+            layer = layer.base
         shape = (delta.up.shape[0], *delta.down.shape[1:])
         if layer is None or getattr(layer, "weight", None) is None:
             missing.append(f"{name} (no such layer)")
@@ -217,6 +214,8 @@ def _switched(layer: Any, delta: Delta, strength: float, switch: Switch) -> nn.M
 
     class Switched(nn.Module):
         """One layer with its update; x as the layer takes it."""
+
+        switched = True
 
         def __init__(self) -> None:
             super().__init__()

@@ -37,6 +37,7 @@ def examine(path: Path) -> list[str]:
         external = sorted({name for t in _tensors(model) if (name := _tensor(path, t))})
         _values(path, model)
         _by_onnx(path, model)
+        _by_onnx_ir(path, model)
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _broken(path, error) from error
     return external
@@ -320,6 +321,17 @@ def _by_onnx(path: Path, model: Any) -> None:
         raise ArtifactError(f"{path}: onnx refuses it: {_first(error)} Export it again.") from error
     for value in inferred.graph.value_info:
         _value(path, value)
+
+
+def _by_onnx_ir(path: Path, model: Any) -> None:
+    """What edits graphs here can build the model; it is stricter about attributes than onnx's checker."""
+    import onnx_ir as ir
+
+    try:
+        ir.from_proto(model)
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise ArtifactError(f"{path}: onnx_ir refuses it: {_first(cause)} Export it again.") from error
 
 
 def _without_weights(model: Any) -> Any:

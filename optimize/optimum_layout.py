@@ -160,7 +160,7 @@ def graph_of(part: Part, opset: int) -> ir.Model:
         )  # fmt: skip
     assert program is not None
     graph: ir.Model = program.model
-    for value in graph.graph.initializers.values():
+    for value in list(graph.graph.initializers.values()):
         value.name = (value.name or "").removeprefix("network.")
     g.simplify(graph)
     g.anonymize(graph)
