@@ -82,8 +82,8 @@ class _Hollow:
     def __init__(self, output: np.ndarray) -> None:
         self._output = [output]
 
-    def run(self, *_: Any) -> list[np.ndarray]:
-        return self._output
+    def run_with_iobinding(self, *_: Any) -> None:
+        return None
 
     def infer(self, *_: Any, **__: Any) -> list[np.ndarray]:
         return self._output
@@ -92,9 +92,9 @@ class _Hollow:
 def _hollow(network: Any, runner: str, batch: int, output: np.ndarray) -> None:
     """Take the backend out of an opened runner."""
     if runner == "onnxruntime":
-        network._held = _Hollow(output)
+        network._bound._session = _Hollow(output)
     else:
-        network._requests[batch] = _Hollow(output)
+        network._requests[batch] = (_Hollow(output), *network._requests[batch][1:])
 
 
 def _samples(call: Call, count: int) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 from optimize.artifact import MANIFEST, write_text_atomically
 from optimize.errors import ArtifactError, UserError, unknown
-from optimize.measure.measurement import Measurement, Variant
+from optimize.measure.measurement import Measurement, Variant, policy_text
 from optimize.registry import RUNNERS
 from optimize.runner import runner_config, spec_parts
 from optimize.sampling import SOLVERS, Sampler
@@ -53,10 +53,9 @@ def variants(
     made = []
     for name, spec, batch, place, graphs in product(named, dict.fromkeys(runners), batches, io, cuda_graphs):
         runner, options = spec_parts(spec)
-        policy = ("+device" if place == "device" else "") + ("+graphs" if graphs else "")
         made.append(
             Variant(
-                key=f"{name}/{spec}/{batch}{policy}",
+                key=f"{name}/{spec}/{batch}{policy_text(place, graphs)}",
                 folder=str(named[name]),
                 runner=runner,
                 options=options,

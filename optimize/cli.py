@@ -167,7 +167,7 @@ def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders, e.g. exported/digits/final.")],
     runner: Annotated[
         list[str] | None,
-        typer.Option(help="name, name:precision or name:precision@device, e.g. torch:fp16@cuda. Repeat for more."),
+        typer.Option(help="name, name:precision or name:precision@device, e.g. torch:fp16@cuda,openvino."),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,16.")] = "1",
     io: Annotated[str, typer.Option(help="host, device, or both: where inputs and outputs are.")] = "host",
@@ -197,7 +197,7 @@ def bench(
         raise unknown("--cuda-graphs", cuda_graphs, policies)
     asked = benchmark.variants(
         artifacts,
-        runner or ["torch", "onnxruntime", "openvino"],
+        [r.strip() for given in runner for r in given.split(",")] if runner else ["torch", "onnxruntime", "openvino"],
         benchmark.numbers(batch, "--batch"),
         io=benchmark.IO if io == "both" else (io,),
         cuda_graphs=policies[cuda_graphs],

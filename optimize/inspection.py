@@ -73,17 +73,14 @@ def cache_folder() -> Path:
 
 
 def _device(name: str, cache: Path | None) -> tuple[Target, Rates]:
-    """The target and its rates; `here` is the GPU found if it belongs to a class, else the CPU, which is calibrated."""
+    """The target and its rates; `here` is the GPU found if its peak rates are known, else the CPU, which is calibrated."""
     from optimize.measure.calibrate import calibrate
+    from optimize.measure.devices import here
     from optimize.measure.published import gpu_rates
-    from optimize.targets import classify, target
+    from optimize.targets import target
 
-    found = None
-    if name == "here":
-        import torch
-
-        found = classify(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    device = found or target("cpu" if name == "here" else name)
+    device = here()[0] if name == "here" else target(name)
+    device = device if device.peak_tflops or not device.cuda else target("cpu")
     if device.cuda:
         return device, gpu_rates(device)
     import torch

@@ -62,6 +62,9 @@ class BenchmarkConfig(Config):
     seconds: Annotated[float, Field(gt=0)] = 0.25  # timed work of a worker in one turn; at least one call
     warm_up: Annotated[float, Field(ge=0)] = 0.6  # seconds of a worker's warm-up at most, for calls and for images each
     threads: Positive | None = None  # per worker; None: all cores
+    # rows of runners on a GPU: inputs and outputs in the host's memory, on the device, or a row for each
+    io: Annotated[tuple[Literal["host", "device"], ...], Field(min_length=1)] = ("host",)
+    cuda_graphs: Annotated[tuple[bool, ...], Field(min_length=1)] = (False,)  # likewise: calls that replay a CUDA graph
 
 
 class QualityConfig(Config):

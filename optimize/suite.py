@@ -1,15 +1,19 @@
 """What a run times: variants x runners x batches, the fair configuration, and the steps that split the speed-up.
 
-Keys are `variant/runner/batch`; those of the split are `factor:<name>/runner/batch`.
+Keys are `variant/runner/batch`, followed by a policy other than the usual (`+device`, `+graphs`); those of the split are
+`factor:<name>/runner/batch`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
-from optimize.measure.measurement import Measurement
+from optimize.measure.measurement import Measurement, policy_text
 from optimize.measure.measurement import Variant as Timed
 from optimize.recipe import Recipe
+from optimize.registry import RUNNERS
 from optimize.runner import spec_parts
 from optimize.sampling import Guidance, Sampler
 from optimize.stages import Variant
@@ -24,11 +28,12 @@ def suite(recipe: Recipe, variants: list[Variant], fair: Sampler | None) -> list
     for i, variant in enumerate(variants):
         batches = bench.batch if _in_full(i, len(variants)) else (max(bench.batch),)
         for spec in [r for r in variant.runners if r not in bench.source_runners]:
-            timed += [_timed(recipe, variant, spec, b) for b in batches]
+            timed += [t for b in batches for t in _policies(recipe, _timed(recipe, variant, spec, b))]
     if fair is not None:
         for spec in fp32_runners(variants[0]):
             batches = bench.batch if spec in bench.runners and spec != EAGER else (max(bench.batch),)
-            timed += [_timed(recipe, variants[0], spec, b, "fair", fair) for b in batches]
+            fairly = [_timed(recipe, variants[0], spec, b, "fair", fair) for b in batches]
+            timed += [t for row in fairly for t in _policies(recipe, row)]
     return timed + _split(recipe, variants)
 
 
@@ -89,10 +94,21 @@ def _timed(
     )
 
 
+def _policies(recipe: Recipe, timed: Timed) -> Iterator[Timed]:
+    """The row once for every policy of the recipe, where its runner computes on a GPU and has them; else as it is."""
+    takes, bench = RUNNERS.get(timed.runner).model_fields, recipe.benchmark
+    device = timed.options.get("device", takes["device"].default if "device" in takes else "cpu")
+    if device == "cpu" or "io" not in takes:
+        yield timed
+        return
+    for io, graphs in product(bench.io, bench.cuda_graphs):
+        yield timed.model_copy(update={"key": timed.key + policy_text(io, graphs), "io": io, "cuda_graphs": graphs})
+
+
 def split_key(key: str) -> tuple[str, str, int]:
     """(variant, runner spec, batch) of a key."""
     name, spec, batch = key.rsplit("/", 2)
-    return name, spec, int(batch)
+    return name, spec, int(batch.partition("+")[0])
 
 
 def time_all(recipe: Recipe, timed: list[Timed], progress: Any) -> list[Measurement]:

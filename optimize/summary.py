@@ -11,7 +11,7 @@ from optimize import environment
 from optimize.cost import Prices, load_prices
 from optimize.gates import check, hold, parity_gate, quality_gates
 from optimize.measure.devices import device_class
-from optimize.measure.measurement import Measurement, speedup
+from optimize.measure.measurement import Measurement, policy_text, speedup
 from optimize.recipe import QualityConfig, Recipe
 from optimize.runner import spec_parts
 from optimize.stages import Variant
@@ -44,9 +44,9 @@ class Findings:
         """The recipe's price table, or the shipped one."""
         return load_prices(self.recipe.prices)
 
-    def measured(self, name: str, spec: str, batch: int | None = None) -> Measurement | None:
-        """A finished measurement by its key."""
-        key = f"{name}/{spec}/{batch or self.batch}"
+    def measured(self, name: str, spec: str, batch: int | None = None, policy: str = "") -> Measurement | None:
+        """A finished measurement by its key; inputs and outputs on the host, without CUDA graphs, where not said."""
+        key = f"{name}/{spec}/{batch or self.batch}{policy}"
         return next((m for m in self.measurements if m.key == key and m.done), None)
 
 
@@ -185,10 +185,11 @@ def _interval(value: Any) -> dict[str, Any]:
 
 
 def _fair(found: Findings, batch: int | None = None) -> Measurement | None:
-    """The fair sampler on the FP32 runner that is fastest at this batch, among those whose parity holds."""
+    """The fair sampler on the FP32 runner and policy that is fastest at this batch, among those whose parity holds."""
     source, limit = found.variants[0], found.recipe.gates.parity.fp32
     right = [s for s in fp32_runners(source) if source.parity[s]["relative_l2"] <= limit]
-    measured = [m for s in right if (m := found.measured("fair", s, batch))]
+    keys = {("fair", s, batch or found.batch) for s in right}
+    measured = [m for m in found.measurements if m.done and split_key(m.key) in keys]
     return max(measured, key=lambda m: m.images_per_s().value, default=None)
 
 
@@ -272,9 +273,22 @@ def _onnx_bytes(variant: Variant) -> int:
 
 
 def _int8_speedup(found: Findings, row: dict[str, Any]) -> float | None:
-    """Call time of the same network before quantization in FP32, over the final row's, on the same runner."""
-    before = found.measured(found.variants[-2].name, row["runner"]) if len(found.variants) > 1 else None
+    """Call time of the same network before quantization in FP32, over the final row's, on the same runner and policy."""
+    policy = policy_text(row["io"], row["cuda_graphs"])
+    before = found.measured(found.variants[-2].name, row["runner"], policy=policy) if len(found.variants) > 1 else None
     return before.call_latency()["p50"] * 1e3 / row["call_latency_ms"]["p50"] if before else None
+
+
+def _timed_as(found: Findings, name: str, row: dict[str, Any]) -> Measurement | None:
+    """The measurement of variant `name` that was made as this row says: runner, options, batch and policy."""
+    keys = ("runner", "runner_options", "batch", "io", "cuda_graphs")
+    mine = [m for m in found.measurements if m.done and split_key(m.key)[0] == name]
+    return next((m for m in mine if [row[k] for k in keys] == _made(m)), None)
+
+
+def _made(m: Measurement) -> list[Any]:
+    v = m.variant
+    return [v.runner, v.options, v.batch, v.io, v.cuda_graphs]
 
 
 def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
@@ -282,7 +296,7 @@ def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
     whole."""
     source, last = found.variants[0].name, found.variants[-2].name if len(found.variants) > 1 else ""
     spec = fastest_fp32(found.recipe)
-    precise = f"{final['runner']}:{p}" if (p := final["runner_options"].get("precision")) else final["runner"]
+    alike = final["runner"] == spec and not policy_text(final["io"], final["cuda_graphs"])
     path = [
         ("", found.measured(source, EAGER)),
         ("runner", found.measured(source, spec)),
@@ -291,8 +305,8 @@ def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
         ("distillation", found.measured("factor:distillation", spec)),
         ("pruning", found.measured(last, spec)),
         (
-            "precision" if final["runner"] == spec else "precision and runner",
-            found.measured(found.variants[-1].name, precise),
+            "precision" if alike else "precision and runner",
+            _timed_as(found, found.variants[-1].name, final),
         ),
     ]
     there = [(n, m) for n, m in path if m is not None]

@@ -17,7 +17,7 @@ from optimize import artifact, inspection, macs
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.inspection import balance, grouped, inspect, measured_modules, short
 from optimize.layers import Layer
-from optimize.measure import calibrate
+from optimize.measure import calibrate, devices
 from optimize.measure.roofline import Rates, predict
 from optimize.model import Model
 from optimize.parts import parts, stored_elements, weights_files
@@ -168,11 +168,13 @@ def test_weights_that_are_cut_off_are_one_clear_error(pipeline: Path, tmp_path: 
 
 
 def test_without_a_gpu_here_is_the_cpu(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert inspect(pipeline / "unet", measure=False)["target"] == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100-SXM2-16GB")
-    assert inspect(pipeline / "unet", measure=False)["target"] == "v100"
+    for facts, expected in (
+        ((), "cpu"),
+        (({"name": "Tesla V100-SXM2-16GB", "sm": (7, 0)},), "v100"),
+        (({"name": "Some other GPU", "sm": (9, 9)},), "cpu"),  # its peak rates are unknown
+    ):
+        monkeypatch.setattr(devices, "gpus", lambda facts=facts: facts)
+        assert inspect(pipeline / "unet", measure=False)["target"] == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""benchmarks/known_networks.py and roofline_error.py: what they compare, and that a miss is an exit code."""
+"""benchmarks/known_networks.py, roofline_error.py and memory_error.py: what they compare, and that a miss is an exit code."""
 
 from __future__ import annotations
 
@@ -62,3 +62,25 @@ def test_the_roofline_program_ends_by_its_targets(monkeypatch: pytest.MonkeyPatc
     assert roofline.main(["--rounds", "2", "--json", str(tmp_path / "record.json")]) == 0
     monkeypatch.setattr(roofline, "ERROR", 0.0)
     assert (tmp_path / "record.json").is_file() and roofline.main(["--rounds", "1"]) == 1
+
+
+def test_memory_is_compared_as_a_whole_and_a_miss_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = program("memory_error")
+    config = calibrate.unet_config((16, 32), 1, 16)
+    known = {"weights": 100, "activations": 50}
+    row = {"network": "n", "batch": 1, "predicted": {"weights": 110, "activations": 55}, "measured": known}
+    assert memory.show([row, row]) == pytest.approx(0.1)
+    assert "+10%" in capsys.readouterr().out
+    monkeypatch.setattr(memory, "networks", lambda: {"unet 16": config})
+    monkeypatch.setattr(memory, "row", lambda *_: {**row, "measured": {"weights": 300, "activations": 50}})
+    assert memory.main(["--json", str(tmp_path / "record.json")]) == 1
+    assert (tmp_path / "record.json").is_file()
+
+
+def test_what_a_call_holds_is_measured_in_a_process_of_its_own() -> None:
+    memory = program("memory_error")
+    found = memory.row("unet", calibrate.unet_config((64, 128), 1, 64, attention=()), 4)
+    assert found["measured"]["weights"] == pytest.approx(found["predicted"]["weights"], rel=0.3)
+    assert found["measured"]["activations"] == pytest.approx(found["predicted"]["activations"], rel=0.5)

@@ -31,6 +31,11 @@ class Variant(Config):
     cuda_graphs: bool = False  # whether calls replay a captured CUDA graph
 
 
+def policy_text(io: str, cuda_graphs: bool) -> str:
+    """What a row's key ends with: `+device`, `+graphs`, both; nothing for the usual policy."""
+    return ("+device" if io == "device" else "") + ("+graphs" if cuda_graphs else "")
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Times of one variant by round, in seconds: `call_s` of one network call, `image_s` of a whole batch of images.

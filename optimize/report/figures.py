@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from optimize.measure.measurement import policy_text
+
 Summary = dict[str, Any]
 Row = dict[str, Any]
 
@@ -265,9 +267,11 @@ def ratio(row: Row, key: str) -> float | None:
 
 
 def runner(row: Row) -> str:
-    """The runner with its options, e.g. `openvino:bf16`."""
-    options = ":".join(str(v) for v in (row.get("runner_options") or {}).values())
-    return ":".join(part for part in (str(row.get("runner") or DASH), options) if part)
+    """The runner with its options and what is unusual about its I/O, e.g. `openvino:bf16`, `torch:fp16@cuda+graphs`."""
+    options = dict(row.get("runner_options") or {})
+    device = f"@{options.pop('device')}" if "device" in options else ""
+    policy = policy_text(str(row.get("io", "host")), bool(row.get("cuda_graphs")))
+    return ":".join([str(row.get("runner") or DASH), *map(str, options.values())]) + device + policy
 
 
 def latency(row: Row, kind: str, percentile: str) -> float | None:
