@@ -153,7 +153,7 @@ def graph_of(part: Part, opset: int) -> ir.Model:
     from optimize import onnx_graph as g
 
     feed, names = feed_of(part), [s.name for s in part.inputs]
-    with g.quiet("torch.onnx"), torch.no_grad():
+    with g.quiet("torch"), torch.no_grad():
         program = torch.onnx.export(
             _positional(part, names), tuple(feed.values()), dynamo=True, opset_version=opset, input_names=names,
             output_names=[o.name for o in part.outputs], dynamic_shapes=(_dynamic(part),), optimize=False, verbose=False,
@@ -162,6 +162,7 @@ def graph_of(part: Part, opset: int) -> ir.Model:
     graph: ir.Model = program.model
     for value in list(graph.graph.initializers.values()):
         value.name = (value.name or "").removeprefix("network.")
+    g.narrow_doubles(graph)
     g.simplify(graph)
     g.anonymize(graph)
     relabel(graph, part.inputs, part.outputs)

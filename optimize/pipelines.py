@@ -242,7 +242,7 @@ def _vae_config(pipeline: Pipeline) -> dict[str, Any]:
 
 def _export(part: graphs.Part, out: Path, config: dict[str, Any], opset: int) -> dict[str, Any]:
     """Write a part's folder, compare the file with the network, and return its record."""
-    from optimize.exporters.onnx import save
+    from optimize.onnx_file import save
 
     place = out / part.folder
     place.mkdir()
@@ -275,7 +275,7 @@ def _artifact(pipeline: Pipeline, folder: Path, out: Path) -> dict[str, Any]:
     """The artifact's own ONNX file with the layout's names; its config is the artifact's."""
     import onnx_ir as ir
 
-    from optimize.exporters.onnx import save
+    from optimize.onnx_file import save
     from optimize.runner import onnx_file
     from optimize.trust import artifact_digest, checked, read_manifest
 

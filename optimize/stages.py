@@ -15,6 +15,7 @@ from optimize.context import Context, Data, Keep, Progress
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.measure.devices import here
 from optimize.quality import shards
+from optimize.quantizers import formats
 from optimize.recipe import Recipe
 from optimize.registry import SOURCES
 from optimize.runner import open_runner, spec_parts
@@ -55,9 +56,10 @@ class Variant:
 
     @cached_property
     def precision(self) -> str:
-        """fp32, or int8 where a pass quantized it."""
+        """fp32, or the format that a pass quantized it to: int8 or fp8."""
         edits = read_json(self.folder / "structure.json")["edits"]
-        return "int8" if any(e["pass"] == "quantize" for e in edits) else "fp32"
+        found = formats(row for e in edits for row in e["record"].get("quantizers", ()))
+        return next(iter(found.values()), "fp32")
 
     @property
     def runners(self) -> list[str]:

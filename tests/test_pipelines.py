@@ -21,10 +21,10 @@ from optimize import optimum_layout as graphs
 from optimize import pipelines
 from optimize.artifact import commit
 from optimize.errors import ArtifactError, EnvironmentLacks, GateFailed, UserError
-from optimize.exporters.onnx import save
 from optimize.lora import merge, read_lora
 from optimize.network import TensorSpec
-from optimize.onnx_trace import traced
+from optimize.onnx_file import save
+from optimize.onnx_trace import Tracing, traced
 from optimize.pipelines import export_pipeline, open_pipeline, renamed, unet_part
 from optimize.trust import verify
 
@@ -300,7 +300,7 @@ def artifact(folder: Path, network: Any, specs: tuple[TensorSpec, ...]) -> Path:
 
     def write(temporary: Path) -> dict[str, Any]:
         (temporary / "onnx").mkdir()
-        save(traced(network, specs, 18, {}), temporary / "onnx" / "model.onnx")
+        save(traced(network, specs, Tracing(), {}).graph, temporary / "onnx" / "model.onnx")
         config = {k: v for k, v in network.config.items() if not k.startswith("_")}
         (temporary / "structure.json").write_text(
             json.dumps({"architecture": "UNet2DConditionModel", "config": config, "edits": []}, default=list)
