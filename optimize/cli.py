@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from optimize.cli_export import export
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,6 +29,7 @@ app = typer.Typer(
 Exported = Annotated[Path, typer.Option(help="Folder that results go to.")]
 PriceTable = Annotated[Path | None, typer.Option("--prices", help="Price table instead of the shipped one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+app.command()(export)
 
 
 @app.command()
@@ -303,37 +306,6 @@ def verify(
 
         print_verified(found, _console())
     require(found, expect)
-
-
-@app.command()
-def export(
-    pipeline: Annotated[Path, typer.Argument(help="A pipeline folder of diffusers (model_index.json).")],
-    out: Annotated[Path, typer.Option(help="Folder the files go to; a new one, or an earlier export.")],
-    layout: Annotated[str, typer.Option(help="optimum: what optimum's ORT diffusion pipelines load.")] = "optimum",
-    unet: Annotated[Path | None, typer.Option(help="Artifact to take the U-Net's place.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="LoRA file, FILE or FILE:strength; repeatable.")] = None,
-    lora_as: Annotated[str, typer.Option(help="merged into the weights, or a switch: an input lora_scale.")] = "merged",
-    as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
-) -> None:
-    """Export a whole pipeline as ONNX files that other programs load; each file is compared with its network.
-
-    Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
-    """
-    from optimize.pipelines import export_pipeline
-    from optimize.progress import rich_progress
-
-    console = _console(stderr=as_json)
-    with rich_progress(console, quiet or as_json) as progress:
-        manifest = export_pipeline(
-            pipeline, out, layout=layout, unet=unet, lora=lora or (), lora_as=lora_as, progress=progress
-        )
-    if as_json:
-        typer.echo(json.dumps(manifest, indent=1))
-    else:
-        from optimize.report.exported import print_exported
-
-        print_exported(manifest, out, console)
 
 
 @app.command()

@@ -105,6 +105,20 @@ def _needs(pipeline: Pipeline, part: str) -> bool:
     return not (second and pipeline.has(second))
 
 
+def is_pipeline(folder: Path, **options: Any) -> bool:
+    """Whether `optimize export` was given a pipeline folder, or options that only one has.
+
+    Raises UserError for such options beside an artifact."""
+    given = [f"--{name}" for name, value in options.items() if value]
+    if (folder / MANIFEST).is_file() and not (folder / INDEX).is_file():
+        if given:
+            raise UserError(
+                f"{', '.join(given)}: for a pipeline folder ({INDEX}), and {folder} is an artifact. Leave it out, or give the pipeline and --unet {folder}."
+            )
+        return False
+    return bool(given) or (folder / INDEX).is_file()
+
+
 def export_pipeline(
     folder: Path,
     out: Path,

@@ -61,7 +61,14 @@ def verdicts(recipe: Recipe, target: Target, facts: Facts | None = None) -> Iter
         provided |= step.provides | ({"folded"} if folds(step, facts) else set())
     for i, export in enumerate(recipe.exports):
         way = EXPORTED_FOR.get(export.name, "")
-        yield f"exports[{i}].{export.name}", judge(Choice(target=target, way=way, facts=facts, **about))
+        for meant in _meant(export, target):  # engines are built for other classes than this machine's, too
+            yield f"exports[{i}].{export.name}", judge(Choice(target=meant, way=way, facts=facts, **context_of(meant)))
+
+
+def _meant(export: Any, target: Target) -> list[Target]:
+    """The device classes an exporter builds for: those it names, `here` being the recipe's target."""
+    names = getattr(export, "targets", ("here",))
+    return [target if name == "here" else targets()[name] for name in names if name == "here" or name in targets()]
 
 
 def context_of(target: Target) -> dict[str, Any]:

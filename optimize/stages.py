@@ -182,7 +182,7 @@ def export_stage(
         for file in made.manifest["files"]:
             shutil.copy2(made.folder / file, folder / file)
         model = open_model(made)
-        context = Context(recipe.seed, progress=progress, keep=_keeper(store, {"code": codes, **_numerics()}))
+        context = Context(recipe.seed, progress=progress, keep=keeper(store, {"code": codes, **_numerics()}))
         records = {e.name: e.export(model, folder, context) for e in recipe.exports}
         fields = {k: v for k, v in made.manifest.items() if k not in ("schema", "files", "id", "stage", "seconds")}
         return fields | {"count": count(model), "exports": records}
@@ -193,7 +193,7 @@ def export_stage(
     return Variant(name, made.name, stage, parity)
 
 
-def _keeper(store: Store, always: dict[str, Any]) -> Keep:
+def keeper(store: Store, always: dict[str, Any]) -> Keep:
     """Keeps intermediate results in the store; `always` is what all of them depend on."""
 
     def keep(name: str, depends: dict[str, Any], write: Callable[[Path], None]) -> Path:

@@ -42,7 +42,7 @@ def test_missing_inputs_of_a_recipe_are_all_named(tmp_path: Path) -> None:
 
 
 def test_help_shows_an_example_for_every_command() -> None:
-    commands = ("run", "plan", "inspect", "bench", "compare", "list", "report", "verify", "export", "gc", "schema")
+    commands = ("run", "plan", "inspect", "bench", "export", "compare", "list", "report", "verify", "gc", "schema")
     assert all("Example" in optimize(c, "--help").stdout for c in commands)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from optimize.lora import merge, read_lora
 from optimize.network import TensorSpec
 from optimize.onnx_file import save
 from optimize.onnx_trace import Tracing, traced
-from optimize.pipelines import export_pipeline, open_pipeline, renamed, unet_part
+from optimize.pipelines import export_pipeline, is_pipeline, open_pipeline, renamed, unet_part
 from optimize.trust import verify
 
 
@@ -160,8 +162,6 @@ def _identity(folder: Path) -> Path:
 def test_without_onnxruntime_it_is_said_before_anything_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EnvironmentLacks, match="pip install onnxruntime"):
         export_pipeline(folder, tmp_path / "out")
@@ -225,6 +225,29 @@ def test_unknown_options_are_named(folder: Path, tmp_path: Path, options: dict[s
     with pytest.raises(UserError) as error:
         export_pipeline(folder, tmp_path / "out", **options)  # type: ignore[arg-type]
     assert said in str(error.value)
+
+
+def test_the_command_tells_pipelines_from_artifacts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    assert is_pipeline(folder, out=None) and is_pipeline(tmp_path / "gone", out=tmp_path)
+    assert not is_pipeline(tmp_path, out=None, lora=None) and not is_pipeline(tmp_path / "gone", out=None)
+    with pytest.raises(
+        UserError, match=r"--out, --lora: for a pipeline folder \(model_index.json\), and .* is an artifact"
+    ):
+        is_pipeline(tmp_path, out=tmp_path / "out", unet=None, lora=["x"])
+
+
+def test_the_command_asks_for_a_folder_and_ends_with_2_for_wrong_input(folder: Path, tmp_path: Path) -> None:
+    for arguments, said in (
+        ([str(folder)], "--out: a pipeline is exported to a folder of its own. Give e.g. --out"),
+        ([str(folder), "--out", str(tmp_path / "o"), "--layout", "x"], '--layout: "x" is not known. Allowed: optimum'),
+        ([str(folder), "--out", str(tmp_path / "o"), "--lora", "gone.safetensors"], "gone.safetensors: no such file"),
+        ([str(tmp_path / "gone"), "--layout", "optimum", "--out", str(tmp_path / "o")], "no such folder"),
+    ):
+        command = [sys.executable, "-m", "optimize", "export", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+    assert not (tmp_path / "o").exists()
 
 
 # LoRA

@@ -1,0 +1,88 @@
+"""From an artifact's ONNX file to engines in its folder: what both TensorRT exporters do.
+
+`tensorrt/<sm>-<module>-<version>/` holds model.engine and its record, engine.json.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optimize.context import Context
+from optimize.engines import modules
+from optimize.engines.graph import GraphFacts, read_graph
+from optimize.engines.make import RECORD, Order, make
+from optimize.engines.profiles import defaults, plan_profiles
+from optimize.engines.runner import FOLDER
+from optimize.engines.settings import EngineSettings
+from optimize.errors import EnvironmentLacks, UserError
+from optimize.measure.devices import resolve
+from optimize.runner import onnx_file
+from optimize.targets import Target
+from optimize.weights import read_json
+
+
+def export_engines(
+    module: str, settings: EngineSettings, shape: Sequence[int], folder: Path, context: Context
+) -> dict[str, Any]:
+    """Engines of one module for every target, below `folder/tensorrt`; `shape` is a sample's own (C,H,W).
+
+    Returns {engines: {folder's name: record}}. Everything is refused before anything is built."""
+    facts = read_graph(onnx_file(folder))
+    orders = [order_for(t, module, settings, facts, shape, folder) for t in resolve(settings.targets)]
+    for order in orders:
+        order.refuse(modules.gpu_sm())
+    distinct = {order.name: order for order in orders}
+    with context.progress(f"{modules.TITLES[module]} engines", len(distinct)) as advance:
+        found = {}
+        for name, order in distinct.items():
+            found[name] = place_engine(order, folder, context)
+            advance(1, f"{name}: {found[name]['plan_bytes'] / 1e6:.1f} MB")
+    return {"engines": found}
+
+
+def order_for(
+    target: Target, module: str, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path
+) -> Order:
+    """What is wanted for one target; UserError for a CPU, EnvironmentLacks without the module."""
+    if target.sm is None:
+        raise UserError(f"target {target.name}: engines are for NVIDIA GPUs. Export onnx for {target.title}.")
+    installed = modules.found_version(module)
+    if installed is None:
+        raise EnvironmentLacks(
+            f"{modules.TITLES[module]} is not installed. pip install {modules.PACKAGES[module]}, or make a build kit."
+        )
+    profiles = plan_profiles(
+        facts.inputs, defaults(facts.inputs, settings.batch, shape) | dict(settings.sizes), settings.exact
+    )
+    return Order(onnx_file(folder), facts, module, installed, target.sm, profiles, settings)
+
+
+def place_engine(order: Order, folder: Path, context: Context) -> dict[str, Any]:
+    """The engine in its place below `folder`: found by its content where results are kept, else built; its record."""
+    place = folder / FOLDER / order.name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    if context.keep is None:
+        return make(order, place)
+    kept = context.keep("engine", order.content, lambda made: _into(order, made))
+    for file in kept.iterdir():
+        if file.name != "manifest.json":
+            link_or_copy(file, place / file.name)
+    record: dict[str, Any] = read_json(place / RECORD)
+    return record
+
+
+def _into(order: Order, folder: Path) -> None:
+    make(order, folder)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same bytes under another name, without a second copy where the file system allows; both are never written to."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

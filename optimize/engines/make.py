@@ -1,0 +1,191 @@
+"""Making one engine: refused early, estimated, keyed by content, built in a watched process, checked, and written with
+its record. `order` says what; `make` does it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimize.artifact import write_json
+from optimize.configs import digest
+from optimize.engines import memory, modules
+from optimize.engines.builder import Job, Shapes
+from optimize.engines.graph import GraphFacts
+from optimize.engines.plan_text import compare, read_plan_file
+from optimize.engines.profiles import bound_text
+from optimize.engines.settings import EngineSettings
+from optimize.errors import EnvironmentLacks, OptimizeError, UserError
+from optimize.weights import file_sha256, read_json
+
+log = logging.getLogger(__name__)
+ENGINE, RECORD = "model.engine", "engine.json"
+SCHEMA = 1
+# Peak memory of a build, fitted to what was measured (benchmarks/engines.py): the libraries, and a multiple of the
+# weights, since the parser, the optimizer and the plan each hold them.
+BASE_BYTES, WEIGHTS_FACTOR = 1.0e9, 3.2
+
+
+@dataclass(frozen=True)
+class Order:
+    """One engine that is wanted: the file, the module that builds it, and for which GPU."""
+
+    onnx: Path
+    facts: GraphFacts
+    module: str
+    version: str
+    sm: tuple[int, int]
+    profiles: list[Shapes]
+    settings: EngineSettings
+
+    @property
+    def name(self) -> str:
+        """Folder of the engine, `<sm>-<module>-<version>`."""
+        return f"{modules.sm_text(self.sm)}-{self.module}-{self.version}"
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Everything the engine depends on; no path."""
+        s = self.settings
+        return {
+            "schema": SCHEMA,
+            "onnx": self.facts.files,
+            "module": self.module,
+            "version": self.version,
+            "sm": list(self.sm),
+            "profiles": self.profiles,
+            "flags": sorted(s.flags),
+            "hardware_compatible": s.hardware_compatible,
+            "tf32": s.tf32,
+            "level": s.level,
+            "workspace_bytes": int(s.workspace_gb * 1e9),
+        }
+
+    @property
+    def key(self) -> str:
+        """Digest of the content: what the engine is found by."""
+        return digest(self.content)
+
+    @property
+    def estimate(self) -> int:
+        """Bytes of memory the build is expected to take at its peak."""
+        return int(BASE_BYTES + WEIGHTS_FACTOR * self.facts.weight_bytes)
+
+    def job(self, timing_cache: str = "") -> Job:
+        """The order as the builder takes it."""
+        c = self.content
+        return {
+            "onnx": str(self.onnx),
+            "sm": list(self.sm),
+            "profiles": self.profiles,
+            "flags": c["flags"],
+            "hardware_compatible": c["hardware_compatible"],
+            "tf32": c["tf32"],
+            "level": c["level"],
+            "workspace_bytes": c["workspace_bytes"],
+            "timing_cache": timing_cache,
+        }
+
+    def refuse(self, gpu: tuple[int, int] | None) -> None:
+        """Raise where it cannot be made here (see `modules.refuse`)."""
+        wish = modules.Wish(
+            self.sm, frozenset(self.facts.formats), self.settings.flags, self.settings.hardware_compatible
+        )
+        modules.refuse(self.module, self.version, wish, gpu)
+
+
+def make(order: Order, folder: Path) -> dict[str, Any]:
+    """Build into `folder` (existing): model.engine and engine.json, the record, which is returned.
+
+    Raises UserError or EnvironmentLacks where it is refused, is estimated to need or does take too much memory or time,
+    or where TensorRT does not take the file; OptimizeError where the engine lost the graph's precision."""
+    order.refuse(modules.gpu_sm())
+    what = f"engine {order.name}"
+    limit = int(order.settings.memory_gb * 1e9) if order.settings.memory_gb else int(0.9 * memory.available())
+    memory.check(order.estimate, limit, what)
+    cache = _timing_cache(order)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-build-") as place:
+        facts = _built(order, Path(place), what, limit, cache)
+        record = _record(order, Path(place) / ENGINE, facts)
+        _judge(order, record, what)
+        (Path(place) / ENGINE).replace(folder / ENGINE)
+    write_json(folder / RECORD, record)
+    log.info("%s %s %.1f s %d bytes", what, order.key[:12], record["seconds"], record["plan_bytes"])
+    return record
+
+
+def _timing_cache(order: Order) -> str:
+    """The file of kernels measured with this module, version and SM; none ahead of time, where nothing is measured."""
+    if order.module == "tensorrt_rtx" and modules.gpu_sm() is None:
+        return ""
+    folder = order.settings.timing_cache or Path.home() / ".cache" / "optimize" / "timing"
+    return str(folder / f"{order.name}.cache")
+
+
+def _built(order: Order, place: Path, what: str, limit: int, cache: str) -> dict[str, Any]:
+    """Run the worker under the watch; its facts with peak memory and seconds of the whole process."""
+    job = place / "job.json"
+    job.write_text(json.dumps({"module": order.module, "job": order.job(cache)}))
+    command = [sys.executable, "-m", "optimize.engines.worker", str(job), str(place)]
+    start, log_file = time.perf_counter(), place / "log"
+    with (
+        log_file.open("w") as said,
+        subprocess.Popen(command, stdout=said, stderr=said, text=True) as process,
+        memory.Watch(process, limit) as watch,
+    ):
+        try:
+            code = process.wait(timeout=order.settings.minutes * 60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise EnvironmentLacks(
+                f"{what}: not done after {order.settings.minutes:g} minutes and stopped; nothing was written. Raise `minutes`, or lower `level`."
+            ) from None
+    if watch.killed or code in (-9, 137):
+        raise memory.too_little(what, watch.peak, limit)
+    if code == 2 and (place / "error.json").is_file():
+        said_by = read_json(place / "error.json")["error"]
+        if any(word in said_by.lower() for word in ("out of memory", "bad_alloc", "outofmemory")):
+            raise EnvironmentLacks(f"{what}: {said_by} Lower workspace_gb, or build on a larger GPU.")
+        raise UserError(f"{what}: {said_by}")
+    if code:
+        raise OptimizeError(f"{what}: the build ended with code {code}: {_end(log_file)}")
+    facts: dict[str, Any] = read_json(place / "facts.json")
+    peak = max(watch.peak, facts["peak_memory_bytes"] or 0)
+    return facts | {"peak_memory_bytes": peak, "process_seconds": round(time.perf_counter() - start, 2)}
+
+
+def _end(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-3:]) or "it said nothing"
+
+
+def _record(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    found = facts.pop("found") or (read_plan_file(engine) if order.module == "tensorrt_rtx" else {})
+    return {
+        **order.content,
+        "key": order.key,
+        "sm": modules.sm_text(order.sm),
+        "profiles": bound_text(order.profiles),
+        "sha256": file_sha256(engine),
+        "plan_bytes": engine.stat().st_size,
+        "estimated_memory_bytes": order.estimate,
+        **facts,
+        "expected": order.facts.formats,
+        "found": found,
+        "problems": compare(order.facts.formats, found, list(order.sm)),
+        "built_on_gpu": modules.gpu_sm() is not None,
+    }
+
+
+def _judge(order: Order, record: dict[str, Any], what: str) -> None:
+    """A lost precision is an error, or a warning where the settings say so; both stand in the record."""
+    for problem in record["problems"]:
+        if order.settings.precision_lost == "error":
+            raise OptimizeError(f"{what}: {problem} Nothing was written; precision_lost: warn keeps such an engine.")
+        log.warning("%s: %s", what, problem)

@@ -1,0 +1,177 @@
+"""What both TensorRT runners share: finding the engine that fits this machine, and a Network around its session.
+
+The manifest and the record are checked before anything is deserialized. Never run on a GPU so far: unverified.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from optimize.artifact import MANIFEST
+from optimize.configs import Config
+from optimize.engines import cuda, modules
+from optimize.engines.builder import EngineError
+from optimize.engines.make import ENGINE, RECORD
+from optimize.engines.session import Session, choose
+from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.network import TensorSpec
+from optimize.runner import Closing
+from optimize.weights import file_sha256, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER = "tensorrt"
+
+
+class EngineOptions(Config):
+    """Options of both runners."""
+
+    device: Literal["cuda"] = "cuda"  # engines run on the first visible GPU
+    io: Literal["host", "device"] = "host"  # where inputs come from and outputs go; device: torch's CUDA tensors
+    cuda_graphs: bool = False  # capture a call once for every set of input shapes, then replay it
+    any_gpu: bool = False  # try an engine that was built for another SM, instead of refusing it
+
+
+def open_engine(folder: Path, module: str, options: EngineOptions) -> EngineRunner:
+    """The engine of an artifact that this GPU and this version of the module run.
+
+    Raises ArtifactError where there is none or its bytes are not the manifest's, EnvironmentLacks without the module or
+    a GPU, and for an engine of another GPU or version; all before anything is deserialized."""
+    engines = records(folder, module)
+    installed = modules.found_version(module)
+    if installed is None:
+        modules.load_module(module)
+    try:
+        device = cuda.Cuda()
+    except cuda.CudaError as error:
+        raise EnvironmentLacks(f"runner {module}: {error} Engines run on NVIDIA GPUs alone.") from error
+    if options.io == "device":
+        _check_torch(module)
+    chosen = fitting(engines, module, str(installed), device.sm(), options.any_gpu)
+    check_bytes(folder, chosen)
+    try:
+        session = Session(modules.load_module(module), (chosen / ENGINE).read_bytes(), device, options.cuda_graphs)
+    except EngineError as error:
+        raise ArtifactError(f"{chosen / ENGINE}: {error} Build it again: optimize export.") from error
+    return EngineRunner(session, engines[chosen], options, device)
+
+
+def records(folder: Path, module: str) -> dict[Path, dict[str, Any]]:
+    """Records of an artifact's engines of this module, by folder; ArtifactError where there are none."""
+    found = {p.parent: read_json(p) for p in sorted((folder / FOLDER).glob(f"*/{RECORD}"))}
+    mine = {place: record for place, record in found.items() if record["module"] == module}
+    if not mine:
+        raise ArtifactError(
+            f"{folder / FOLDER}: no engine of {modules.TITLES[module]}. Build one first: optimize export {folder} --target here"
+        )
+    return mine
+
+
+def fitting(
+    engines: dict[Path, dict[str, Any]], module: str, installed: str, sm: tuple[int, int], any_gpu: bool = False
+) -> Path:
+    """Folder of the engine for this GPU and version; EnvironmentLacks saying what each engine is for."""
+    right = [p for p, r in engines.items() if version_fits(r, installed) and (any_gpu or gpu_fits(r, sm))]
+    if right:
+        return min(right, key=lambda p: (engines[p]["sm"] != modules.sm_text(sm), engines[p]["version"] != installed))
+    held = ", ".join(f"SM {r['sm']} by {r['module']} {r['version']}" for r in engines.values())
+    raise EnvironmentLacks(
+        f"runner {module}: the artifact's engines are for {held}; here is SM {modules.sm_text(sm)} with {module} {installed}. Engines run on the GPU class and the version they were built for: build one for this machine with optimize export --target here."
+    )
+
+
+def version_fits(record: dict[str, Any], installed: str) -> bool:
+    """The very version, or a newer one of the same major for a version-compatible engine."""
+    if record["version"] == installed:
+        return True
+    built, here = modules.release(record["version"]), modules.release(installed)
+    return "version_compatible" in record["flags"] and built[0] == here[0] and built <= here
+
+
+def gpu_fits(record: dict[str, Any], sm: tuple[int, int]) -> bool:
+    """The very SM, or any from 8.0 on for a hardware-compatible engine."""
+    return record["sm"] == modules.sm_text(sm) or (record["hardware_compatible"] and sm >= (8, 0))
+
+
+def check_bytes(folder: Path, engine: Path) -> None:
+    """ArtifactError unless the engine and its record are the files that the manifest and the record name."""
+    files = read_json(folder / MANIFEST)["files"]
+    for path in (engine / RECORD, engine / ENGINE):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name not in files or file_sha256(path) != files[name]["sha256"]:
+            raise ArtifactError(
+                f"{path}: missing, or not the file the manifest describes; it is not loaded. Build it again: optimize export {folder}"
+            )
+    if read_json(engine / RECORD)["sha256"] != files[(engine / ENGINE).relative_to(folder).as_posix()]["sha256"]:
+        raise ArtifactError(f"{engine}: the record is of another engine; it is not loaded. Build it again.")
+
+
+def _check_torch(module: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise EnvironmentLacks(
+            f"runner {module}: io device takes torch's CUDA tensors, and torch {torch.__version__} sees no CUDA device. Install a CUDA build of torch, or use io host."
+        )
+
+
+class EngineRunner(Closing):
+    """A Network around a session: host tensors through numpy, CUDA tensors by their addresses."""
+
+    def __init__(self, session: Session, record: dict[str, Any], options: EngineOptions, device: Any) -> None:
+        self._held, self._record, self._options = session, record, options
+        self._gpu = {"name": device.name(), "sm": modules.sm_text(device.sm())}
+        self.inputs = tuple(_spec(session, name) for name in session.inputs)
+
+    def __call__(self, **tensors: Tensor) -> Tensor:
+        """The raw output where the inputs lie, float32; UserError for shapes outside every profile, naming them all."""
+        session: Session = self.held
+        shapes = {n: tuple(tensors[n].shape) for n in session.inputs}
+        try:
+            choose(session.profiles, shapes)
+            return (self._on_gpu if tensors[session.inputs[0]].is_cuda else self._on_host)(session, tensors, shapes)
+        except EngineError as error:
+            raise UserError(f"runner {self._record['module']}: {error}") from error
+
+    def _on_host(self, session: Session, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> Tensor:
+        import torch
+
+        arrays = {n: tensors[n].detach().numpy() for n in shapes}
+        return torch.from_numpy(session.run(arrays)).float()
+
+    def _on_gpu(self, session: Session, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> Tensor:
+        import torch
+
+        kinds = {n: getattr(torch, str(session.dtypes[n])) for n in (*shapes, session.output)}
+        fed = {n: tensors[n].detach().to(kinds[n]).contiguous() for n in shapes}
+        stream = torch.cuda.current_stream()
+        first = fed[session.inputs[0]]
+        output = torch.empty(session.output_shape(shapes), dtype=kinds[session.output], device=first.device)
+        pointers = {n: t.data_ptr() for n, t in fed.items()}
+        session.run_on_gpu(pointers, shapes, output.data_ptr(), stream.cuda_stream)
+        for tensor in fed.values():
+            tensor.record_stream(stream)
+        return output.float()
+
+    def describe(self) -> dict[str, Any]:
+        """Backend facts, JSON."""
+        record, options = self._record, self._options
+        about = {"backend": record["module"], "version": record["version"], "device": "cuda:0", "gpu": self._gpu}
+        policy = {"io": options.io, "cuda_graphs": options.cuda_graphs, "threads": None}
+        engine = {k: record[k] for k in ("key", "sm", "flags", "profiles", "plan_bytes", "found")}
+        precision = "+".join(sorted(record["found"] or record["expected"]))
+        return {**about, "precision": precision, **policy, "engine": engine, "lowered": record["problems"]}
+
+    def __exit__(self, *rest: Any) -> None:
+        if self._held is not None:
+            self._held.close()
+        super().__exit__(*rest)
+
+
+def _spec(session: Session, name: str) -> TensorSpec:
+    """Dims by what the profiles leave open: the first is the batch, others are named by their position."""
+    shape = tuple(session.engine.get_tensor_shape(name))
+    dims = tuple(d if d >= 0 else ("B" if i == 0 else f"{name}.{i}") for i, d in enumerate(shape))
+    return TensorSpec(name, dims, str(session.dtypes[name]))

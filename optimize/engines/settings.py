@@ -1,0 +1,39 @@
+"""How engines are asked for: the fields that both TensorRT exporters share. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from optimize.configs import Config
+
+Flag = Literal[
+    "refit",
+    "refit_identical",
+    "refit_individual",
+    "strip_weights",
+    "stream_weights",
+    "version_compatible",
+    "sparse_weights",
+]
+Size = Annotated[int, Field(ge=1)]
+
+
+class EngineSettings(Config):
+    """Which engines are built from an artifact's ONNX file, and how."""
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("here",)  # device classes: a100, rtx3090, …
+    batch: Annotated[tuple[Size, ...], Field(min_length=1)] = (1, 4, 16)  # batch sizes in use
+    sizes: dict[str, tuple[Size, ...]] = Field(default_factory=dict)  # of other symbolic dimensions: {H: [64, 96]}
+    exact: bool = False  # a further profile tuned for every combination of the sizes
+    flags: tuple[Flag, ...] = ()  # of TensorRT's; the ones a module refuses are refused by name
+    hardware_compatible: bool = False  # TensorRT: one engine for every GPU from SM 8.0 on, at some cost
+    tf32: bool = False  # FP32 layers may round their inputs to TF32, as TensorRT does unasked
+    level: Annotated[int, Field(ge=0, le=5)] = 3  # how long TensorRT looks for faster kernels
+    workspace_gb: Annotated[float, Field(gt=0)] = 4.0  # largest scratch memory of a kernel on the GPU
+    memory_gb: Annotated[float, Field(gt=0)] | None = None  # a build may take at most; None: 90 % of what is free
+    minutes: Annotated[float, Field(gt=0)] = 60.0  # a build may take at most
+    precision_lost: Literal["error", "warn"] = "error"  # where the engine computes wider than the graph asks
+    timing_cache: Path | None = None  # folder of measured kernels; None: the user's cache folder

@@ -1,0 +1,34 @@
+"""One build in a process of its own, so that its memory is its own:  python -m optimize.engines.worker JOB.json FOLDER
+
+Writes model.engine and facts.json into the folder, or error.json where TensorRT refuses. Exit codes 0 and 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from optimize.engines.builder import EngineError, build
+from optimize.engines.kit_script import peak_memory
+from optimize.engines.modules import load_module
+from optimize.engines.plan_text import inspected
+
+
+def main(job_file: str, folder: str) -> int:
+    """Build what the job file says."""
+    asked, out = json.loads(Path(job_file).read_text()), Path(folder)
+    trt = load_module(asked["module"])
+    try:
+        plan, facts = build(trt, asked["job"])
+    except EngineError as error:
+        (out / "error.json").write_text(json.dumps({"error": str(error)}))
+        return 2
+    (out / "model.engine").write_bytes(plan)
+    found = None if asked["module"] == "tensorrt_rtx" else inspected(trt, plan)  # the inspector needs the GPU
+    (out / "facts.json").write_text(json.dumps(facts | {"peak_memory_bytes": peak_memory(), "found": found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

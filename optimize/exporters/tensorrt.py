@@ -1,0 +1,25 @@
+"""TensorRT engines of the exported ONNX file, for GPUs of the class found here; other machines get a build kit
+(`optimize export`). Built on paper only so far: unverified on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.engines.settings import EngineSettings
+from optimize.registry import EXPORTERS
+
+if TYPE_CHECKING:
+    from optimize.context import Context
+    from optimize.model import Model
+
+
+@EXPORTERS.register("tensorrt")
+class Tensorrt(EngineSettings):
+    """TensorRT engines; list it after `onnx`."""
+
+    def export(self, model: Model, folder: Path, context: Context) -> dict[str, Any]:
+        """Write `folder/tensorrt/<sm>-tensorrt-<version>/`; returns the record {engines: {name: …}}."""
+        from optimize.engines.export import export_engines
+
+        return export_engines("tensorrt", self, model.shape, folder, context)

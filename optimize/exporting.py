@@ -1,0 +1,199 @@
+"""`optimize export`: further files of a finished artifact, and build kits for the machines that must build their own.
+
+The artifact is replaced whole, with the new files in its manifest; engines are kept and found again by content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from optimize import stages
+from optimize.artifact import MANIFEST, commit, load_model, verify
+from optimize.benchmark import numbers
+from optimize.context import Context, Progress, silent
+from optimize.engines import kit, modules
+from optimize.engines.export import link_or_copy, order_for, place_engine
+from optimize.engines.graph import GraphFacts, read_graph
+from optimize.engines.make import Order
+from optimize.engines.settings import EngineSettings
+from optimize.errors import OptimizeError, UserError
+from optimize.measure.devices import resolve
+from optimize.recipe import ParityGate, describe
+from optimize.registry import EXPORTERS
+from optimize.runner import ONNX_FILE
+from optimize.store import Store, code_hash
+from optimize.targets import Target
+from optimize.weights import read_json
+
+ENGINES = ("tensorrt_rtx", "tensorrt")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of one artifact. `kits`: folder for build kits, None for none."""
+
+    artifact: Path
+    targets: tuple[str, ...]
+    settings: EngineSettings
+    formats: tuple[str, ...] = ENGINES
+    kits: Path | None = None
+    zipped: bool = False
+
+
+def export(asked: Request, store: Store, progress: Progress = silent) -> list[Row]:
+    """Write what can be made here into the artifact and kits for the rest; a row for each engine, kit and refusal.
+
+    Raises UserError for a wrong artifact, target or format before any work; what one engine lacks is its row's reason."""
+    manifest = verify(asked.artifact)
+    formats = _formats(asked)
+    found = resolve(asked.targets)
+    has_onnx = (asked.artifact / ONNX_FILE).is_file()
+    others = [f for f in formats if f not in ENGINES] + ([] if has_onnx or "onnx" in formats else ["onnx"])
+    rows: list[Row] = []
+    codes = [code_hash(f"optimize.exporters.{f}") for f in formats]
+    context = Context(progress=progress, keep=stages.keeper(store, {"code": codes}))
+
+    def write(folder: Path) -> dict[str, Any]:
+        _take_over(asked.artifact, folder)
+        records = dict(manifest.get("exports", {}))
+        for name in others:
+            records[name] = EXPORTERS.get(name)().export(load_model(asked.artifact), folder, context)
+            rows.append({"target": "", "what": name, "status": "done", "path": str(asked.artifact / ONNX_FILE)})
+        wanted = [f for f in formats if f in ENGINES]
+        for name, made in _engines(asked, found, wanted, folder, context, rows).items():
+            held = records.get(name, {}).get("engines", {})
+            records[name] = {"engines": held | made}
+        return {k: v for k, v in manifest.items() if k not in ("schema", "files")} | {"exports": records}
+
+    commit(asked.artifact, write)
+    return rows
+
+
+def _formats(asked: Request) -> list[str]:
+    for name in asked.formats:
+        EXPORTERS.get(name)  # UserError with the nearest name
+    return list(dict.fromkeys(asked.formats))
+
+
+def _take_over(artifact: Path, folder: Path) -> None:
+    """Every file of the artifact but its manifest, without copying bytes where the file system allows."""
+    for file in sorted(p for p in artifact.rglob("*") if p.is_file() and p != artifact / MANIFEST):
+        place = folder / file.relative_to(artifact)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(file, place)
+
+
+def _engines(
+    asked: Request, found: list[Target], wanted: Sequence[str], folder: Path, context: Context, rows: list[Row]
+) -> dict[str, dict[str, Any]]:
+    """Build or refuse an engine for every target and module, and a kit where TensorRT must build elsewhere."""
+    made: dict[str, dict[str, Any]] = {}
+    if not wanted:
+        return made
+    facts = read_graph(folder / ONNX_FILE)
+    shape = tuple(read_json(folder / "sampler.json")["shape"]) if (folder / "sampler.json").is_file() else ()
+    with context.progress("engines", len(found) * len(wanted)) as advance:
+        for target in found:
+            for module in wanted:
+                row, record = _engine(asked, target, module, facts, shape, folder, context)
+                rows.append(row)
+                if record:
+                    made.setdefault(module, {})[Path(row["path"]).parent.name] = record
+                advance(1, f"{target.name} {modules.TITLES[module]}: {row['status']}")
+            if "tensorrt" in wanted and asked.kits is not None and rows[-1]["status"] != "done":
+                rows.append(_kit(asked, target, facts, shape, folder))
+    return made
+
+
+def _engine(
+    asked: Request, target: Target, module: str, facts: GraphFacts, shape: Sequence[int], folder: Path, context: Context
+) -> tuple[Row, dict[str, Any] | None]:
+    row: Row = {"target": target.name, "sm": target.sm_text, "what": "engine", "module": module}
+    try:
+        order = order_for(target, module, asked.settings, facts, shape, folder)
+        row["version"] = order.version
+        order.refuse(modules.gpu_sm())
+        record = place_engine(order, folder, context)
+    except OptimizeError as error:
+        return row | {"status": "refused", "reason": str(error), "exit_code": error.exit_code}, None
+    path = asked.artifact / "tensorrt" / order.name / "model.engine"
+    figures = ("seconds", "peak_memory_bytes", "plan_bytes", "expected", "found", "problems", "key")
+    return row | {"status": "done", "path": str(path), **{k: record[k] for k in figures}}, record
+
+
+def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Row:
+    """A build kit for one target; a refusal where no TensorRT can build this graph for it."""
+    row: Row = {"target": target.name, "sm": target.sm_text, "what": "kit", "module": "tensorrt"}
+    place = (asked.kits or asked.artifact.parent) / f"{asked.artifact.name}-{target.name}"
+    try:
+        if target.sm is None or target.tensorrt is None:
+            raise UserError(f"target {target.name}: TensorRT has no kernels for it. Use ONNX Runtime.")
+        order = _order(target, asked.settings, facts, shape, folder)
+        modules.refuse_format(
+            modules.Wish(target.sm, frozenset(facts.formats), asked.settings.flags, asked.settings.hardware_compatible)
+        )
+        commit(place, lambda temporary: _write_kit(temporary, asked, target, order, folder))
+        path = kit.zip_folder(place) if asked.zipped else place
+    except OptimizeError as error:
+        return row | {"status": "refused", "reason": str(error), "exit_code": error.exit_code}
+    return row | {"status": "done", "path": str(path), "expected": facts.formats}
+
+
+def _order(target: Target, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Order:
+    """The order a kit carries: profiles and flags, whatever is installed here."""
+    from optimize.engines.profiles import defaults, plan_profiles
+
+    assert target.sm is not None
+    sizes = defaults(facts.inputs, settings.batch, shape) | dict(settings.sizes)
+    profiles = plan_profiles(facts.inputs, sizes, settings.exact)
+    return Order(folder / ONNX_FILE, facts, "tensorrt", target.tensorrt or "", target.sm, profiles, settings)
+
+
+def _write_kit(temporary: Path, asked: Request, target: Target, order: Order, folder: Path) -> dict[str, Any]:
+    model = load_model(asked.artifact)
+    batches = sorted({min(asked.settings.batch), max(asked.settings.batch)})
+    precision = narrowest(order.facts)
+    job = {k: v for k, v in order.job().items() if k not in ("onnx", "sm", "timing_cache")}
+    about = kit.about_kit(asked.artifact.name, target, job, order.facts.formats, limit_of(precision), precision)
+    kit.write_kit(temporary, order.onnx, list(order.facts.files), about, kit.cases_of(model, batches))
+    return {"kit": about["name"], "target": target.name}
+
+
+def narrowest(facts: GraphFacts) -> str:
+    """The narrowest format a graph computes layers in."""
+    return next((f for f in ("fp8", "int8", "fp16", "bf16") if facts.count(f)), "fp32")
+
+
+def limit_of(precision: str) -> float:
+    """Relative L2 that an engine may differ by, as a recipe's gates have it by default."""
+    gate = ParityGate()
+    return {"fp32": gate.fp32, "int8": gate.int8}.get(precision, gate.bf16)
+
+
+def parse_settings(batch: str, sizes: Sequence[str], **rest: Any) -> EngineSettings:
+    """Settings from a command line's texts, "1,16" and ["H=64,96"]; UserError for what they cannot be."""
+    found = {}
+    for text in sizes:
+        symbol, equals, values = text.partition("=")
+        if not equals or not symbol:
+            raise UserError(f'--size: given "{text}". Write a symbolic dimension and its sizes, e.g. H=64,96.')
+        found[symbol.strip()] = numbers(values, "--size")
+    try:
+        return EngineSettings(batch=numbers(batch, "--batch"), sizes=found, **rest)
+    except ValidationError as error:
+        raise UserError("\n".join(describe(e, EngineSettings) for e in error.errors())) from None
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """0 where every target got an engine or a kit; else the code of its first refusal."""
+    for target in dict.fromkeys(row["target"] for row in rows):
+        mine = [row for row in rows if row["target"] == target]
+        if not any(row["status"] == "done" for row in mine):
+            return int(mine[0]["exit_code"])
+    return 0

@@ -1,0 +1,131 @@
+"""The TensorRT runners: which engine is taken, what is refused before deserializing, and calls through a fake module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_trt import FakeCuda, FakeTrt
+from test_engines_builder import PROFILE, job
+
+from optimize.artifact import commit, write_json
+from optimize.engines.builder import build
+from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.network import Network
+from optimize.runner import open_runner
+from optimize.weights import file_sha256
+
+
+def artifact(folder: Path, *engines: dict[str, Any], plan: bytes | None = None) -> Path:
+    """An artifact with an engine for each record."""
+    trt = FakeTrt()
+    made = build(trt, job(profiles=[PROFILE]))[0] if plan is None else plan
+
+    def write(temporary: Path) -> dict[str, Any]:
+        for about in engines:
+            about = {"module": "tensorrt", "version": "11.4.0", "sm": "8.6", "flags": [], **about}
+            about = {"hardware_compatible": False, "key": "k", "profiles": [], "problems": [], **about}
+            place = temporary / "tensorrt" / f"{about['sm']}-{about['module']}-{about['version']}"
+            place.mkdir(parents=True)
+            (place / "model.engine").write_bytes(made)
+            sha = {"sha256": file_sha256(place / "model.engine"), "plan_bytes": len(made)}
+            write_json(place / "engine.json", about | sha | {"expected": {"fp16": 1}, "found": {"int8": 2, "fp16": 1}})
+        return {"id": "x"}
+
+    commit(folder, write)
+    return folder
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
+    """A machine with an SM 8.6 GPU and TensorRT 11.4."""
+    trt = FakeTrt()
+    monkeypatch.setattr("optimize.engines.modules.found_version", lambda module: "11.4.0")
+    monkeypatch.setattr("optimize.engines.modules.load_module", lambda module: trt)
+    monkeypatch.setattr("optimize.engines.cuda.Cuda", FakeCuda)
+    return trt
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_runner_is_a_network(here: FakeTrt, tmp_path: Path, graphs: bool) -> None:
+    folder = artifact(tmp_path / "a", {}, {"sm": "8.0"})
+    with open_runner(folder, "tensorrt", cuda_graphs=graphs) as runner:
+        assert isinstance(runner, Network) and runner.inputs[0].dims == ("B", 1, 4, 4)
+        sample = torch.arange(32.0).reshape(2, 1, 4, 4)
+        kept = runner(sample=sample, timestep=torch.zeros(2))
+        runner(sample=sample * 0, timestep=torch.zeros(2))
+        about = runner.describe()
+    assert torch.equal(kept, sample + 1) and kept.dtype == torch.float32
+    assert about["precision"] == "fp16+int8" and about["gpu"]["sm"] == "8.6" and about["cuda_graphs"] is graphs
+    json.dumps(about)
+    with pytest.raises(RuntimeError, match="was closed"):
+        runner(sample=sample, timestep=torch.zeros(2))
+    assert not FakeCuda.now.memory_held
+
+
+def test_a_shape_outside_every_profile_is_one_error(here: FakeTrt, tmp_path: Path) -> None:
+    with open_runner(artifact(tmp_path / "a", {}), "tensorrt") as runner, pytest.raises(UserError) as caught:
+        runner(sample=torch.zeros(17, 1, 4, 4), timestep=torch.zeros(17))
+    assert "outside every profile" in str(caught.value) and "profile 0: sample [1, 1, 4, 4] to" in str(caught.value)
+
+
+@pytest.mark.parametrize("record", [{"sm": "8.0"}, {"version": "11.3.0"}, {"version": "10.4.0"}])
+def test_an_engine_of_another_gpu_or_version_is_refused_before_it_is_deserialized(
+    here: FakeTrt, tmp_path: Path, record: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        EnvironmentLacks, match=r"engines are for SM 8\.[06] by tensorrt .*here is SM 8\.6 with tensorrt 11\.4\.0"
+    ):
+        open_runner(artifact(tmp_path / "a", record), "tensorrt")
+    assert FakeTrt.now.deserialized == 0
+
+
+def test_compatible_engines_run_on_what_they_are_compatible_with(here: FakeTrt, tmp_path: Path) -> None:
+    for number, record in enumerate(
+        ({"sm": "8.0", "hardware_compatible": True}, {"version": "11.2.0", "flags": ["version_compatible"]})
+    ):
+        with open_runner(artifact(tmp_path / str(number), record), "tensorrt") as runner:
+            assert runner.describe()["engine"]["key"] == "k"
+    with open_runner(artifact(tmp_path / "any", {"sm": "8.0"}), "tensorrt", any_gpu=True) as runner:
+        assert runner.describe()["engine"]["sm"] == "8.0"
+
+
+def test_bytes_that_are_not_the_manifests_are_never_deserialized(here: FakeTrt, tmp_path: Path) -> None:
+    for name in ("model.engine", "engine.json"):
+        folder = artifact(tmp_path / name, {})
+        file = next(folder.rglob(name))
+        file.write_bytes(file.read_bytes() + b" ")
+        with pytest.raises(ArtifactError, match=f"{name}: missing, or not the file the manifest describes"):
+            open_runner(folder, "tensorrt")
+    assert FakeTrt.now.deserialized == 0
+
+
+def test_a_plan_that_tensorrt_does_not_load_is_one_error(here: FakeTrt, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"model\.engine: .*magicTag does not match Build it again"):
+        open_runner(artifact(tmp_path / "a", {}, plan=b"{half"), "tensorrt")
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtifactError, match=r"no engine of TensorRT-RTX\. Build one first: optimize export"):
+        open_runner(artifact(tmp_path / "a", {}), "tensorrt_rtx")
+    monkeypatch.setattr("optimize.engines.modules.found_version", lambda module: "11.4.0")
+    monkeypatch.setattr("optimize.engines.cuda.NAMES", ("libsurely-not-there.so",))
+    with pytest.raises(EnvironmentLacks, match=r"no NVIDIA driver is installed here.*Engines run on NVIDIA GPUs alone"):
+        open_runner(artifact(tmp_path / "b", {}), "tensorrt")
+
+
+def test_a_missing_module_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimize.engines.modules.found_version", lambda module: None)
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(EnvironmentLacks, match="pip install tensorrt"):
+        open_runner(artifact(tmp_path / "a", {}), "tensorrt")
+
+
+def test_device_tensors_want_a_torch_that_sees_the_gpu(here: FakeTrt, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch sees a GPU here")
+    with pytest.raises(EnvironmentLacks, match="io device takes torch's CUDA tensors"):
+        open_runner(artifact(tmp_path / "a", {}), "tensorrt", io="device")

@@ -1,0 +1,114 @@
+"""An engine's session over a fake TensorRT and driver: the right bytes at the right addresses, in the right order."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from fake_trt import FakeCuda, FakeTrt, view
+from test_engines_builder import PROFILE, job
+
+from optimize.engines.builder import EngineError, build
+from optimize.engines.cuda import Cuda, CudaError
+from optimize.engines.session import Session, choose
+
+SMALL = {"sample": [[1, 1, 4, 4]] * 3, "timestep": [[1]] * 3}
+
+
+def feed(batch: int) -> dict[str, np.ndarray]:
+    return {"sample": np.arange(batch * 16, dtype=np.float32).reshape(batch, 1, 4, 4), "timestep": np.ones(batch, "f4")}
+
+
+def session(graphs: bool = False) -> Session:
+    trt = FakeTrt()
+    return Session(trt, build(trt, job(profiles=[PROFILE, SMALL]))[0], FakeCuda(), graphs)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_host_arrays_go_in_and_a_new_array_comes_out(graphs: bool) -> None:
+    made = session(graphs)
+    for batch in (1, 3, 1, 3):
+        given = feed(batch)
+        first = made.run(given)
+        again = made.run({n: a * 2 for n, a in given.items()})
+        assert np.array_equal(first, given["sample"] + 1) and np.array_equal(again, given["sample"] * 2 + 1)
+    assert len(FakeTrt.now.contexts) == 2  # one for each batch size, used again
+
+
+def test_a_graph_is_captured_once_and_then_only_launched() -> None:
+    made = session(graphs=True)
+    for _ in range(3):
+        made.run(feed(2))
+    assert FakeCuda.now.log.count("launch") == 3 and len(FakeCuda.now.graphs) == 1
+    made.close()
+    assert not FakeCuda.now.graphs and not FakeCuda.now.memory_held
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_tensors_on_the_gpu_are_read_and_written_where_they_lie(graphs: bool) -> None:
+    made, cuda = session(graphs), FakeCuda.now
+    given = feed(2)
+    places = {n: cuda.allocate(a.nbytes) for n, a in given.items()}
+    output = cuda.allocate(given["sample"].nbytes)
+    for factor in (1, 5):
+        for name, array in given.items():
+            scaled = np.ascontiguousarray(array * factor)
+            ctypes.memmove(places[name], scaled.ctypes.data, scaled.nbytes)
+        made.run_on_gpu(places, {n: a.shape for n, a in given.items()}, output, stream=3)
+        assert np.array_equal(view(output, (2, 1, 4, 4)), given["sample"] * factor + 1)
+
+
+def test_the_nearest_fitting_profile_is_chosen() -> None:
+    made = session()
+    made.run(feed(1))
+    made.run(feed(2))
+    assert [c.profile for c in FakeTrt.now.contexts] == [1, 0]
+
+
+def test_shapes_outside_every_profile_are_one_error_that_names_them_all() -> None:
+    said = r"sample \[17, 1, 4, 4\].*outside every profile.*profile 0: sample \[1, 1, 4, 4\] to \[16, 1, 4, 4\].*profile 1: sample \[1, 1, 4, 4\]"
+    with pytest.raises(EngineError, match=said):
+        session().run(feed(17))
+    with pytest.raises(EngineError, match="outside every profile"):
+        choose([{"sample": ((1, 4), (1, 4), (2, 4))}], {"sample": (1, 4, 4)})
+
+
+def test_a_truncated_plan_quotes_tensorrt() -> None:
+    with pytest.raises(EngineError, match=r"tensorrt 11.4.0 does not load the engine: magicTag does not match"):
+        Session(FakeTrt(), b"{half", FakeCuda())
+
+
+class Library:
+    """libcuda of a machine whose calls fail with a code, or succeed."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+
+    def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+        def call(*arguments: object) -> int:
+            if name == "cuGetErrorName":
+                arguments[1]._obj.value = b"CUDA_ERROR_NO_DEVICE"  # type: ignore[attr-defined]
+            if name == "cuDeviceGetAttribute":
+                arguments[0]._obj.value = {75: 8, 76: 6}[arguments[1]]  # type: ignore[attr-defined,index]
+            if name == "cuDriverGetVersion":
+                arguments[0]._obj.value = 13020  # type: ignore[attr-defined]
+            return 100 if name == self.fails else 0
+
+        return call
+
+
+def test_the_driver_is_asked_for_what_it_knows() -> None:
+    device = Cuda(library=Library())
+    assert device.sm() == (8, 6) and device.driver() == "13.2"
+
+
+def test_a_driver_that_refuses_is_quoted() -> None:
+    with pytest.raises(CudaError, match=r"cuInit failed with CUDA_ERROR_NO_DEVICE \(100\)"):
+        Cuda(library=Library("cuInit"))
+
+
+def test_without_a_driver_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimize.engines.cuda.NAMES", ("libsurely-not-there.so",))
+    with pytest.raises(CudaError, match="no NVIDIA driver is installed here"):
+        Cuda()

@@ -1,0 +1,166 @@
+"""`optimize export`: engines ahead of time, kits for the rest, refusals by name; the artifact stays whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import optimize
+from test_engines_make import installed
+
+from optimize.artifact import commit, save_model, verify
+from optimize.context import Context
+from optimize.engines.modules import gpu_sm
+from optimize.engines.settings import EngineSettings
+from optimize.errors import UserError
+from optimize.exporters.onnx import Onnx
+from optimize.exporting import Request, exit_code, export, parse_settings
+from optimize.model import Model
+from optimize.passes.quantize import Quantize
+from optimize.report.engines import cells, print_engines
+from optimize.sampling import Sampler
+from optimize.sources.diffusers import DiffusersSource
+from optimize.store import Store
+from optimize.weights import read_json
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> Model:
+    plain = DiffusersSource(tiny_folder).load(Sampler(steps=2))
+    return Quantize(samples=8, batch=8).apply(plain, Context())[0]
+
+
+@pytest.fixture(scope="module")
+def written(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with its ONNX file."""
+    folder = tmp_path_factory.mktemp("artifacts") / "final"
+
+    def write(temporary: Path) -> dict[str, Any]:
+        save_model(temporary, model)
+        return {"id": "x", "exports": {"onnx": Onnx().export(model, temporary, Context())}, "parity": {}}
+
+    commit(folder, write)
+    return folder
+
+
+@pytest.fixture
+def artifact(written: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    shutil.copytree(written, tmp_path / "final")
+    return tmp_path / "final"
+
+
+def ask(artifact: Path, *targets: str, **more: Any) -> Request:
+    settings = EngineSettings(batch=(1, 2))
+    return Request(artifact=artifact, targets=targets, **{"settings": settings, **more})
+
+
+@installed
+def test_engines_and_a_kit_stand_beside_the_onnx_file_and_the_artifact_stays_whole(artifact: Path) -> None:
+    if gpu_sm() is not None:
+        pytest.skip("a GPU is here")
+    before = verify(artifact)
+    store = Store(artifact.parent / "store")
+    rows = export(ask(artifact, "a100", "rtx3090", "v100", kits=artifact.parent / "kits"), store)
+    assert exit_code(rows) == 0
+    made = {(r["target"], r["what"], r["module"]): r for r in rows}
+    for name in ("a100", "rtx3090"):
+        row = made[name, "engine", "tensorrt_rtx"]
+        assert row["status"] == "done" and row["found"]["int8"] == row["expected"]["int8"] > 10
+        assert Path(row["path"]).is_file() and made[name, "kit", "tensorrt"]["status"] == "done"
+    refused = made["v100", "engine", "tensorrt_rtx"]
+    assert refused["status"] == "refused" and "SM 7.0: TensorRT-RTX cannot target it" in refused["reason"]
+    assert (artifact.parent / "kits" / "final-v100" / "build.py").is_file()
+    after = verify(artifact)
+    assert {k: v for k, v in after["files"].items() if k in before["files"]} == before["files"]
+    assert set(after["exports"]) == {"onnx", "tensorrt_rtx"} and after["id"] == before["id"]
+    assert len(after["exports"]["tensorrt_rtx"]["engines"]) == 2
+    assert not list(artifact.parent.glob(".tmp*"))
+
+    again = export(ask(artifact, "rtx3090", formats=("tensorrt_rtx",)), Store(artifact.parent / "store"))
+    assert again[0]["key"] == made["rtx3090", "engine", "tensorrt_rtx"]["key"]
+    assert again[0]["seconds"] == made["rtx3090", "engine", "tensorrt_rtx"]["seconds"]  # found by its content
+    assert len(verify(artifact)["exports"]["tensorrt_rtx"]["engines"]) == 2
+
+
+def test_an_artifact_without_onnx_gets_it_first(model: Model, tmp_path: Path) -> None:
+    def write(temporary: Path) -> dict[str, Any]:
+        save_model(temporary, model)
+        return {"id": "x"}
+
+    commit(tmp_path / "a", write)
+    rows = export(ask(tmp_path / "a", "here", formats=("onnx",)), Store(tmp_path / "store"))
+    assert [r["what"] for r in rows] == ["onnx"] and (tmp_path / "a" / "onnx" / "model.onnx").is_file()
+    assert verify(tmp_path / "a")["exports"]["onnx"]["int8_layers"] > 10
+
+
+def test_a_target_with_neither_engine_nor_kit_is_the_exit_code(artifact: Path) -> None:
+    rows = export(ask(artifact, "cpu"), Store(artifact.parent / "store"))
+    assert exit_code(rows) == 2 and all("engines are for NVIDIA GPUs" in r["reason"] for r in rows)
+
+
+def test_a_changed_artifact_is_not_exported(artifact: Path) -> None:
+    (artifact / "onnx" / "model.onnx").write_bytes(b"else")
+    with pytest.raises(UserError, match=r"onnx/model\.onnx is not the file the manifest describes"):
+        export(ask(artifact, "a100"), Store(artifact.parent / "store"))
+
+
+def test_a_kit_holds_the_torch_networks_outputs(artifact: Path, model: Model) -> None:
+    import numpy as np
+    import torch
+
+    asked = ask(artifact, "v100", formats=("tensorrt",), kits=artifact.parent / "kits")
+    rows = export(asked, Store(artifact.parent / "store"))
+    folder = Path(rows[-1]["path"])
+    about = read_json(folder / "kit.json")
+    assert about["limit"] == 5e-2 and about["expected"] == rows[-1]["expected"]
+    assert [c["case"].partition(",")[0] for c in about["parity"]] == ["batch 1"] * 3 + ["batch 2"] * 3
+    for case in about["parity"]:
+        feed = {n: torch.from_numpy(np.load(folder / p)) for n, p in case["inputs"].items()}
+        with torch.inference_mode():
+            want = model.denoiser.network(**feed)
+        assert np.allclose(np.load(folder / case["output"]), want.numpy(), atol=1e-5)
+
+
+def test_options_of_the_command_line_become_settings() -> None:
+    settings = parse_settings("1,8", ["H=64,96", "W=64"], flags=["stream_weights"], level=2)
+    assert settings.batch == (1, 8) and settings.sizes == {"H": (64, 96), "W": (64,)} and settings.level == 2
+    for text, said in ((["H64"], 'given "H64"'), (["H=x"], '--size: "x" is no whole number')):
+        with pytest.raises(UserError, match=said):
+            parse_settings("1", text)
+    with pytest.raises(UserError, match=r"flags.0.*faster"):
+        parse_settings("1", [], flags=["faster"])
+
+
+def test_the_command_says_what_is_wrong_in_one_message(artifact: Path) -> None:
+    for arguments, said in (
+        (("--target", "a1000"), 'Did you mean "a100"'),
+        (("--format", "tensort"), 'Did you mean "tensorrt"'),
+        (("--batch", "0"), "--batch"),
+        (("--target", "a100", "--size", "K=1", "--no-kit"), "K is no symbolic dimension"),
+    ):
+        done = optimize("export", str(artifact), *arguments, cwd=artifact.parent)
+        assert done.returncode in (2, 3) and "Traceback" not in done.stderr + done.stdout
+        assert said in (done.stderr + done.stdout).replace("\n", " "), done.stderr + done.stdout
+
+
+def test_the_table_shows_found_beside_expected(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    row = {"target": "a100", "sm": "8.0", "what": "engine", "module": "tensorrt_rtx", "version": "1.7.1"}
+    done = row | {"status": "done", "seconds": 12.3, "peak_memory_bytes": 2 * 10**9, "plan_bytes": 10**6, "path": "p"}
+    done |= {"expected": {"int8": 3, "fp32": 1}, "found": {"int8": 2, "fp32": 2}, "problems": ["2 of 3"]}
+    lost = row | {"status": "refused", "reason": "because"}
+    assert cells(done)["layers found/expected"] == "int8 2/3, fp32 2/1"
+    print_engines([done, lost], Console(width=160))
+    shown = capsys.readouterr().out
+    assert "TensorRT-RTX 1.7.1" in shown and "refused: a100 TensorRT-RTX 1.7.1: because" in shown and "! a100" in shown
+
+
+def test_rows_are_json(artifact: Path) -> None:
+    done = optimize("export", str(artifact), "--target", "v100", "--json", "--no-kit", cwd=artifact.parent)
+    rows = json.loads(done.stdout)
+    assert done.returncode in (2, 3) and {r["status"] for r in rows} == {"refused"}
