@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pipelines import write_pipeline
+from safetensors.torch import save_file
+from tiny_pipelines import lora_tensors, text_lora_tensors, write_pipeline
 
 from optimize.pipelines import export_pipeline
 
 pytestmark = pytest.mark.slow
-PACKAGES = ("optimum-onnx==0.1.0", "transformers==4.57.*", "diffusers==0.36.*", "onnxruntime", "accelerate")
+PACKAGES = ("optimum-onnx==0.1.0", "transformers==4.57.*", "diffusers==0.36.*", "onnxruntime", "accelerate", "peft")
 DRAW = textwrap.dedent(
     """
     import json, sys
@@ -28,8 +29,11 @@ DRAW = textwrap.dedent(
     from diffusers.pipelines import DiffusionPipeline
     from optimum import onnxruntime as ort
 
-    source, exported, name, options = *sys.argv[1:4], json.loads(sys.argv[4])
+    source, exported, name, options, lora = *sys.argv[1:4], json.loads(sys.argv[4]), sys.argv[5]
     theirs = getattr(diffusers, name).from_pretrained(source)
+    if lora:
+        theirs.load_lora_weights(lora)
+        theirs.fuse_lora(lora_scale=0.8)
     ours = getattr(ort, f"ORT{name}").from_pretrained(exported, export=False)
 
     def draw(pipeline):
@@ -66,8 +70,8 @@ def environment() -> Path:
 
 def drawn(tmp_path: Path, source: Path, name: str, lora: str = "", **options: Any) -> dict[str, Any]:
     out = tmp_path / "out"
-    export_pipeline(source, out)
-    command = [str(environment()), "-c", DRAW, str(source), str(out), name, json.dumps(options)]
+    export_pipeline(source, out, lora=[f"{lora}:0.8"] if lora else [])
+    command = [str(environment()), "-c", DRAW, str(source), str(out), name, json.dumps(options), lora]
     quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     quiet.pop("PYTHONPATH", None)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=quiet, check=False)
@@ -87,6 +91,15 @@ def test_optimum_draws_what_diffusers_draws(tmp_path: Path, xl: bool, size: tupl
     source = write_pipeline(tmp_path / "source", xl=xl)
     found = drawn(tmp_path, source, name, **SMALL, height=size[0], width=size[1])
     assert found["shape"] == [1, *size, 3] and found["classes"] == ["ORTUnet"]
+    assert found["largest"] < TOLERANCE < 0.01 < found["other"], found
+
+
+def test_a_merged_lora_draws_what_diffusers_fused_pipeline_draws(tmp_path: Path) -> None:
+    source, style = write_pipeline(tmp_path / "source"), tmp_path / "style.safetensors"
+    marks = {".A": ".lora_A.weight", ".B": ".lora_B.weight"}
+    parts = {"unet": lora_tensors(), "text_encoder": text_lora_tensors()}
+    save_file({f"{n}.{k[:-2]}{marks[k[-2:]]}": v for n, t in parts.items() for k, v in t.items()}, style)
+    found = drawn(tmp_path, source, "StableDiffusionPipeline", str(style), **SMALL, height=16, width=16)
     assert found["largest"] < TOLERANCE < 0.01 < found["other"], found
 
 
