@@ -36,8 +36,9 @@ def examine(path: Path) -> list[str]:
         _functions(path, model)
         external = sorted({name for t in _tensors(model) if (name := _tensor(path, t))})
         _values(path, model)
-        _by_onnx(path, model)
+        _by_onnx(path)
         _by_onnx_ir(path, model)
+        _inferred(path, model)
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _broken(path, error) from error
     return external
@@ -309,15 +310,29 @@ def _value(path: Path, value: Any) -> None:
         _bytes(of, _elements(of, known), tensor.elem_type)
 
 
-def _by_onnx(path: Path, model: Any) -> None:
-    """onnx's checker with full shape inference on the file, then the sizes it infers for fixed shapes."""
+def _by_onnx(path: Path) -> None:
+    """onnx's checker on the file, with full shape inference."""
     import onnx
 
-    errors = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError)
     try:
         onnx.checker.check_model(str(path), full_check=True)
+    except (*_refusals(), TypeError) as error:
+        raise ArtifactError(f"{path}: onnx refuses it: {_first(error)} Export it again.") from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    import onnx
+
+    return onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError
+
+
+def _inferred(path: Path, model: Any) -> None:
+    """The sizes that onnx infers for fixed shapes inside the graph fit a machine; the model loses its weights."""
+    import onnx
+
+    try:
         inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True)
-    except errors as error:
+    except _refusals() as error:
         raise ArtifactError(f"{path}: onnx refuses it: {_first(error)} Export it again.") from error
     for value in inferred.graph.value_info:
         _value(path, value)
