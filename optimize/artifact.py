@@ -1,8 +1,8 @@
 """Artifacts: immutable directories, written under a temporary name and renamed when whole.
 
 `commit` is the only way anything lands on disk; `save_model`/`load_model` turn a Model into files and back. Loading
-builds the registered architecture on the meta device, lets each structural pass redo its edit from its record, and
-assigns tensors from safetensors; nothing is ever unpickled.
+compares every file with the manifest (see `optimize.trust`), builds the registered architecture on the meta device, lets
+each structural pass redo its edit from its record, and assigns tensors from safetensors; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import ArtifactError, EnvironmentLacks
+from optimize.errors import EnvironmentLacks
 from optimize.registry import PASSES
+from optimize.trust import MANIFEST, SCHEMA, checked, verify
 from optimize.weights import file_sha256, load_state, read_json, read_tensors
 
 if TYPE_CHECKING:
     from optimize.model import Model
     from optimize.network import Network
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
 CONDITIONS = "conditions.safetensors"
 
 
@@ -119,24 +118,6 @@ def _alive(pid: str) -> bool:
     return pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest, after every file was found with the bytes it names; ArtifactError naming what differs."""
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("schema") != SCHEMA:
-        raise ArtifactError(
-            f"{folder}/{MANIFEST}: schema {manifest.get('schema')} is not {SCHEMA}; made by another version of optimize."
-        )
-    found = hash_files(folder)
-    for name in sorted(set(manifest["files"]) | set(found)):
-        if name not in found:
-            raise ArtifactError(f"{folder}: {name} is missing. Delete the folder and run again.")
-        if found[name] != manifest["files"].get(name):
-            raise ArtifactError(
-                f"{folder}: {name} is not the file the manifest describes. Delete the folder and run again."
-            )
-    return manifest
-
-
 def save_model(folder: Path, model: Model) -> None:
     """Write model.safetensors, structure.json, sampler.json and, where there are, conditions.safetensors into `folder`
     (inside a `commit`)."""
@@ -194,8 +175,11 @@ def rebuild(structure: dict[str, Any], sampling: dict[str, Any], weights: Path, 
 
 
 def model_around(folder: Path, network: Network) -> Model:
-    """The Model of an artifact with `network`, e.g. a runner, in the place of its torch weights, which are not read."""
-    structure, sampling = read_json(folder / "structure.json"), read_json(folder / "sampler.json")
+    """The Model of an artifact with `network`, e.g. a runner, in the place of its torch weights, which are not read.
+    What is read is compared with the manifest first; ArtifactError where it differs."""
+    structure, sampling = (read_json(checked(folder, name)) for name in ("structure.json", "sampler.json"))
+    if (folder / CONDITIONS).is_file():
+        checked(folder, CONDITIONS)
     return _assemble(structure, sampling, network, {}, _conditions(folder))
 
 

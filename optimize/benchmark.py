@@ -21,6 +21,7 @@ from optimize.measure.measurement import Measurement, Variant, policy_text
 from optimize.registry import RUNNERS
 from optimize.runner import runner_config, spec_parts
 from optimize.sampling import SOLVERS, Sampler
+from optimize.trust import checked
 from optimize.weights import read_json
 
 IO: tuple[str, ...] = ("host", "device")
@@ -156,6 +157,6 @@ def _sampler(folder: Path, solver: str | None, steps: int | None) -> Sampler | N
         return None
     if solver is not None and solver not in SOLVERS:
         raise unknown("--sampler", solver, SOLVERS)
-    own: dict[str, Any] = read_json(folder / "sampler.json")["sampler"]
+    own: dict[str, Any] = read_json(checked(folder, "sampler.json"))["sampler"]
     changed = {"timesteps": None} | {k: v for k, v in (("solver", solver), ("steps", steps)) if v is not None}
     return Sampler(**(own | changed))

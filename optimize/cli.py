@@ -285,15 +285,27 @@ def inspect(
 
 
 @app.command()
-def verify(artifact: Annotated[Path, typer.Argument(help="An artifact folder, e.g. exported/digits/final.")]) -> None:
-    """Check that every file of an artifact is the one its manifest names.
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a run's folder.")],
+    expect: Annotated[
+        str | None, typer.Option(help="Digest that it must have, as an earlier verify printed it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that every file of an artifact, or of all artifacts of a run, is the one its manifest names.
 
     Example: optimize verify exported/digits/final
     """
-    from optimize.artifact import verify as check
+    from optimize.trust import inspect_trust, require
 
-    manifest = check(artifact)
-    typer.echo(f"{artifact}: {len(manifest['files'])} files intact, id {manifest.get('id', '')}")
+    found = inspect_trust(folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        from optimize.report.verified import print_verified
+
+        print_verified(found, _console())
+    require(found, expect)
 
 
 @app.command()

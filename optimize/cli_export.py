@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from optimize.context import Progress
+
 
 def export(
-    artifact: Annotated[Path, typer.Argument(help="An artifact folder, e.g. exported/digits/final.")],
+    artifact: Annotated[
+        Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
+    ],
     target: Annotated[str, typer.Option(help="Device classes, e.g. a100,rtx3090,v100, or here.")] = "here",
     format: Annotated[
         list[str] | None,
@@ -31,20 +38,39 @@ def export(
     kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
     zip: Annotated[bool, typer.Option(help="Kits as zip files.")] = False,
     exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
+    layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a pipeline's files: a new one, or an earlier export.")
+    ] = None,
+    unet: Annotated[Path | None, typer.Option(help="Artifact to take the U-Net's place in a pipeline.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="LoRA of a pipeline, FILE or FILE:strength. Repeat for more.")
+    ] = None,
+    lora_as: Annotated[str, typer.Option(help="merged into the weights, or a switch: an input lora_scale.")] = "merged",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Engines for device classes from a finished artifact, ahead of time where that is possible, else a build kit.
 
+    A whole pipeline becomes ONNX files that other programs load, each compared with its network.
+
     Example: optimize export exported/digits/final --target a100,rtx3090,v100
+
+    Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
     """
     from rich.console import Console
 
     from optimize.exporting import ENGINES, Request, exit_code, parse_settings
     from optimize.exporting import export as export_all
+    from optimize.pipelines import is_pipeline
     from optimize.progress import rich_progress
     from optimize.store import Store
 
+    console = Console(stderr=as_json, highlight=False)
+    if is_pipeline(artifact, layout=layout, out=out, unet=unet, lora=lora):
+        with rich_progress(console, quiet or as_json) as progress:
+            _pipeline(artifact, layout or "optimum", out, unet, lora or [], lora_as, console, as_json, progress)
+        return
     asked = Request(
         artifact=artifact,
         targets=tuple(t.strip() for t in target.split(",") if t.strip()),
@@ -61,7 +87,6 @@ def export(
         kits=(kits or artifact.parent / "kits") if kit else None,
         zipped=zip,
     )
-    console = Console(stderr=as_json, highlight=False)
     with rich_progress(console, quiet or as_json) as progress:
         rows = export_all(asked, Store(exported / ".cache"), progress)
     if as_json:
@@ -71,3 +96,27 @@ def export(
 
         print_engines(rows, console)
     raise typer.Exit(exit_code(rows))
+
+
+def _pipeline(
+    folder: Path,
+    layout: str,
+    out: Path | None,
+    unet: Path | None,
+    lora: list[str],
+    lora_as: str,
+    console: Console,
+    as_json: bool,
+    progress: Progress,
+) -> None:
+    from optimize.errors import UserError
+    from optimize.pipelines import export_pipeline
+    from optimize.report.exported import print_exported
+
+    if out is None:
+        raise UserError("--out: a pipeline is exported to a folder of its own. Give e.g. --out exported/pipeline.")
+    manifest = export_pipeline(folder, out, layout=layout, unet=unet, lora=lora, lora_as=lora_as, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(manifest, indent=1))
+    else:
+        print_exported(manifest, out, console)

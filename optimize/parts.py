@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from optimize.artifact import MANIFEST
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.models.components import COMPONENTS, Config, class_name, component, skeleton, with_weights
+from optimize.trust import checked
 from optimize.weights import read_json, weights_files
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _artifact(folder: Path) -> Part:
     from optimize.quantizers import formats
     from optimize.registry import PASSES
 
-    structure = read_json(folder / "structure.json")
+    structure = read_json(checked(folder, "structure.json"))
 
     def edited() -> nn.Module:
         import torch

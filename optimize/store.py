@@ -27,7 +27,20 @@ ROOT = Path(__file__).parent  # of this package
 
 # Modules that move values about without changing any number; editing them does not invalidate earlier results.
 PLUMBING = {
-    f"optimize.{m}" for m in ("errors", "configs", "registry", "context", "artifact", "weights", "environment", "store")
+    f"optimize.{m}"
+    for m in (
+        "errors",
+        "configs",
+        "registry",
+        "context",
+        "artifact",
+        "weights",
+        "environment",
+        "store",
+        "trust",
+        "onnx_check",
+        "onnx_rules",
+    )
 }
 
 

@@ -6,10 +6,6 @@ library only: a build kit's script is made of this file.
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Any
-
 WIDE = ("fp32", "tf32")
 
 

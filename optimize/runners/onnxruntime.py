@@ -16,7 +16,7 @@ from optimize.errors import EnvironmentLacks
 from optimize.network import TensorSpec
 from optimize.onnx_graph import NOTE
 from optimize.registry import RUNNERS
-from optimize.runner import Closing, onnx_file
+from optimize.runner import Closing, onnx_file, parsing
 from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, provider_list, refuse_fallback
 
 if TYPE_CHECKING:
@@ -81,11 +81,12 @@ class OnnxRuntimeRunner(Closing):
         import onnxruntime
 
         _check_binding(options)
-        graph, self._lowered = prepared(path, options)
-        self._rounds = any(ROUNDED in said for said in self._lowered)
         asked = provider_list(options.chosen, options.cuda_graphs)
-        settings = _settings(options, path, computes_in_16_bit=self._rounds)
-        session = onnxruntime.InferenceSession(graph, settings, providers=asked)
+        with parsing(path, "ONNX Runtime", _refusals()):
+            graph, self._lowered = prepared(path, options)
+            self._rounds = any(ROUNDED in said for said in self._lowered)
+            settings = _settings(options, path, computes_in_16_bit=self._rounds)
+            session = onnxruntime.InferenceSession(graph, settings, providers=asked)
         session.disable_fallback()
         self._assigned = refuse_fallback(session, options.chosen)
         self._bound: Any = BoundCalls(session, onnxruntime, options.cuda_graphs) if options.on_gpu else None
@@ -118,6 +119,14 @@ class OnnxRuntimeRunner(Closing):
     def __exit__(self, *rest: Any) -> None:
         self._bound = None
         super().__exit__(*rest)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """The errors ONNX Runtime has for a model that it does not take; not those of a device (EPFail)."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, name) for name in names)
 
 
 class HostCalls:

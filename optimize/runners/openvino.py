@@ -14,7 +14,7 @@ from optimize.configs import Config
 from optimize.errors import EnvironmentLacks
 from optimize.network import TensorSpec
 from optimize.registry import RUNNERS
-from optimize.runner import Closing, onnx_file
+from optimize.runner import Closing, onnx_file, parsing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,8 @@ class OpenVINORunner(Closing):
     """
 
     def __init__(self, core: Any, path: Path, threads: int | None, precision: str) -> None:
-        model = core.read_model(str(path))
+        with parsing(path, "OpenVINO", (RuntimeError,)):
+            model = core.read_model(str(path))
         self._held = (core, model)
         self._requests: dict[int, tuple[Any, dict[str, Tensor], Tensor]] = {}  # request, its inputs, its output
         self.inputs = tuple(_spec(i) for i in model.inputs)

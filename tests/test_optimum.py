@@ -1,0 +1,118 @@
+"""optimum's own pipelines load what was exported, unchanged, and draw what diffusers draws: in an environment of its own.
+
+optimum-onnx 0.1 wants transformers 4.57, so the environment is made once, under a folder that OPTIMIZE_ENVIRONMENTS names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_pipelines import lora_tensors, text_lora_tensors, write_pipeline
+
+from optimize.pipelines import export_pipeline
+
+pytestmark = pytest.mark.slow
+PACKAGES = ("optimum-onnx==0.1.0", "transformers==4.57.*", "diffusers==0.36.*", "onnxruntime", "accelerate", "peft")
+DRAW = textwrap.dedent(
+    """
+    import json, sys
+    import diffusers, numpy as np, torch
+    from diffusers.pipelines import DiffusionPipeline
+    from optimum import onnxruntime as ort
+
+    source, exported, name, options, lora = *sys.argv[1:4], json.loads(sys.argv[4]), sys.argv[5]
+    theirs = getattr(diffusers, name).from_pretrained(source)
+    if lora:
+        theirs.load_lora_weights(lora)
+        theirs.fuse_lora(lora_scale=0.8)
+    ours = getattr(ort, f"ORT{name}").from_pretrained(exported, export=False)
+
+    def draw(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        given = dict(options)
+        if "image" in given:
+            given["image"] = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        if "mask_image" in given:
+            given["mask_image"] = (torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(2)) > 0.5).float()
+        return pipeline(generator=torch.Generator().manual_seed(0), output_type="np", **given).images
+
+    a, b = draw(theirs), draw(ours)
+    other = theirs("dog", **{k: v for k, v in options.items() if k in ("num_inference_steps", "height", "width")},
+                   generator=torch.Generator().manual_seed(3), output_type="np").images if "image" not in options else a + 1
+    print(json.dumps({"shape": a.shape, "largest": float(np.abs(a - b).max()), "spread": float(a.std()),
+                      "other": float(np.abs(a - other).max()), "classes": [type(ours.unet).__name__]}))
+    """
+)
+
+
+def environment() -> Path:
+    """The interpreter of the environment, made where it is not there yet."""
+    root = Path(os.environ.get("OPTIMIZE_ENVIRONMENTS", Path.home() / ".cache" / "diffusion-optimize"))
+    place = root / f"optimum-0.1-python{sys.version_info.major}.{sys.version_info.minor}"
+    python, done = place / "bin" / "python", place / "complete"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
+        version = torch.__version__.split("+")[0]
+        for packages in ((f"torch=={version}",), (f"torch=={version}", *PACKAGES)):  # torch first: nothing pulls CUDA
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True, timeout=1800)
+        done.touch()
+    return python
+
+
+def drawn(tmp_path: Path, source: Path, name: str, lora: str = "", **options: Any) -> dict[str, Any]:
+    out = tmp_path / "out"
+    export_pipeline(source, out, lora=[f"{lora}:0.8"] if lora else [])
+    command = [str(environment()), "-c", DRAW, str(source), str(out), name, json.dumps(options), lora]
+    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    quiet.pop("PYTHONPATH", None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=quiet, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+SMALL = {"prompt": "a cat", "num_inference_steps": 4, "guidance_scale": 5.0}
+TOLERANCE = 1e-4  # of pixels in [0, 1]
+
+
+@pytest.mark.parametrize("xl", [False, True], ids=["sd", "sdxl"])
+@pytest.mark.parametrize("size", [(16, 16), (24, 16)], ids=str)
+def test_optimum_draws_what_diffusers_draws(tmp_path: Path, xl: bool, size: tuple[int, int]) -> None:
+    name = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+    source = write_pipeline(tmp_path / "source", xl=xl)
+    found = drawn(tmp_path, source, name, **SMALL, height=size[0], width=size[1])
+    assert found["shape"] == [1, *size, 3] and found["classes"] == ["ORTUnet"]
+    assert found["largest"] < TOLERANCE < 0.01 < found["other"], found
+
+
+def test_a_merged_lora_draws_what_diffusers_fused_pipeline_draws(tmp_path: Path) -> None:
+    source, style = write_pipeline(tmp_path / "source"), tmp_path / "style.safetensors"
+    marks = {".A": ".lora_A.weight", ".B": ".lora_B.weight"}
+    parts = {"unet": lora_tensors(), "text_encoder": text_lora_tensors()}
+    save_file({f"{n}.{k[:-2]}{marks[k[-2:]]}": v for n, t in parts.items() for k, v in t.items()}, style)
+    found = drawn(tmp_path, source, "StableDiffusionPipeline", str(style), **SMALL, height=16, width=16)
+    assert found["largest"] < TOLERANCE < 0.01 < found["other"], found
+
+
+def test_optimum_draws_from_a_picture_as_diffusers_does(tmp_path: Path) -> None:
+    source = write_pipeline(tmp_path / "source")
+    found = drawn(tmp_path, source, "StableDiffusionImg2ImgPipeline", **SMALL, image=True, strength=0.8)
+    assert found["largest"] < TOLERANCE < found["spread"], found
+
+
+def test_optimum_paints_in_as_diffusers_does_with_nine_channels(tmp_path: Path) -> None:
+    source = write_pipeline(tmp_path / "source", in_channels=9)
+    index = json.loads((source / "model_index.json").read_text())
+    (source / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionInpaintPipeline"}))
+    asked = {**SMALL, "image": True, "mask_image": True, "height": 16, "width": 16}
+    found = drawn(tmp_path, source, "StableDiffusionInpaintPipeline", **asked)
+    assert found["largest"] < TOLERANCE < found["spread"], found
