@@ -97,10 +97,17 @@ def run(cell: Cell, folder: Path, keep: Any) -> dict[str, Any]:
         reason = "" if good else f"relative L2 {worst['relative_l2']:.1e} is above {limit:.0e}"
         about = {"status": "done" if good else "failed", "reason": reason, "seconds": seconds, "limit": limit}
         return row | about | {"parity": worst, "record": found}
-    except (OptimizeError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except (OptimizeError, RuntimeError, ValueError, TypeError, AssertionError, *onnxruntime_errors()) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         refused = physical(error)
         return row | {"status": "refused" if refused else "failed", "reason": refused or first}
+
+
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a graph it does not take."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
+
+    return (Fail, InvalidArgument, InvalidGraph, NotImplemented)
 
 
 def physical(error: Exception) -> str:

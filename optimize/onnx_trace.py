@@ -7,6 +7,7 @@ a network of the same structure (recovered, distilled, or a quantized one's floa
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -178,7 +179,7 @@ def _failures() -> tuple[type[Exception], ...]:
     """What a network that cannot be traced makes the exporters raise."""
     from torch.onnx.errors import OnnxExporterError
 
-    return (OnnxExporterError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError)
+    return (OnnxExporterError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
 def _said(error: BaseException) -> str:
@@ -192,22 +193,42 @@ def _said(error: BaseException) -> str:
 def _dynamo(
     module: nn.Module, inputs: tuple[TensorSpec, ...], opset: int, wanted: set[str], step: int | None
 ) -> ir.Model:
+    """torch.export's program as ONNX. The program is made here and without strict mode: torch.onnx's own attempts give
+    graphs whose dims are symbolic by name although a loop in Python has counted them."""
     import torch
 
     from optimize.onnx_graph import quiet
 
-    feed = tuple(example(inputs, wanted, module).values())
     names = [s.name for s in inputs]
     with quiet("torch"):
+        program = _program(_positional(module, names), inputs, wanted, step, module)
         try:
-            program = torch.onnx.export(
-                _positional(module, names), feed, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT],
-                dynamic_shapes=(dims(inputs, wanted, step),), optimize=False, verbose=False,
+            made = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT], optimize=False,
+                verbose=False,
             )  # fmt: skip
         except ImportError as error:
             raise EnvironmentLacks(f"onnx: {error}. Install it: pip install onnx onnxscript") from error
-    assert program is not None
-    return program.model
+    assert made is not None
+    return made.model
+
+
+def _program(
+    called: nn.Module, inputs: tuple[TensorSpec, ...], wanted: set[str], step: int | None, module: nn.Module
+) -> Any:
+    """torch.export's program; where the network bounds a dim, exported again within those bounds."""
+    import torch
+    from torch._dynamo.exc import UserError as Violated
+    from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes as refine
+
+    feed = tuple(example(inputs, wanted, module).values())
+    shapes: Any = (dims(inputs, wanted, step),)
+    try:
+        return torch.export.export(called, feed, dynamic_shapes=shapes, strict=False)
+    except Violated as error:
+        if "Suggested fixes:" not in str(error):
+            raise
+        return torch.export.export(called, feed, dynamic_shapes=refine(str(error), shapes), strict=False)
 
 
 def _torchscript(
@@ -287,4 +308,4 @@ def _scope(node: ir.Node) -> str:
         scopes = [s for s in ast.literal_eval(written)[:-1] if s]
         return (scopes[-1] if scopes else "").removeprefix("network").removeprefix(".")
     parts = (node.name or "").split("/")[1:-1]  # the older exporter: /network/conv_in/Conv
-    return ".".join(parts[1:])
+    return ".".join(p for p, after in pairwise([*parts[1:], ""]) if not after.startswith(f"{p}."))
