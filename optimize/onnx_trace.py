@@ -6,13 +6,14 @@ a network of the same structure (recovered, distilled, or a quantized one's floa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.errors import EnvironmentLacks, UserError
-from optimize.onnx_symbols import dims, example, lost, multiple, rename, sizes_of, spatial, symbols
+from optimize.onnx_symbols import alike, dims, example, lost, multiple, rename, sizes_of, spatial, symbols
 from optimize.weights import read_json
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ OUTPUT = "out_sample"
 FILE, RECORD = "skeleton.onnx", "trace.json"
 PREFIX = "network."  # of the names that the exporters give to weights
 OLDER_OPSET = 20  # the newest that the older exporter writes
+BAKED = ("Python integer", "Python float", "Python index", "Python list", "Iterating over a tensor")  # in its warnings
 Exporter = Literal["auto", "dynamo", "torchscript"]
 
 
@@ -148,6 +150,7 @@ def _by_either(
     """torch.export's exporter with all dims, with fewer of them, and where it fails and may be replaced the older one,
     which notes a size in Python as a number without a word; the graph, and the dims that stayed."""
     name, problems = type(module).__name__, []
+    about: dict[str, Any]
     fewer = [kept] if how.symbolic is not None else [kept, kept - spatial(inputs), kept & {"B"}]
     for some in dict.fromkeys(map(frozenset, fewer)) if how.exporter != "torchscript" else ():
         for step in (multiple(inputs, module), None):
@@ -156,7 +159,7 @@ def _by_either(
             except _failures() as error:
                 problems.append(_said(error))
                 continue
-            about: dict[str, Any] = {"exporter": "dynamo", "reason": None}
+            about = {"exporter": "dynamo", "reason": None}
             if some < kept:
                 about["fixed_because"] = problems[0]
             if step and some & spatial(inputs):
@@ -167,12 +170,22 @@ def _by_either(
         raise UserError(f"exporter: dynamo cannot trace {name} ({reason}). Use auto or torchscript.")
     try:
         graph, warned = _torchscript(module, inputs, how.opset, kept)
+        baked = [w for w in warned if any(word in w for word in BAKED)]
+        if baked and kept & spatial(inputs) and how.symbolic is None:
+            kept = kept - spatial(inputs)
+            graph, warned = _torchscript(module, inputs, how.opset, kept)
     except _failures() as error:
         raise UserError(
             f"onnx: no exporter can trace {name}. dynamo: {reason}. torchscript: {_said(error)}. "
             "Rewrite the part of its forward that is named, or export a part of it."
         ) from error
-    return Traced(graph, {"exporter": "torchscript", "reason": reason, "warnings": warned}), kept
+    if baked and how.symbolic is not None and kept & spatial(inputs):
+        raise UserError(
+            f"symbolic: the older exporter notes sizes of {name} as numbers ({baked[0][:120]}). "
+            f"Leave out {', '.join(sorted(kept & spatial(inputs)))}."
+        )
+    about = {"exporter": "torchscript", "reason": reason, "warnings": warned}
+    return Traced(graph, about | ({"fixed_because": baked[0]} if baked else {})), kept
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -201,7 +214,7 @@ def _dynamo(
 
     names = [s.name for s in inputs]
     with quiet("torch"):
-        program = _program(_positional(module, names), inputs, wanted, step, module)
+        program = _program(_positional(module, names, alike(inputs, wanted)), inputs, wanted, step, module)
         try:
             made = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT], optimize=False,
@@ -272,11 +285,15 @@ def _raised(graph: ir.Model, opset: int) -> ir.Model:
     return graph
 
 
-def _positional(module: nn.Module, names: list[str]) -> nn.Module:
-    """The module called with positional tensors and returning one tensor, as tracing wants it."""
+def _positional(module: nn.Module, names: list[str], same: Iterable[list[tuple[int, int]]] = ()) -> nn.Module:
+    """The module called with positional tensors and returning one tensor, as tracing wants it; `same` are groups of
+    (input, dim) of equal size, which is told before the network divides one by the other."""
+    import torch
     from torch import nn
 
     from optimize.network import nested, raw_output
+
+    groups = tuple(same)
 
     class Positional(nn.Module):
         def __init__(self) -> None:
@@ -284,6 +301,9 @@ def _positional(module: nn.Module, names: list[str]) -> nn.Module:
             self.network = module
 
         def forward(self, *tensors: Any) -> Any:
+            for (i, d), *others in groups:
+                for j, e in others:
+                    torch._check(tensors[i].shape[d] == tensors[j].shape[e])
             return raw_output(self.network(**nested(dict(zip(names, tensors)))))
 
     return Positional().eval()
