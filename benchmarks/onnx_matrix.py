@@ -97,7 +97,15 @@ def run(cell: Cell, folder: Path, keep: Any) -> dict[str, Any]:
         reason = "" if good else f"relative L2 {worst['relative_l2']:.1e} is above {limit:.0e}"
         about = {"status": "done" if good else "failed", "reason": reason, "seconds": seconds, "limit": limit}
         return row | about | {"parity": worst, "record": found}
-    except (OptimizeError, RuntimeError, ValueError, TypeError, AssertionError, *onnxruntime_errors()) as error:
+    except (
+        OptimizeError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        OSError,
+        *onnxruntime_errors(),
+    ) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         refused = physical(error)
         return row | {"status": "refused" if refused else "failed", "reason": refused or first}
@@ -188,8 +196,11 @@ def keeper(folder: Path) -> Any:
     def keep(name: str, depends: dict[str, Any], write: Callable[[Path], None]) -> Path:
         place = folder / digest({"name": name, **depends})
         if not place.exists():
-            place.mkdir(parents=True)
-            write(place)
+            made = folder / f"{place.name}.part"  # a trace that fails leaves nothing under its name
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir(parents=True)
+            write(made)
+            made.rename(place)
         return place
 
     return keep
