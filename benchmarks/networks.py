@@ -45,8 +45,8 @@ _DIT = {
     "out_channels": 8, "num_layers": 2, "sample_size": 16, "num_embeds_ada_norm": 10,
 }  # fmt: skip
 _PIXART = {
-    "_class_name": "PixArtTransformer2DModel", "num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4,
-    "out_channels": 8, "num_layers": 2, "cross_attention_dim": 64, "sample_size": 16, "caption_channels": 24,
+    "_class_name": "PixArtTransformer2DModel", "num_attention_heads": 4, "attention_head_dim": 24, "in_channels": 4,
+    "out_channels": 8, "num_layers": 2, "cross_attention_dim": 96, "sample_size": 16, "caption_channels": 24,
     "use_additional_conditions": True,
 }  # fmt: skip
 _SD3 = {

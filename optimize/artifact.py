@@ -233,10 +233,9 @@ def _assemble(
 
 def restore_module(structure: dict[str, Any], tensors: dict[str, Any], path: Path) -> Any:
     """Meta skeleton -> every edit redone by its pass -> tensors assigned; the module in evaluation mode."""
-    import torch
+    from optimize.models.architectures import hollow
 
-    with torch.device("meta"):
-        module = architecture_module(structure)
+    module = hollow(structure["architecture"], structure["config"])
     for edit in structure["edits"]:
         module = PASSES.get(edit["pass"]).restore(module, edit["record"])
     load_state(module, tensors, path)

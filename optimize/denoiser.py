@@ -104,6 +104,23 @@ class Denoiser:
             **{name: _null(condition, spec) for spec in about.tensors if (name := spec.name) in about.nulled},
         }
 
+    def dropped(self, condition: Any, gone_B: Tensor) -> Any:
+        """The condition with the unconditional one in the rows of the mask (B,), where there is such a branch."""
+        import torch
+
+        null = self.unconditional(condition)
+        if null is None:
+            return condition
+        if not isinstance(condition, Mapping):
+            return torch.where(gone_B.to(condition.device), null, condition)
+
+        def mixed(value: Tensor, other: Tensor) -> Tensor:
+            mask = gone_B.to(value.device).view(-1, *[1] * (value.dim() - 1))
+            return torch.where(mask, other, value)
+
+        names = self.conditioning.nulled
+        return {k: mixed(v, null[k]) if k in names else v for k, v in condition.items()}
+
     def both(self, condition: Any, null: Any) -> Any:
         """Two conditions behind one another, for a batch of both branches."""
         import torch

@@ -51,9 +51,9 @@ def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((path, layer) for path, layer in module.named_modules() if path and quantizable(layer))
 
 
-def matching(path: str, expressions: Sequence[str]) -> str:
-    """The first of the regular expressions that is found in `path`; empty where none is."""
-    return next((text for text in expressions if re.search(text, path)), "")
+def matching(path: str, expressions: Sequence[str]) -> str | None:
+    """The first of the regular expressions that is found in `path`; None where none is."""
+    return next((text for text in expressions if re.search(text, path)), None)
 
 
 def unfit(layer: nn.Module, format: Format) -> str:
@@ -63,8 +63,8 @@ def unfit(layer: nn.Module, format: Format) -> str:
     if isinstance(layer, nn.Linear):
         groups, taps, given, made = 1, 1, layer.in_features, layer.out_features
     else:
-        groups, taps = layer.groups, layer.weight[0, 0].numel()  # type: ignore[union-attr, operator, index]
-        given, made = layer.in_channels // groups, layer.out_channels // groups  # type: ignore[union-attr, operator]
+        groups, taps = layer.groups, layer.weight[0, 0].numel()
+        given, made = layer.in_channels // groups, layer.out_channels // groups
     least = CHANNELS[format]
     if min(given, made) < least:
         return f"{given} channels in and {made} out; {format.upper()} needs {least}"

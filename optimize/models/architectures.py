@@ -5,11 +5,16 @@ Artifacts name an entry of this table; an import path never comes out of an arti
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from optimize.errors import unknown
 from optimize.models.entry import OURS, Architecture, Config
 from optimize.models.imported import PREFIX, imported_architecture
 from optimize.models.transformers import TRANSFORMERS
 from optimize.models.unets import UNETS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ARCHITECTURES: dict[str, Architecture] = {**UNETS, **TRANSFORMERS}
 
@@ -32,3 +37,12 @@ def with_sizes(config: Config, **sizes: int) -> Config:
 def with_controlnet(config: Config) -> Config:
     """The config of a conditional U-Net that is fed a ControlNet's residuals as well."""
     return {**config, OURS: {**(config.get(OURS) or {}), "controlnet": True}}
+
+
+def hollow(name: str, config: Config) -> nn.Module:
+    """The network of a config without memory for its parameters, which are on the meta device; buffers that are no part
+    of its weights (tables of positions) hold their values."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return architecture(name).build(config)

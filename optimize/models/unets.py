@@ -33,6 +33,10 @@ def _plain_shape(config: Config) -> tuple[int, ...]:
 def _text_inputs(config: Config) -> tuple[TensorSpec, ...]:
     """Latents (with mask and masked image behind them where it inpaints), time, text states, and what the config adds:
     SDXL's pooled text and sizes, class embeddings, a ControlNet's residuals."""
+    if config.get("encoder_hid_dim_type") not in (None, "text_proj"):
+        raise UserError(
+            f'UNet2DConditionModel: encoder_hid_dim_type "{config["encoder_hid_dim_type"]}" is not supported. Allowed: text_proj.'
+        )
     width = config.get("encoder_hid_dim") or config.get("cross_attention_dim", 1280)
     text = ("B", "L", width if isinstance(width, int) else max(width))
     return (
