@@ -110,9 +110,8 @@ def _residuals(config: Config) -> tuple[TensorSpec, ...]:
 def _text_conditioning(config: Config) -> Conditioning:
     """Everything but latents and time; channels the network reads beyond those it predicts (mask, masked image) are a
     condition under the latents' own name. The text alone differs in the unconditional branch."""
-    c, extra = _text_shape(config)[0], config.get("in_channels", 4) - _text_shape(config)[0]
+    extra = config.get("in_channels", 4) - _text_shape(config)[0]
     behind = (TensorSpec("sample", ("B", extra, "H", "W"), sizes=_sizes(config)),) if extra > 0 else ()
-    assert c > 0
     return told(_text_inputs(config), TEXT, behind)
 
 
