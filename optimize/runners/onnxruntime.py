@@ -155,8 +155,6 @@ def _settings(options: OnnxRuntime, path: Path, computes_in_16_bit: bool) -> Any
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # a graph given as bytes looks for its weights here
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    if b".fp8" in path.read_bytes():  # fused as if it were INT8, a Q/DQ layer in FP8 has no kernel
-        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if computes_in_16_bit:  # the optimizer would take the rounding for a detour, and widen all weights at once
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if options.chosen == PROVIDERS["cpu"] and options.int8 == "as_is":
