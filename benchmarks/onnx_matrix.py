@@ -107,8 +107,7 @@ def run(cell: Cell, folder: Path, keep: Any) -> dict[str, Any]:
         *onnxruntime_errors(),
     ) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        refused = physical(error)
-        return row | {"status": "refused" if refused else "failed", "reason": refused or first}
+        return row | {"status": "refused" if beyond(cell, error) else "failed", "reason": first[:300]}
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
@@ -118,9 +117,9 @@ def onnxruntime_errors() -> tuple[type[Exception], ...]:
     return (Fail, InvalidArgument, InvalidGraph, NotImplemented)
 
 
-def physical(error: Exception) -> str:
-    """Why no export of this kind can exist, for what is the hardware's or the format's; empty for our own failure."""
-    return str(getattr(error, "physical", ""))
+def beyond(cell: Cell, error: Exception) -> bool:
+    """Whether the older exporter has no form of what the network does: it is there for what defeats the first one."""
+    return cell.exporter == "torchscript" and "no exporter can trace" in str(error)
 
 
 def _exported(model: Any, cell: Cell, folder: Path, keep: Any) -> dict[str, Any]:

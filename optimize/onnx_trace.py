@@ -27,7 +27,7 @@ OUTPUT = "out_sample"
 FILE, RECORD = "skeleton.onnx", "trace.json"
 PREFIX = "network."  # of the names that the exporters give to weights
 OLDER_OPSET = 20  # the newest that the older exporter writes
-BAKED = ("Python integer", "Python float", "Python index", "Python list", "Iterating over a tensor")  # in its warnings
+UNPROVEN = "the older exporter may note a size as a number without a word; name the dims in `symbolic` to keep them"
 Exporter = Literal["auto", "dynamo", "torchscript"]
 
 
@@ -168,24 +168,17 @@ def _by_either(
     reason = problems[0] if problems else "asked for"
     if how.exporter == "dynamo":
         raise UserError(f"exporter: dynamo cannot trace {name} ({reason}). Use auto or torchscript.")
+    unproven = problems and how.symbolic is None and kept & spatial(inputs)
+    kept = kept - spatial(inputs) if unproven else kept
     try:
         graph, warned = _torchscript(module, inputs, how.opset, kept)
-        baked = [w for w in warned if any(word in w for word in BAKED)]
-        if baked and kept & spatial(inputs) and how.symbolic is None:
-            kept = kept - spatial(inputs)
-            graph, warned = _torchscript(module, inputs, how.opset, kept)
     except _failures() as error:
         raise UserError(
             f"onnx: no exporter can trace {name}. dynamo: {reason}. torchscript: {_said(error)}. "
             "Rewrite the part of its forward that is named, or export a part of it."
         ) from error
-    if baked and how.symbolic is not None and kept & spatial(inputs):
-        raise UserError(
-            f"symbolic: the older exporter notes sizes of {name} as numbers ({baked[0][:120]}). "
-            f"Leave out {', '.join(sorted(kept & spatial(inputs)))}."
-        )
     about = {"exporter": "torchscript", "reason": reason, "warnings": warned}
-    return Traced(graph, about | ({"fixed_because": baked[0]} if baked else {})), kept
+    return Traced(graph, about | ({"fixed_because": UNPROVEN} if unproven else {})), kept
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -215,6 +208,7 @@ def _dynamo(
     names = [s.name for s in inputs]
     with quiet("torch"):
         program = _program(_positional(module, names, alike(inputs, wanted)), inputs, wanted, step, module)
+        _drop_idle_squeezes(program)
         try:
             made = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT], optimize=False,
@@ -224,6 +218,18 @@ def _dynamo(
             raise EnvironmentLacks(f"onnx: {error}. Install it: pip install onnx onnxscript") from error
     assert made is not None
     return made.model
+
+
+def _drop_idle_squeezes(program: Any) -> None:
+    """Take out squeezes of a dim that is not 1, which leave a tensor as it is; as ONNX they would fail."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in [n for n in program.graph.nodes if n.target in (aten.squeeze.dim, aten.squeeze.dims)]:
+        if node.meta["val"].dim() == node.args[0].meta["val"].dim():
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def _program(
