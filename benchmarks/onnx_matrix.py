@@ -97,15 +97,29 @@ def run(cell: Cell, folder: Path, keep: Any) -> dict[str, Any]:
         reason = "" if good else f"relative L2 {worst['relative_l2']:.1e} is above {limit:.0e}"
         about = {"status": "done" if good else "failed", "reason": reason, "seconds": seconds, "limit": limit}
         return row | about | {"parity": worst, "record": found}
-    except (OptimizeError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except (
+        OptimizeError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        OSError,
+        *onnxruntime_errors(),
+    ) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        refused = physical(error)
-        return row | {"status": "refused" if refused else "failed", "reason": refused or first}
+        return row | {"status": "refused" if beyond(cell, error) else "failed", "reason": first[:300]}
 
 
-def physical(error: Exception) -> str:
-    """Why no export of this kind can exist, for what is the hardware's or the format's; empty for our own failure."""
-    return str(getattr(error, "physical", ""))
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a graph it does not take."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
+
+    return (Fail, InvalidArgument, InvalidGraph, NotImplemented)
+
+
+def beyond(cell: Cell, error: Exception) -> bool:
+    """Whether the older exporter has no form of what the network does: it is there for what defeats the first one."""
+    return cell.exporter == "torchscript" and "no exporter can trace" in str(error)
 
 
 def _exported(model: Any, cell: Cell, folder: Path, keep: Any) -> dict[str, Any]:
@@ -181,8 +195,11 @@ def keeper(folder: Path) -> Any:
     def keep(name: str, depends: dict[str, Any], write: Callable[[Path], None]) -> Path:
         place = folder / digest({"name": name, **depends})
         if not place.exists():
-            place.mkdir(parents=True)
-            write(place)
+            made = folder / f"{place.name}.part"  # a trace that fails leaves nothing under its name
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir(parents=True)
+            write(made)
+            made.rename(place)
         return place
 
     return keep

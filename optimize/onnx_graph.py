@@ -94,8 +94,8 @@ def _turned(tensor: Any, perm: tuple[int, ...]) -> np.ndarray:
 
 
 def store_16_bit(model: ir.Model, dtype: str, smallest: int = 16) -> int:
-    """Store float32 initializers of at least `smallest` elements, but scales, as "fp16" or "bf16" followed by a Cast;
-    returns how many."""
+    """Store float32 initializers of at least `smallest` elements as "fp16" or "bf16" followed by a Cast; returns how many.
+    Scales stay, and what 16 bits do not hold exactly: kept weights are rounded already, a table of frequencies is not."""
     import onnx_ir as ir
 
     kinds = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -103,8 +103,11 @@ def store_16_bit(model: ir.Model, dtype: str, smallest: int = 16) -> int:
     for value in list(model.graph.initializers.values()):
         if value.dtype != ir.DataType.FLOAT or array(value).size < smallest or ".scale" in (value.name or ""):
             continue
+        stored = _narrowed(array(value), kinds[dtype])
+        if not np.array_equal(stored.astype(np.float32), array(value)):
+            continue
         users = list(value.uses())
-        narrow = initializer(model, f"{value.name}.{dtype}", _narrowed(array(value), kinds[dtype]))
+        narrow = initializer(model, f"{value.name}.{dtype}", stored)
         wide = put(model, "Cast", [narrow], f"{value.name}.float", to=int(ir.DataType.FLOAT))
         for node, index in users:
             node.replace_input_with(index, wide)

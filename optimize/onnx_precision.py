@@ -56,9 +56,28 @@ def infer_types(model: ir.Model) -> None:
 
     with quiet("onnx_ir"):
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    for node in model.graph:
+        _infer(node, model.opset_imports[""])
     unknown = [v.name for n in model.graph for v in n.outputs if v.dtype is None and list(v.uses())]
     if unknown:
         raise RuntimeError(f"onnx: the types of {len(unknown)} values are not known, the first {unknown[0]}")
+
+
+def _infer(node: ir.Node, version: int) -> None:
+    """An output whose type onnx does not find has that of the input which its operator's definition ties it to."""
+    import onnx
+    import onnx_ir as ir
+
+    for index, value in enumerate(node.outputs):
+        if value.dtype is not None or node.domain not in ("", "ai.onnx"):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version)
+        tied = schema.outputs[min(index, len(schema.outputs) - 1)].type_str
+        formal = list(schema.inputs)
+        same = (v for i, v in enumerate(node.inputs) if formal[min(i, len(formal) - 1)].type_str == tied)
+        known = next((v for v in same if v is not None and v.dtype is not None), None)
+        if known is not None:
+            value.type = ir.TensorType(known.dtype)
 
 
 def is_float(value: ir.Value | None) -> bool:

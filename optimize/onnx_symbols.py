@@ -84,6 +84,16 @@ def dims(inputs: tuple[TensorSpec, ...], wanted: set[str], step: int | None) -> 
     )
 
 
+def alike(inputs: tuple[TensorSpec, ...], wanted: set[str]) -> list[list[tuple[int, int]]]:
+    """(input, dim) of every symbol in `wanted` that stands in more than one place."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for i, spec in enumerate(inputs):
+        for d, dim in enumerate(spec.dims):
+            if isinstance(dim, str) and dim.partition("/")[0] in wanted:
+                places.setdefault(dim, []).append((i, d))
+    return [found for found in places.values() if len(found) > 1]
+
+
 def _whole(symbol: str) -> str:
     """Name of what a symbol is so many times of."""
     return f"_{symbol}"
@@ -91,15 +101,18 @@ def _whole(symbol: str) -> str:
 
 def lost(model: ir.Model, inputs: tuple[TensorSpec, ...], wanted: set[str]) -> set[str]:
     """The symbols in `wanted` that are a number in the graph, at any place where the inputs have them."""
-    shapes = {v.name: v.shape for v in model.graph.inputs}
-    gone = set()
-    for spec in inputs:
-        for i, dim in enumerate(spec.dims):
-            symbol = dim.partition("/")[0] if isinstance(dim, str) else ""
-            shape = shapes.get(spec.name)
-            if symbol in wanted and shape is not None and isinstance(shape[i], int):
-                gone.add(symbol)
-    return gone
+    values = {v.name: v for v in model.graph.inputs if v.shape is not None}
+    return {
+        dim.partition("/")[0]
+        for spec in inputs
+        for i, dim in enumerate(spec.dims if spec.name in values else ())
+        if isinstance(dim, str) and dim.partition("/")[0] in wanted and _is_number(values[spec.name], i)
+    }
+
+
+def _is_number(value: ir.Value, i: int) -> bool:
+    """Whether a dim is a number, written as one or, as the exporter does with what it found to be constant, as text."""
+    return (_written(value, i) or "0").isdecimal()
 
 
 def rename(model: ir.Model, inputs: tuple[TensorSpec, ...]) -> None:

@@ -6,12 +6,14 @@ a network of the same structure (recovered, distilled, or a quantized one's floa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.errors import EnvironmentLacks, UserError
-from optimize.onnx_symbols import dims, example, lost, multiple, rename, sizes_of, spatial, symbols
+from optimize.onnx_symbols import alike, dims, example, lost, multiple, rename, sizes_of, spatial, symbols
 from optimize.weights import read_json
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ OUTPUT = "out_sample"
 FILE, RECORD = "skeleton.onnx", "trace.json"
 PREFIX = "network."  # of the names that the exporters give to weights
 OLDER_OPSET = 20  # the newest that the older exporter writes
+UNPROVEN = "the older exporter may note a size as a number without a word; name the dims in `symbolic` to keep them"
 Exporter = Literal["auto", "dynamo", "torchscript"]
 
 
@@ -147,6 +150,7 @@ def _by_either(
     """torch.export's exporter with all dims, with fewer of them, and where it fails and may be replaced the older one,
     which notes a size in Python as a number without a word; the graph, and the dims that stayed."""
     name, problems = type(module).__name__, []
+    about: dict[str, Any]
     fewer = [kept] if how.symbolic is not None else [kept, kept - spatial(inputs), kept & {"B"}]
     for some in dict.fromkeys(map(frozenset, fewer)) if how.exporter != "torchscript" else ():
         for step in (multiple(inputs, module), None):
@@ -155,7 +159,7 @@ def _by_either(
             except _failures() as error:
                 problems.append(_said(error))
                 continue
-            about: dict[str, Any] = {"exporter": "dynamo", "reason": None}
+            about = {"exporter": "dynamo", "reason": None}
             if some < kept:
                 about["fixed_because"] = problems[0]
             if step and some & spatial(inputs):
@@ -164,6 +168,8 @@ def _by_either(
     reason = problems[0] if problems else "asked for"
     if how.exporter == "dynamo":
         raise UserError(f"exporter: dynamo cannot trace {name} ({reason}). Use auto or torchscript.")
+    unproven = problems and how.symbolic is None and kept & spatial(inputs)
+    kept = kept - spatial(inputs) if unproven else kept
     try:
         graph, warned = _torchscript(module, inputs, how.opset, kept)
     except _failures() as error:
@@ -171,14 +177,15 @@ def _by_either(
             f"onnx: no exporter can trace {name}. dynamo: {reason}. torchscript: {_said(error)}. "
             "Rewrite the part of its forward that is named, or export a part of it."
         ) from error
-    return Traced(graph, {"exporter": "torchscript", "reason": reason, "warnings": warned}), kept
+    about = {"exporter": "torchscript", "reason": reason, "warnings": warned}
+    return Traced(graph, about | ({"fixed_because": UNPROVEN} if unproven else {})), kept
 
 
 def _failures() -> tuple[type[Exception], ...]:
     """What a network that cannot be traced makes the exporters raise."""
     from torch.onnx.errors import OnnxExporterError
 
-    return (OnnxExporterError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError)
+    return (OnnxExporterError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 
 
 def _said(error: BaseException) -> str:
@@ -192,22 +199,55 @@ def _said(error: BaseException) -> str:
 def _dynamo(
     module: nn.Module, inputs: tuple[TensorSpec, ...], opset: int, wanted: set[str], step: int | None
 ) -> ir.Model:
+    """torch.export's program as ONNX. The program is made here and without strict mode: torch.onnx's own attempts give
+    graphs whose dims are symbolic by name although a loop in Python has counted them."""
     import torch
 
     from optimize.onnx_graph import quiet
 
-    feed = tuple(example(inputs, wanted, module).values())
     names = [s.name for s in inputs]
     with quiet("torch"):
+        program = _program(_positional(module, names, alike(inputs, wanted)), inputs, wanted, step, module)
+        _drop_idle_squeezes(program)
         try:
-            program = torch.onnx.export(
-                _positional(module, names), feed, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT],
-                dynamic_shapes=(dims(inputs, wanted, step),), optimize=False, verbose=False,
+            made = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, input_names=names, output_names=[OUTPUT], optimize=False,
+                verbose=False,
             )  # fmt: skip
         except ImportError as error:
             raise EnvironmentLacks(f"onnx: {error}. Install it: pip install onnx onnxscript") from error
-    assert program is not None
-    return program.model
+    assert made is not None
+    return made.model
+
+
+def _drop_idle_squeezes(program: Any) -> None:
+    """Take out squeezes of a dim that is not 1, which leave a tensor as it is; as ONNX they would fail."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in [n for n in program.graph.nodes if n.target in (aten.squeeze.dim, aten.squeeze.dims)]:
+        if node.meta["val"].dim() == node.args[0].meta["val"].dim():
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+
+
+def _program(
+    called: nn.Module, inputs: tuple[TensorSpec, ...], wanted: set[str], step: int | None, module: nn.Module
+) -> Any:
+    """torch.export's program; where the network bounds a dim, exported again within those bounds."""
+    import torch
+    from torch._dynamo.exc import UserError as Violated
+    from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes as refine
+
+    feed = tuple(example(inputs, wanted, module).values())
+    shapes: Any = (dims(inputs, wanted, step),)
+    try:
+        return torch.export.export(called, feed, dynamic_shapes=shapes, strict=False)
+    except Violated as error:
+        if "Suggested fixes:" not in str(error):
+            raise
+        return torch.export.export(called, feed, dynamic_shapes=refine(str(error), shapes), strict=False)
 
 
 def _torchscript(
@@ -251,11 +291,15 @@ def _raised(graph: ir.Model, opset: int) -> ir.Model:
     return graph
 
 
-def _positional(module: nn.Module, names: list[str]) -> nn.Module:
-    """The module called with positional tensors and returning one tensor, as tracing wants it."""
+def _positional(module: nn.Module, names: list[str], same: Iterable[list[tuple[int, int]]] = ()) -> nn.Module:
+    """The module called with positional tensors and returning one tensor, as tracing wants it; `same` are groups of
+    (input, dim) of equal size, which is told before the network divides one by the other."""
+    import torch
     from torch import nn
 
     from optimize.network import nested, raw_output
+
+    groups = tuple(same)
 
     class Positional(nn.Module):
         def __init__(self) -> None:
@@ -263,6 +307,9 @@ def _positional(module: nn.Module, names: list[str]) -> nn.Module:
             self.network = module
 
         def forward(self, *tensors: Any) -> Any:
+            for (i, d), *others in groups:
+                for j, e in others:
+                    torch._check(tensors[i].shape[d] == tensors[j].shape[e])
             return raw_output(self.network(**nested(dict(zip(names, tensors)))))
 
     return Positional().eval()
@@ -287,4 +334,4 @@ def _scope(node: ir.Node) -> str:
         scopes = [s for s in ast.literal_eval(written)[:-1] if s]
         return (scopes[-1] if scopes else "").removeprefix("network").removeprefix(".")
     parts = (node.name or "").split("/")[1:-1]  # the older exporter: /network/conv_in/Conv
-    return ".".join(parts[1:])
+    return ".".join(p for p, after in pairwise([*parts[1:], ""]) if not after.startswith(f"{p}."))

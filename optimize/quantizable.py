@@ -63,8 +63,8 @@ def unfit(layer: nn.Module, format: Format) -> str:
     if isinstance(layer, nn.Linear):
         groups, taps, given, made = 1, 1, layer.in_features, layer.out_features
     else:
-        groups, taps = layer.groups, layer.weight[0, 0].numel()  # type: ignore[union-attr, operator, index]
-        given, made = layer.in_channels // groups, layer.out_channels // groups  # type: ignore[union-attr, operator]
+        groups, taps = layer.groups, layer.weight[0, 0].numel()
+        given, made = layer.in_channels // groups, layer.out_channels // groups
     least = CHANNELS[format]
     if min(given, made) < least:
         return f"{given} channels in and {made} out; {format.upper()} needs {least}"

@@ -131,27 +131,35 @@ def store_compactly(module: nn.Module, table: Table, kept: str) -> nn.Module:
     """Make `state_dict` give codes for quantized weights and `kept` ("fp16", ..) for all other floats but scales,
     and `load_state_dict` take them back as float32. The values must already be rounded: see `round_weights`."""
     bits: dict[str, Bits] = {row["module"]: row["weight"]["bits"] for row in table}
-    module.register_state_dict_post_hook(partial(_pack, bits=bits, kept=kept))
+    module.register_state_dict_post_hook(partial(_pack, bits=bits, kept=kept, exact=_exact(module)))
     module.register_load_state_dict_pre_hook(partial(_unpack, bits=bits))
     return module
 
 
 def round_weights(module: nn.Module, table: Table, kept: str) -> None:
-    """Replace every weight by the value that its stored form has."""
+    """Replace every weight, and every buffer that is stored, by the value that its stored form has."""
     import torch
 
     layers = {f"{row['module']}.weight": module.get_submodule(row["module"]).weight_quantizer for row in table}
+    stored, exact = module.state_dict(keep_vars=True), _exact(module)
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for name, tensor in stored.items():
             if name in layers:
                 amax, bits = layers[name].amax, bits_of(layers[name])
-                parameter.data = from_codes(to_codes(parameter.data, amax, bits), amax, bits)
-            else:
-                parameter.data = parameter.data.to(getattr(torch, DTYPES[kept])).float()
+                tensor.data = from_codes(to_codes(tensor.data, amax, bits), amax, bits)
+            elif tensor.is_floating_point() and not name.endswith("._amax") and name not in exact:
+                tensor.data = tensor.data.to(getattr(torch, DTYPES[kept])).float()
 
 
 def _pack(
-    module: Any, state: dict[str, Tensor], prefix: str, metadata: Any, *, bits: dict[str, Bits], kept: str
+    module: Any,
+    state: dict[str, Tensor],
+    prefix: str,
+    metadata: Any,
+    *,
+    bits: dict[str, Bits],
+    kept: str,
+    exact: set[str],
 ) -> None:
     import torch
 
@@ -159,7 +167,7 @@ def _pack(
     for key, value in state.items():
         if key in packed:
             state[key] = to_codes(value.detach(), state[_amax_of(key)], packed[key])
-        elif value.is_floating_point() and not key.endswith("._amax"):
+        elif value.is_floating_point() and not key.endswith("._amax") and key.removeprefix(prefix) not in exact:
             state[key] = value.detach().to(getattr(torch, DTYPES[kept]))
 
 
@@ -173,6 +181,13 @@ def _unpack(module: Any, state: dict[str, Tensor], prefix: str, *rest: Any, bits
     for key, value in state.items():
         if value.dtype in (torch.float16, torch.bfloat16):
             state[key] = value.float()
+
+
+def _exact(module: nn.Module) -> set[str]:
+    """Names of tensors that stay float32: a Fourier projection's frequencies, which multiply a time of up to 999, so that
+    a part in 2000 is another angle altogether."""
+    found = (path for path, m in module.named_modules() if "Fourier" in type(m).__name__)
+    return {f"{path}.{name}" if path else name for path in found for name in module.get_submodule(path).state_dict()}
 
 
 def _amax_of(key: str) -> str:

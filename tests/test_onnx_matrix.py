@@ -28,13 +28,15 @@ def test_a_cell_is_exported_and_compared_over_levels_sizes_and_batches(
     matrix: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "m.json"
-    arguments(monkeypatch, "--networks", "unet1d", "--precisions", "fp32", "--exporters", "dynamo", "--json", str(out))
+    arguments(
+        monkeypatch, "--networks", "pixart", "--precisions", "fp32", "--exporters", "torchscript", "--json", str(out)
+    )
     assert matrix.main() == 0
     (row,) = json.loads(out.read_text())["rows"]
-    assert row["status"] == "done" and row["record"]["symbols"] == ["B", "L"]
+    assert row["status"] == "done" and row["record"]["symbols"] == ["B", "H", "L", "W"]
     compared = row["parity"]["compared"]
-    assert {(c["level"], c["batch"], c["sizes"]["L"]) for c in compared} == {
-        (level, batch, size) for level in matrix.LEVELS for batch in matrix.BATCHES for size in (64, 96)
+    assert {(c["level"], c["batch"], c["sizes"]["H"]) for c in compared} == {
+        (level, batch, size) for level in matrix.LEVELS for batch in matrix.BATCHES for size in (16, 24)
     }
     assert all(c["relative_l2"] <= row["limit"] for c in compared)
     assert "1 cells, 0 failed, 0 refused" in capsys.readouterr().out
@@ -42,7 +44,7 @@ def test_a_cell_is_exported_and_compared_over_levels_sizes_and_batches(
 
 def test_a_cell_that_is_off_fails_the_program(matrix: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(matrix.LIMITS, "fp32", 1e-12)
-    arguments(monkeypatch, "--networks", "unet1d", "--precisions", "fp32", "--exporters", "dynamo")
+    arguments(monkeypatch, "--networks", "pixart", "--precisions", "fp32", "--exporters", "torchscript")
     assert matrix.main() == 1
 
 

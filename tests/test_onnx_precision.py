@@ -5,6 +5,7 @@ Graphs run with every operator's result rounded to 16 bits (see `onnx_emulation`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx import TensorProto
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from optimize.configs import digest
 from optimize.errors import UserError
 from optimize.exporters.onnx import FILE, Onnx
 from optimize.network import TensorSpec
@@ -71,8 +73,27 @@ def inputs(specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
     return {"x": torch.randn(shape), "timestep": torch.tensor([999.0, 501.0, 2.0, 0.0])}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where graphs without weights are kept, so that a network is traced once for all tests."""
+    KEPT.append(tmp_path_factory.mktemp("kept"))
+    return KEPT[-1]
+
+
+KEPT: list[Path] = []
+
+
+def keep(name: str, depends: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    folder = KEPT[-1] / digest({"name": name, **depends})
+    if not folder.exists():
+        folder.mkdir()
+        write(folder)
+    return folder
+
+
 def exported(module: nn.Module, specs: tuple[TensorSpec, ...], folder: Path, **options: Any) -> dict[str, Any]:
-    return Onnx(**options).export_network(module.eval(), specs, folder, feeds=lambda: [inputs(specs)])
+    about: dict[str, Any] = {"structure": type(module).__name__, "keep": keep, "feeds": lambda: [inputs(specs)]}
+    return Onnx(**options).export_network(module.eval(), specs, folder, **about)
 
 
 def error(module: nn.Module, specs: tuple[TensorSpec, ...], folder: Path) -> float:

@@ -55,8 +55,9 @@ def test_height_and_width_given_as_numbers_are_opened_where_asked() -> None:
 
 
 def test_a_dim_that_became_a_number_is_lost() -> None:
-    made = graph(["s1", 4, 24, "s2"], ["s1", 4, 24, "s2"])
-    assert lost(made, INPUTS, {"B", "H", "W"}) == {"H"}
+    for number in (24, "24"):  # the exporter writes what it found to be constant as text
+        made = graph(["s1", 4, number, "s2"], ["s1", 4, number, "s2"])
+        assert lost(made, INPUTS, {"B", "H", "W"}) == {"H"}
 
 
 def test_multiples_of_an_exporters_symbol_are_ours() -> None:

@@ -114,3 +114,19 @@ def test_dims_that_are_not_asked_for_have_the_networks_own_size() -> None:
 def test_a_symbol_no_input_has_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"symbolic: L is no symbolic dim of this network's inputs. Allowed: B, H, W"):
         trace(Plain(), "dynamo", ("L",))
+
+
+def test_the_older_exporter_keeps_height_and_width_only_where_they_are_asked_for() -> None:
+    made = trace(Branching())
+    assert made.record["fixed"] == {"H": 4, "W": 4} and "may note a size as a number" in made.record["fixed_because"]
+    assert trace(Branching(), "auto", ("B", "H", "W")).record["symbols"] == ["B", "H", "W"]
+
+
+def test_a_squeeze_of_a_dim_that_is_not_one_is_left_out() -> None:
+    class Squeezing(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x).squeeze(2)
+
+    made = trace(Squeezing(), "dynamo")
+    assert made.record["symbols"] == ["B", "H", "W"]
+    assert not [n for n in made.graph.graph if n.op_type == "Squeeze"]

@@ -298,11 +298,15 @@ def test_a_layer_that_is_never_called_stays_and_says_so(float_model: Model) -> N
 
 
 def test_a_network_of_which_nothing_can_be_quantized_is_refused(float_model: Model) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"no layer of UNet2DModel would compute in FP8: \d+ .* are kept \(conv_in: keep: .*Narrow `keep`",
-    ):
-        Quantize(format="fp8", keep=("",)).apply(float_model, Context())
+    said = r"no layer of UNet2DModel would be quantized to FP8: \d+ .* are kept \(conv_in: keep: .*Narrow `keep`"
+    with pytest.raises(UserError, match=said):
+        Quantize(format="fp8", keep=("",), weight_only=()).apply(float_model, Context())
+
+
+def test_weights_alone_can_be_quantized(float_model: Model) -> None:
+    _, record = QUICK.model_copy(update={"keep": ("",), "weight_only": ("conv",)}).apply(float_model, Context())
+    assert record["quantizers"] and all(row["input"] is None for row in record["quantizers"])
+    assert 0 < record["error"] < 0.02
 
 
 def test_a_bad_expression_is_refused_before_anything_runs() -> None:

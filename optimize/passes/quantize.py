@@ -103,7 +103,7 @@ class Quantize(Config):
 
     def plan(self, module: nn.Module) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """(rows without ranges: the layers that compute in the format, and those of which the weights alone become
-        INT8; {layer that computes in high precision: why}). UserError where the first are none."""
+        INT8; {layer that computes in high precision: why}). UserError where there are none of the first."""
         from optimize.errors import UserError
         from optimize.quantizable import layers
 
@@ -117,9 +117,9 @@ class Quantize(Config):
                 rows.append({"module": path, "weight": self._weight(), "input": {"bits": self._bits(8), "axis": None}})
             elif role == "weight_only":
                 rows.append({"module": path, "weight": {"bits": 8, "axis": 0}, "input": None})
-        if all(row["input"] is None for row in rows):
+        if not rows:
             raise UserError(
-                f"quantize: no layer of {type(module).__name__} would compute in {self.format.upper()}: "
+                f"quantize: no layer of {type(module).__name__} would be quantized to {self.format.upper()}: "
                 f"{len(kept)} convolutions and linear layers are kept{_first_reasons(kept)}. Narrow `keep`, set "
                 "`linear: quantize`, or leave the pass out."
             )
