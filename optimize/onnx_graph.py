@@ -170,7 +170,7 @@ def narrow_in_place(value: ir.Value, kind: ir.DataType) -> None:
     """Give an initializer a narrower type; its numbers are narrowed when they are read."""
     import onnx_ir as ir
 
-    wide = value.const_value
+    wide: Any = value.const_value
     assert wide is not None
     make = partial(_narrowed_tensor, wide, kind)
     value.const_value = ir.LazyTensor(make, kind, ir.Shape(list(wide.shape)), name=value.name)
@@ -185,7 +185,7 @@ def _narrowed_tensor(wide: Any, kind: ir.DataType) -> Any:
 
 def narrowed(model: ir.Model, value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
     """An initializer with the numbers of another one in a narrower type."""
-    tensor = value.const_value
+    tensor: Any = value.const_value
     assert tensor is not None
     return later(model, name, lambda: _narrowed(tensor.numpy(), kind), kind, list(tensor.shape))
 

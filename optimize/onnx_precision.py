@@ -76,7 +76,7 @@ def _infer(node: ir.Node, version: int) -> None:
         formal = list(schema.inputs)
         same = (v for i, v in enumerate(node.inputs) if formal[min(i, len(formal) - 1)].type_str == tied)
         known = next((v for v in same if v is not None and v.dtype is not None), None)
-        if known is not None:
+        if known is not None and known.dtype is not None:
             value.type = ir.TensorType(known.dtype)
 
 

@@ -75,7 +75,7 @@ def _decoded(model: ir.Model, value: ir.Value, layer: Any, bits: Bits, axis: int
     scale = initializer(
         model, f"{value.name}.scale", _in(value.dtype, steps.reshape(-1) if steps.size > 1 else steps.reshape(()))
     )
-    attributes = {"axis": axis} if steps.size > 1 else {}
+    attributes: dict[str, Any] = {"axis": axis} if steps.size > 1 else {}
     return put(model, "DequantizeLinear", [stored, scale], f"{value.name}.dq", **attributes)
 
 
