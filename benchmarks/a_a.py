@@ -196,7 +196,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--comparisons", type=int, default=200)
     parser.add_argument("--lives", type=int, default=10, help="how often the workers are started")
     parser.add_argument("--rounds", type=int, default=300, help="rounds of one comparison")
-    parser.add_argument("--calls", type=int, default=1, help="calls in a turn; few, so that turns of a round meet the same machine")
+    parser.add_argument(
+        "--calls", type=int, default=1, help="calls in a turn; few, so that turns of a round meet the same machine"
+    )
     parser.add_argument("--slowdown", type=float, default=0.03)
     parser.add_argument("--out", type=Path, help="JSON record")
     parser.add_argument("--more", action="store_true", help="add to the comparisons that are in --out already")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+CONDITIONS = "conditions.safetensors"
 
 
 def commit(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -137,13 +138,16 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def save_model(folder: Path, model: Model) -> None:
-    """Write model.safetensors, structure.json and sampler.json into `folder` (inside a `commit`)."""
+    """Write model.safetensors, structure.json, sampler.json and, where there are, conditions.safetensors into `folder`
+    (inside a `commit`)."""
     from safetensors.torch import save_file
 
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.module.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
     write_json(folder / "structure.json", model.structure.to_json())
     write_json(folder / "sampler.json", sampler_json(model))
+    if model.conditions:
+        save_file({k: v.cpu().contiguous().clone() for k, v in model.conditions.items()}, folder / CONDITIONS)
 
 
 def sampler_json(model: Model) -> dict[str, Any]:
@@ -158,12 +162,9 @@ def sampler_json(model: Model) -> dict[str, Any]:
         "sampler": sampler.to_json(),
         "schedule": denoiser.schedule.to_json(),
         "parameterization": denoiser.parameterization.to_json(),
-        "conditioning": {
-            "kind": denoiser.conditioning.kind,
-            "classes": denoiser.conditioning.classes,
-            "null": denoiser.conditioning.null,
-        },
+        "conditioning": denoiser.conditioning.to_json(),
         "shape": list(model.shape),
+        "limit": model.limit,
         "nfe": model.nfe,
         "steps": coefficients,
     }
@@ -176,6 +177,11 @@ def load_model(folder: Path) -> Model:
     return rebuild(structure, sampling, folder / "model.safetensors", manifest)
 
 
+def _conditions(folder: Path) -> dict[str, Any]:
+    """The conditions kept with an artifact."""
+    return read_tensors(folder / CONDITIONS) if (folder / CONDITIONS).is_file() else {}
+
+
 def rebuild(structure: dict[str, Any], sampling: dict[str, Any], weights: Path, manifest: dict[str, Any]) -> Model:
     """Model from its parsed files."""
     from optimize.models.architectures import architecture
@@ -183,15 +189,23 @@ def rebuild(structure: dict[str, Any], sampling: dict[str, Any], weights: Path, 
 
     entry, config = architecture(structure["architecture"]), structure["config"]
     module = restore_module(structure, read_tensors(weights), weights)
-    return _assemble(structure, sampling, TorchNetwork(module, entry.inputs(config)), manifest)
+    network = TorchNetwork(module, entry.inputs(config))
+    return _assemble(structure, sampling, network, manifest, _conditions(weights.parent))
 
 
 def model_around(folder: Path, network: Network) -> Model:
     """The Model of an artifact with `network`, e.g. a runner, in the place of its torch weights, which are not read."""
-    return _assemble(read_json(folder / "structure.json"), read_json(folder / "sampler.json"), network, {})
+    structure, sampling = read_json(folder / "structure.json"), read_json(folder / "sampler.json")
+    return _assemble(structure, sampling, network, {}, _conditions(folder))
 
 
-def _assemble(structure: dict[str, Any], sampling: dict[str, Any], network: Network, manifest: dict[str, Any]) -> Model:
+def _assemble(
+    structure: dict[str, Any],
+    sampling: dict[str, Any],
+    network: Network,
+    manifest: dict[str, Any],
+    conditions: dict[str, Any],
+) -> Model:
     from optimize.denoiser import Conditioning, Denoiser
     from optimize.model import Model, Structure
     from optimize.parameterization import Parameterization
@@ -202,7 +216,7 @@ def _assemble(structure: dict[str, Any], sampling: dict[str, Any], network: Netw
         network,
         Parameterization(**sampling["parameterization"]),
         Schedule.from_json(sampling["schedule"]),
-        Conditioning(**sampling["conditioning"]),
+        Conditioning.from_json(sampling["conditioning"]),
     )
     edits = Structure(structure["architecture"], structure["config"], tuple(structure["edits"]))
     return Model(
@@ -212,15 +226,16 @@ def _assemble(structure: dict[str, Any], sampling: dict[str, Any], network: Netw
         tuple(sampling["shape"]),
         manifest.get("id", ""),
         manifest.get("source", {}),
+        sampling.get("limit", 1.0),
+        conditions,
     )
 
 
 def restore_module(structure: dict[str, Any], tensors: dict[str, Any], path: Path) -> Any:
     """Meta skeleton -> every edit redone by its pass -> tensors assigned; the module in evaluation mode."""
-    import torch
+    from optimize.models.architectures import hollow
 
-    with torch.device("meta"):
-        module = architecture_module(structure)
+    module = hollow(structure["architecture"], structure["config"])
     for edit in structure["edits"]:
         module = PASSES.get(edit["pass"]).restore(module, edit["record"])
     load_state(module, tensors, path)

@@ -31,6 +31,17 @@ def trajectory_inputs(model: Model, samples: int = 256, seed: int = 0, batch: in
     return recorder.feeds
 
 
+def noised_feeds(model: Model, samples: int, seed: int = 0, batch: int = 64, levels: int = 10) -> list[Feed]:
+    """Named network inputs of `samples` noised samples at each of `levels` noise levels, in batches: what a network too
+    large to draw images from here is calibrated with. What lies under the noise is noise as well (see `noised_inputs`).
+    """
+    from optimize.parity import noise_levels, noised_inputs
+
+    times, starts = noise_levels(model, levels), range(0, samples, batch)
+    sizes = {start: min(batch, samples - start) for start in starts}
+    return [noised_inputs(model, t, sizes[i], seed + (1 << 20) + i, first=i) for t in times for i in starts]
+
+
 class Recorder:
     """A Network that keeps a copy of everything it is fed."""
 

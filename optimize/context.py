@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from optimize.model import Model
+
+log = logging.getLogger(__name__)
 
 
 class Advance(Protocol):
@@ -38,10 +41,36 @@ def silent(description: str, total: float) -> Iterator[Advance]:
 
 @dataclass(frozen=True)
 class Data:
-    """Training samples in [-1, 1] (N,C,H,W) float32 with labels (N,) int64 where the model has classes."""
+    """Training samples (N,C,H,W) float32, in [-1, 1] or latents, with labels (N,) int64 where the model has classes, or
+    `conditions`, tensors by input name with a row a sample. `told` gives the condition of rows of a model that is told
+    tensors: see `conditioned`."""
 
     images: Tensor
     labels: Tensor | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    told: Callable[[Sequence[int]], Any] | None = None
+
+    def condition(self, rows: Tensor) -> Any:
+        """What the samples in `rows` (B,) are conditioned on: labels (B,), tensors by name, or None."""
+        if self.told is not None:
+            return self.told(rows.tolist())
+        return None if self.labels is None else self.labels[rows]
+
+
+def conditioned(data: Data, model: Model) -> Data:
+    """The data with the conditions that the model is told: the data's own, else the model's, else stand-ins. Data of a
+    model that is told a class, or nothing, stays as it is."""
+    from optimize.conditions import rows
+
+    about = model.denoiser.conditioning
+    if about.kind != "tensors":
+        return data
+    names = {spec.name for spec in about.tensors}
+    given = {**model.conditions, **{k: v for k, v in data.conditions.items() if k.removeprefix("null.") in names}}
+    missing = [spec.name for spec in about.tensors if spec.name not in given and spec.fill == "normal"]
+    if missing:
+        log.info("seeded normal numbers stand in for %s", ", ".join(missing))
+    return replace(data, told=lambda indices: rows(about, given, indices))
 
 
 @dataclass(frozen=True)

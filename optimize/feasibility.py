@@ -213,7 +213,7 @@ RULES: tuple[Rule, ...] = (
          "This CPU has no VNNI, so INT8 is only a little faster than FP32."),
     # examples/digits/README.md: 14.8 ms with the attention's linear layers rounded, 14.1 without
     Rule("int8 linears of small images", "will not pay",
-         lambda c: _cpu(c, "int8") and c.config.get("linear") == "int8" and (c.facts.positions or 10**9) <= 256,
+         lambda c: _cpu(c, "int8") and c.config.get("linear") == "quantize" and (c.facts.positions or 10**9) <= 256,
          "Rounding a linear layer of at most 256 positions costs a CPU more than INT8 saves.", "linear: weight_only"),
     # -- ways to run
     Rule("gpu software on a cpu", "impossible", lambda c: not c.target.cuda and c.way in GPU_WAYS,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from optimize import rng
-from optimize.denoiser import Denoiser
+from optimize.denoiser import Denoiser, moved
 from optimize.network import Network, TensorSpec, TorchNetwork
 from optimize.sampling import Sampler, sample
 
@@ -34,14 +34,18 @@ class Structure:
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser with the sampler it is used with. `shape` is (C, H, W) of one sample; `id` its content address."""
+    """A denoiser with the sampler it is used with. `shape` is (C, H, W) of one sample, or (C, L), or (L, C) of packed
+    latents; `id` its content address. Samples are clipped to +-`limit`, None for latents. `conditions` are given tensors
+    by input name, a row a sample and taken in turn (see `optimize.conditions`); without them, seeded ones stand in."""
 
     denoiser: Denoiser
     sampler: Sampler
     structure: Structure
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     id: str = ""
     source: dict[str, Any] = field(default_factory=dict)
+    limit: float | None = 1.0
+    conditions: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def module(self) -> nn.Module:
@@ -79,11 +83,18 @@ class Model:
         return replace(self, denoiser=self.denoiser.with_network(network))
 
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
-        """Class of each seed, `seed mod classes` (B,) int64; None for an unconditional model."""
+        """Class of each seed, `seed mod classes` (B,) int64; None for a model that has no classes."""
         import torch
 
         conditioning = self.denoiser.conditioning
         return torch.tensor([s % conditioning.classes for s in seeds]) if conditioning.kind == "class" else None
+
+    def condition(self, seeds: Sequence[int]) -> Any:
+        """What the samples of these seeds are conditioned on: labels (B,), tensors by name, or None."""
+        from optimize.conditions import rows
+
+        about = self.denoiser.conditioning
+        return self.labels(seeds) if about.kind != "tensors" else rows(about, self.conditions, seeds)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Initial unit noise (B,C,H,W) float32; each sample depends on its own seed alone."""
@@ -99,7 +110,7 @@ class Model:
         done: Callable[[int], None] | None = None,
         device: str = "cpu",
     ) -> Tensor:
-        """Images (N,C,H,W) float32 in [-1, 1], one per seed; `done(n)` is called with the images made by each batch.
+        """Images (N,C,H,W) float32 in [-1, 1], or latents, one per seed; `done(n)` is called with the images made by each batch.
 
         The sampler's state, and the images, are on `device`; a seed's noise is the same on all of them.
         """
@@ -109,10 +120,9 @@ class Model:
         with torch.inference_mode():
             for start in range(0, len(seeds), batch):
                 part = list(seeds[start : start + batch])
-                noise, labels = self.noise(part).to(device), self.labels(part)
-                labels = None if labels is None else labels.to(device)
-                x = sample(sampler or self.sampler, self.denoiser, noise, labels)
-                made.append(x.clamp(-1, 1).float())
+                noise, condition = self.noise(part).to(device), moved(self.condition(part), device)
+                x = sample(sampler or self.sampler, self.denoiser, noise, condition)
+                made.append((x if self.limit is None else x.clamp(-self.limit, self.limit)).float())
                 if done:
                     done(len(part))
         return torch.cat(made)

@@ -1,8 +1,7 @@
-"""Graph surgery on an exported network: clean it, store weights small, and put Q/DQ where the quantizer table says.
+"""Graph surgery on an exported network: clean it and store weights small (Q/DQ: see `optimize.onnx_quantize`).
 
 The graph is onnx_ir's. Weights are kept out of constant folding while the rest is folded, so that a stored INT8 or
-FP16 tensor is never expanded again. Every quantized layer becomes
-    x -> QuantizeLinear -> DequantizeLinear -> Conv | Gemm | MatMul <- DequantizeLinear <- INT8 weights.
+FP16 tensor is never expanded again.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +19,8 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# layer -> step sizes of its weight (O,) and of its input (), float32; None where the input is not rounded
-Steps = dict[str, tuple[np.ndarray, np.ndarray | None]]
+SCOPE = "scope"  # a node's own note of the module it comes from
+NOTE = "optimize.computes_in"  # a 16-bit graph's own note
 
 
 def simplify(model: ir.Model) -> None:
@@ -33,6 +33,28 @@ def simplify(model: ir.Model) -> None:
         optimizer.optimize(model)
     del model.graph.inputs[len(model.graph.inputs) - len(weights) :]
     transpose_weights(model)
+
+
+def narrow_doubles(model: ir.Model) -> int:
+    """Float64 becomes float32, in place; returns how many values. Networks compute positions in it, out of caution: no
+    GPU runtime takes it, and positions of a picture are far from needing it."""
+    import onnx_ir as ir
+
+    double, single = ir.DataType.DOUBLE, ir.DataType.FLOAT
+    values = [v for node in model.graph for v in node.outputs if v.dtype == double]
+    for value in values:
+        value.type = ir.TensorType(single)
+    for value in [v for v in model.graph.initializers.values() if v.dtype == double]:
+        numbers = array(value).astype(np.float32)
+        value.const_value, value.type = ir.tensor(numbers, name=value.name), ir.TensorType(single)
+    for node in model.graph:
+        to, given = node.attributes.get("to"), node.attributes.get("value")
+        if node.op_type == "Cast" and to is not None and to.as_int() == int(double):
+            node.attributes["to"] = ir.AttrInt64("to", int(single))
+        if given is not None and given.type == ir.AttributeType.TENSOR and given.as_tensor().dtype == double:
+            numbers = given.as_tensor().numpy().astype(np.float32)
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(numbers))
+    return len(values)
 
 
 @contextmanager
@@ -56,53 +78,19 @@ def transpose_weights(model: ir.Model) -> None:
         source, result = node.inputs[0], node.outputs[0]
         if source is None or source.name not in model.graph.initializers:
             continue
-        turned = initializer(
-            model, f"{source.name}.T", array(source).transpose(tuple(node.attributes["perm"].as_ints()))
+        assert source.const_value is not None
+        perm = tuple(node.attributes["perm"].as_ints())
+        shape = [source.const_value.shape[i] for i in perm]
+        turned = later(
+            model, f"{source.name}.T", partial(_turned, source.const_value, perm), source.const_value.dtype, shape
         )
         result.replace_all_uses_with(turned)
         model.graph.remove(node, safe=True)
     drop_unused(model)
 
 
-def quantize_layers(model: ir.Model, steps: Steps) -> list[str]:
-    """Insert Q/DQ around the layers of `steps`, and return the layers found; weights become INT8 initializers."""
-    found, shared = [], {}
-    for path, (of_weight, of_input) in steps.items():
-        for name, axis in ((f"{path}.weight", 0), (f"{path}.weight.T", 1)):
-            value = model.graph.initializers.get(name)
-            if value is None:
-                continue
-            decoded = _stored_int8(model, value, of_weight, axis)
-            for node, index in list(value.uses()):
-                node.replace_input_with(index, decoded)
-                x = node.inputs[0]
-                if of_input is None:
-                    continue
-                assert x is not None
-                key = (id(x), float(of_input))
-                if key not in shared:
-                    shared[key] = _through_int8(model, x, of_input, before=node)
-                node.replace_input_with(0, shared[key])
-            found.append(path)
-    drop_unused(model)
-    return found
-
-
-def _stored_int8(model: ir.Model, value: ir.Value, step_O: np.ndarray, axis: int) -> ir.Value:
-    """DequantizeLinear of the INT8 codes of a weight that is rounded already; `axis` holds the output channels."""
-    shape = [-1 if i == axis else 1 for i in range(array(value).ndim)]
-    codes = np.clip(np.round(array(value) / step_O.reshape(shape)), -128, 127).astype(np.int8)
-    stored = initializer(model, f"{value.name}.int8", codes)
-    steps = initializer(model, f"{value.name}.scale", step_O)
-    return put(model, "DequantizeLinear", [stored, steps], f"{value.name}.dq", axis=axis)
-
-
-def _through_int8(model: ir.Model, x: ir.Value, step: np.ndarray, before: ir.Node) -> ir.Value:
-    """x -> QuantizeLinear -> DequantizeLinear, per tensor, symmetric."""
-    steps = initializer(model, f"{x.name}.scale.{len(model.graph.initializers)}", step)
-    zero = initializer(model, "zero.int8", np.int8(0))
-    codes = put(model, "QuantizeLinear", [x, steps, zero], f"{steps.name}.q", before=before)
-    return put(model, "DequantizeLinear", [codes, steps, zero], f"{steps.name}.dq", before=before)
+def _turned(tensor: Any, perm: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(tensor.numpy().transpose(perm))
 
 
 def store_16_bit(model: ir.Model, dtype: str, smallest: int = 16) -> int:
@@ -159,6 +147,44 @@ def initializer(model: ir.Model, name: str, value: np.ndarray | np.generic) -> i
             ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(np.shape(value)))
         )
     return model.graph.initializers[name]
+
+
+def later(
+    model: ir.Model, name: str, make: Callable[[], np.ndarray], dtype: ir.DataType, shape: Sequence[Any]
+) -> ir.Value:
+    """The initializer called `name`, whose numbers are made anew whenever they are read: weights need no second copy."""
+    import onnx_ir as ir
+
+    if name not in model.graph.initializers:
+        size = ir.Shape(shape)
+        tensor = ir.LazyTensor(lambda: ir.tensor(make(), name=name), dtype, size, name=name)
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=size)
+        model.graph.register_initializer(value)
+    return model.graph.initializers[name]
+
+
+def narrow_in_place(value: ir.Value, kind: ir.DataType) -> None:
+    """Give an initializer a narrower type; its numbers are narrowed when they are read."""
+    import onnx_ir as ir
+
+    wide = value.const_value
+    assert wide is not None
+    make = partial(_narrowed_tensor, wide, kind)
+    value.const_value = ir.LazyTensor(make, kind, ir.Shape(list(wide.shape)), name=value.name)
+    value.type = ir.TensorType(kind)
+
+
+def _narrowed_tensor(wide: Any, kind: ir.DataType) -> Any:
+    import onnx_ir as ir
+
+    return ir.tensor(_narrowed(wide.numpy(), kind))
+
+
+def narrowed(model: ir.Model, value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
+    """An initializer with the numbers of another one in a narrower type."""
+    tensor = value.const_value
+    assert tensor is not None
+    return later(model, name, lambda: _narrowed(tensor.numpy(), kind), kind, list(tensor.shape))
 
 
 def array(value: ir.Value) -> np.ndarray:

@@ -54,8 +54,8 @@ def _level(reference: Model, other: Network, t: float, batch: int, seed: int) ->
     }
 
 
-def noised_inputs(model: Model, t: float, batch: int, seed: int) -> dict[str, Tensor]:
-    """Seeded network inputs (B = batch) at one noise level."""
+def noised_inputs(model: Model, t: float, batch: int, seed: int, first: int = 0) -> dict[str, Tensor]:
+    """Seeded network inputs (B = batch) at one noise level, conditioned as the samples of seeds `first` and after."""
     import torch
 
     shape = (batch, *model.shape)
@@ -63,4 +63,4 @@ def noised_inputs(model: Model, t: float, batch: int, seed: int) -> dict[str, Te
     e = torch.from_numpy(rng.normal(shape, "parity", seed, "e"))
     schedule = model.denoiser.schedule
     z = float(schedule.alpha(t)) * x + float(schedule.sigma(t)) * e
-    return model.denoiser.feed(z, t, model.labels(range(batch)))
+    return model.denoiser.feed(z, t, model.condition(range(first, first + batch)))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from optimize.artifact import MANIFEST
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.models.components import COMPONENTS, Config, class_name, component, skeleton, with_weights
-from optimize.weights import read_json
+from optimize.weights import read_json, weights_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from optimize.network import TensorSpec
 
 ROLES = ("denoiser", "decoder", "text encoder", "other")
-NAMES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", "model.fp16")
 
 
 @dataclass(frozen=True)
@@ -135,16 +134,6 @@ def _of_pipeline(file: Path) -> Part | None:
     weights = weights_files(folder)
     note = f"{name} is not known here: its parameters are counted, nothing else."
     return Part(folder.name, "other", name, params=sum(map(stored_elements, weights)) if weights else None, note=note)
-
-
-def weights_files(folder: Path) -> list[Path]:
-    """The safetensors files of a part: one, in full precision where there are several, or all shards of an index."""
-    for name in NAMES:
-        if (file := folder / f"{name}.safetensors").is_file():
-            return [file]
-        if (index := folder / f"{name}.safetensors.index.json").is_file():
-            return [folder / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
-    return []
 
 
 def stored_elements(file: Path) -> int:

@@ -16,6 +16,7 @@ from optimize.quality.config import FeatureNetwork
 from optimize.quality.networks import imported
 from optimize.recipe import Recipe
 from optimize.schedule import from_diffusers
+from optimize.subject import DENOISERS
 from optimize.targets import Target, targets
 from optimize.weights import file_sha256, read_json
 
@@ -88,7 +89,8 @@ def facts_of(recipe: Recipe) -> Facts:
         found["nfe"] = recipe.sampler.nfe(schedule)
         found["epsilon"] = parameterization.from_diffusers(noise).prediction == "epsilon"
         found["alpha_end"] = float(schedule.alpha(schedule.noisiest))
-        size = read_json(folder / "unet" / "config.json").get("sample_size")
+        network = next((folder / d for d in DENOISERS if (folder / d).is_dir()), folder / DENOISERS[0])
+        size = read_json(network / "config.json").get("sample_size")
         found["positions"] = size**2 if isinstance(size, int) else None
     except OptimizeError as error:  # loading the source will say what is wrong with it
         log.debug("%s: nothing is known of the model before it is loaded (%s)", folder, error)

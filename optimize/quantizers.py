@@ -1,8 +1,8 @@
 """Quantizers as data: a JSON table says which modules are quantized and how; modelopt's modules are built from it.
 
 The same `insert` serves the pass and the loading of an artifact, on real or meta modules, so nothing pickled is
-needed. Weights of quantized layers are held rounded, in float32; on disk they are INT8 codes, and what is kept in
-high precision is 16 bit: `store_compactly` translates both ways without changing a bit of the network's output.
+needed. Weights of quantized layers are held rounded, in float32; on disk they are INT8 or FP8 codes, and what is kept
+in high precision is 16 bit: `store_compactly` translates both ways without changing a bit of the network's output.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import EnvironmentLacks
-from optimize.ops.quantization import from_codes, to_codes
+from optimize.ops.quantization import Bits, from_codes, to_codes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# [{"module": path, "weight": {bits, axis, shape}, "input": {bits, axis, shape} or None for INT8 weights alone}]
+# [{"module": path, "weight": {bits, axis, shape}, "input": {bits, axis, shape} or None for narrow weights alone}];
+# bits are 7 or 8 (INT8 codes) or "e4m3" (FP8)
 Table = list[dict[str, Any]]
+E4M3 = (4, 3)  # modelopt's name for it
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -44,7 +46,8 @@ def insert(module: nn.Module, table: Table) -> nn.Module:
             if spec is None:
                 quantizer.disable()
                 continue
-            quantizer.set_from_attribute_config({"num_bits": spec["bits"], "axis": spec["axis"], "enable": True})
+            bits = E4M3 if spec["bits"] == "e4m3" else spec["bits"]
+            quantizer.set_from_attribute_config({"num_bits": bits, "axis": spec["axis"], "enable": True})
             if spec.get("shape") is not None:
                 quantizer.amax = torch.empty(spec["shape"], device=device)
     return module
@@ -64,8 +67,20 @@ def modelopt() -> Any:
 
 
 def formats(table: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Format of each module that computes in integers, by path; codes of 7 bits run as INT8."""
-    return {r["module"]: "int8" if r["weight"]["bits"] > 4 else "int4" for r in table if r["input"] is not None}
+    """Format of each module that computes in 8 bits, by path; codes of 7 bits run as INT8."""
+    return {r["module"]: format_of(r["weight"]["bits"]) for r in table if r["input"] is not None}
+
+
+def format_of(bits: Bits) -> str:
+    """Name of the format that codes are stored in: "int8", "fp8" (or "int4")."""
+    if bits == "e4m3":
+        return "fp8"
+    return "int8" if int(bits) > 4 else "int4"
+
+
+def bits_of(quantizer: Any) -> Bits:
+    """Bits of a modelopt quantizer as the table says them."""
+    return "e4m3" if quantizer.num_bits == E4M3 else quantizer.num_bits
 
 
 def entry(path: str, module: nn.Module) -> dict[str, Any]:
@@ -73,18 +88,20 @@ def entry(path: str, module: nn.Module) -> dict[str, Any]:
     row: dict[str, Any] = {"module": path}
     for kind in ("weight", "input"):
         quantizer = getattr(module, f"{kind}_quantizer")
-        spec = {"bits": quantizer.num_bits, "axis": quantizer.axis}
+        spec = {"bits": bits_of(quantizer), "axis": quantizer.axis}
         row[kind] = {**spec, "shape": list(quantizer.amax.shape)} if quantizer.is_enabled else None
     return row
 
 
 def float_copy(module: nn.Module, table: Table) -> nn.Module:
-    """A copy without quantizers; its weights are the rounded ones."""
-    module = copy.deepcopy(module)
+    """A module without quantizers that shares the weights, the rounded ones, with the given one: do not train it."""
+    plain = copy.deepcopy(module, {id(p): p for p in module.parameters()})
     for row in table:
         parent, _, name = row["module"].rpartition(".")
-        setattr(module.get_submodule(parent), name, module.get_submodule(row["module"]).export())
-    return module
+        layer = plain.get_submodule(row["module"]).export()  # copies the weight
+        layer.weight = dict(module.get_submodule(row["module"]).named_parameters())["weight"]
+        setattr(plain.get_submodule(parent), name, layer)
+    return plain
 
 
 @contextmanager
@@ -111,30 +128,31 @@ def quantizers(module: nn.Module, table: Table) -> list[Any]:
 
 
 def store_compactly(module: nn.Module, table: Table, kept: str) -> nn.Module:
-    """Make `state_dict` give INT8 codes for quantized weights and `kept` ("fp16", ..) for all other floats but scales,
+    """Make `state_dict` give codes for quantized weights and `kept` ("fp16", ..) for all other floats but scales,
     and `load_state_dict` take them back as float32. The values must already be rounded: see `round_weights`."""
-    bits = {row["module"]: row["weight"]["bits"] for row in table}
+    bits: dict[str, Bits] = {row["module"]: row["weight"]["bits"] for row in table}
     module.register_state_dict_post_hook(partial(_pack, bits=bits, kept=kept))
     module.register_load_state_dict_pre_hook(partial(_unpack, bits=bits))
     return module
 
 
 def round_weights(module: nn.Module, table: Table, kept: str) -> None:
-    """Replace every weight by the value that its stored form has."""
+    """Replace every weight, and every buffer that is stored, by the value that its stored form has."""
     import torch
 
     layers = {f"{row['module']}.weight": module.get_submodule(row["module"]).weight_quantizer for row in table}
+    stored = module.state_dict(keep_vars=True)
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for name, tensor in stored.items():
             if name in layers:
-                amax, bits = layers[name].amax, layers[name].num_bits
-                parameter.data = from_codes(to_codes(parameter.data, amax, bits), amax, bits)
-            else:
-                parameter.data = parameter.data.to(getattr(torch, DTYPES[kept])).float()
+                amax, bits = layers[name].amax, bits_of(layers[name])
+                tensor.data = from_codes(to_codes(tensor.data, amax, bits), amax, bits)
+            elif tensor.is_floating_point() and not name.endswith("._amax"):
+                tensor.data = tensor.data.to(getattr(torch, DTYPES[kept])).float()
 
 
 def _pack(
-    module: Any, state: dict[str, Tensor], prefix: str, metadata: Any, *, bits: dict[str, int], kept: str
+    module: Any, state: dict[str, Tensor], prefix: str, metadata: Any, *, bits: dict[str, Bits], kept: str
 ) -> None:
     import torch
 
@@ -146,12 +164,12 @@ def _pack(
             state[key] = value.detach().to(getattr(torch, DTYPES[kept]))
 
 
-def _unpack(module: Any, state: dict[str, Tensor], prefix: str, *rest: Any, bits: dict[str, int]) -> None:
+def _unpack(module: Any, state: dict[str, Tensor], prefix: str, *rest: Any, bits: dict[str, Bits]) -> None:
     import torch
 
     for name, n in bits.items():
         key = f"{prefix}{name}.weight"
-        if key in state and _amax_of(key) in state and state[key].dtype == torch.int8:
+        if key in state and _amax_of(key) in state and state[key].dtype in (torch.int8, torch.float8_e4m3fn):
             state[key] = from_codes(state[key], state[_amax_of(key)], n)
     for key, value in state.items():
         if value.dtype in (torch.float16, torch.bfloat16):

@@ -36,9 +36,20 @@ def _name(value: str) -> str:
 class SourceConfig(Config):
     """Where the trained model is."""
 
-    path: Path  # folder
+    path: Path  # folder, or file of weights for kind module
     kind: str = "diffusers"  # a registered source
     sha256: Sha256 | None = None  # pinned hash of the weights file
+    conditions: Path | None = None  # tensors by input name; None: seeded ones stand in where the network is told any
+    controlnet: bool | None = None  # the U-Net is fed a ControlNet's residuals
+    network: str | None = None  # kind module: import path package.module:Class
+    arguments: dict[str, Any] | None = None  # kind module: of the class
+    inputs: dict[str, Any] | None = None  # kind module: {name: dims}, the latents first, then the time
+    scheduler: dict[str, Any] | None = None  # kind module: a scheduler config of diffusers
+
+    def options(self) -> dict[str, Any]:
+        """What is given beside path, kind and hash, as the source's class takes it."""
+        rest = (f for f in type(self).model_fields if f not in ("path", "kind", "sha256"))
+        return {f: getattr(self, f) for f in rest if getattr(self, f) is not None}
 
 
 class DataConfig(Config):

@@ -70,7 +70,7 @@ class Sampler(Config):
     def times(self, schedule: Schedule) -> np.ndarray:
         """(steps+1,) native times, the last one clean."""
         if self.timesteps is not None:
-            return np.append(np.asarray(self.timesteps, dtype=np.float64), schedule.clean)
+            return np.append(np.asarray(self.timesteps, dtype=np.float64), schedule.end)
         return schedule.grid(self.steps, self.spacing)
 
     def nfe(self, schedule: Schedule) -> int:
@@ -93,16 +93,16 @@ class Step:
 Evaluate = Callable[["Tensor", float], Pair]
 
 
-def sample(sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, labels_B: Tensor | None = None) -> Tensor:
-    """x_0 (B,C,H,W) float64 from unit noise (B,C,H,W)."""
+def sample(sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, condition: Any = None) -> Tensor:
+    """x_0 (B,C,H,W) float64 from unit noise (B,C,H,W); `condition` is labels (B,), tensors by input name, or None."""
     last = noise_BCHW
-    for state in trajectory(sampler, denoiser, noise_BCHW, labels_B):
+    for state in trajectory(sampler, denoiser, noise_BCHW, condition):
         last = state.z if isinstance(state, Step) else state
     return last
 
 
 def trajectory(
-    sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, labels_B: Tensor | None = None
+    sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, condition: Any = None
 ) -> Iterator[Step | Tensor]:
     """Yields a `Step` before every solver step and at the end the clean sample."""
     schedule = denoiser.schedule
@@ -110,7 +110,7 @@ def trajectory(
     z = noise_BCHW.double() * float(schedule.sigma_max if schedule.kind == "ve" else 1.0)
 
     def evaluate(z: Tensor, t: float) -> Pair:
-        return predict(sampler, denoiser, z, t, labels_B)
+        return predict(sampler, denoiser, z, t, condition)
 
     history: list[Step] = []
     for t, s in pairwise(times.tolist()):
@@ -121,30 +121,31 @@ def trajectory(
     yield z
 
 
-def predict(sampler: Sampler, denoiser: Denoiser, z: Tensor, t: float, labels_B: Tensor | None) -> Pair:
+def predict(sampler: Sampler, denoiser: Denoiser, z: Tensor, t: float, condition: Any) -> Pair:
     """Guided and clipped (x^, e^) at native time t."""
     if sampler.guidance.applies(t):
-        x, e = _guided(sampler.guidance, denoiser, z, t, labels_B)
+        x, e = _guided(sampler.guidance, denoiser, z, t, condition)
     else:
-        x, e = denoiser(z, t, labels_B)
+        x, e = denoiser(z, t, condition)
     if sampler.clip is None:
         return x, e
     x = x.clamp(-sampler.clip, sampler.clip)
     return x, (z - float(denoiser.schedule.alpha(t)) * x) / float(denoiser.schedule.sigma(t))
 
 
-def _guided(guidance: Guidance, denoiser: Denoiser, z: Tensor, t: float, labels_B: Tensor | None) -> Pair:
+def _guided(guidance: Guidance, denoiser: Denoiser, z: Tensor, t: float, condition: Any) -> Pair:
     import torch
 
-    null = denoiser.conditioning.null
-    if null is None or labels_B is None:
-        raise ValueError("sampler.guidance.cfg needs a denoiser with an unconditional branch (a null label) and labels")
-    w, nulls = cast(float, guidance.cfg), torch.full_like(labels_B, null)
+    w, null = cast(float, guidance.cfg), denoiser.unconditional(condition)
+    if null is None:
+        raise ValueError(
+            "sampler.guidance.cfg needs a denoiser with an unconditional branch (a null label or tensor) and a condition"
+        )
     if guidance.batched:
-        x, e = denoiser(torch.cat([z, z]), t, torch.cat([labels_B, nulls]))
+        x, e = denoiser(torch.cat([z, z]), t, denoiser.both(condition, null))
         (x_c, x_u), (e_c, e_u) = x.chunk(2), e.chunk(2)
     else:
-        (x_c, e_c), (x_u, e_u) = denoiser(z, t, labels_B), denoiser(z, t, nulls)
+        (x_c, e_c), (x_u, e_u) = denoiser(z, t, condition), denoiser(z, t, null)
     return (1 + w) * x_c - w * x_u, (1 + w) * e_c - w * e_u
 
 

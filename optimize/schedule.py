@@ -8,7 +8,7 @@ interpolated, which is finite everywhere. All maths in float64.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,12 +21,16 @@ Spacing = Literal["trailing", "leading", "linspace", "logsnr"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """alpha(t), sigma(t) and time grids; `alpha_bar` (N,) is the product of (1 - beta) of a discrete VP schedule."""
+    """alpha(t), sigma(t) and time grids; `alpha_bar` (N,) is the product of (1 - beta) of a discrete VP schedule.
+
+    `shift` moves a flow's grid towards noise, t' = s t / (1 + (s - 1) t) (Esser et al., arXiv 2403.03206, equation 23).
+    """
 
     kind: Literal["vp", "ve", "flow"] = "vp"
     alpha_bar: tuple[float, ...] = ()
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    shift: float = 1.0
     diffusers: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
     @cached_property
@@ -55,6 +59,11 @@ class Schedule:
         return -1.0 if self.kind == "vp" else 0.0
 
     @property
+    def end(self) -> float:
+        """Native time where sampling ends: clean data, or index 0 of a schedule that says so (set_alpha_to_one: false)."""
+        return 0.0 if self.kind == "vp" and self.diffusers.get("set_alpha_to_one") is False else self.clean
+
+    @property
     def noisiest(self) -> float:
         """Native time where sampling starts."""
         return float(len(self.alpha_bar) - 1) if self.kind == "vp" else (self.sigma_max if self.kind == "ve" else 1.0)
@@ -68,22 +77,34 @@ class Schedule:
         if self.kind == "ve":
             return self._karras(steps)
         if self.kind == "flow" or not self.alpha_bar:
-            return self.time(np.linspace(1.0, 0.0, steps + 1))
+            return self._shifted(self._flow_times(steps, spacing))
         n = len(self.alpha_bar)
         if not 1 <= steps <= n:
             raise UserError(f"sampler.steps: {steps} given, allowed 1 to {n}, the schedule's training steps")
-        return np.append(self._vp_times(steps, spacing, n), self.clean)
+        return np.append(self._vp_times(steps, spacing, n), self.end)
 
     def _vp_times(self, steps: int, spacing: Spacing, n: int) -> np.ndarray:
         if spacing == "trailing":
             return np.round(np.arange(n, 0, -n / steps))[:steps] - 1
         if spacing == "leading":
-            return (np.arange(steps) * (n // steps))[::-1].astype(np.float64)
+            offset = int(self.diffusers.get("steps_offset") or 0)
+            return (np.arange(steps) * (n // steps) + offset)[::-1].astype(np.float64)
         if spacing == "linspace":
             return np.round(np.linspace(0, n - 1, steps))[::-1].astype(np.float64)
         snr = np.log(self.alpha(np.arange(n))) - np.log(self.sigma(np.arange(n)))
         levels = np.linspace(max(snr[-1], -4.5), min(snr[0], 3.0), steps)
         return np.interp(-levels, -snr, np.arange(n)).round()
+
+    def _flow_times(self, steps: int, spacing: Spacing) -> np.ndarray:
+        """(steps+1,) evenly from 1 to 0; "linspace" ends at the smallest training time before 0, as diffusers' flow
+        scheduler does where it is given no times."""
+        if spacing != "linspace":
+            return np.linspace(1.0, 0.0, steps + 1)
+        smallest = float(self._shifted(np.asarray(1 / int(self.diffusers.get("num_train_timesteps", 1000)))))
+        return np.append(np.linspace(1.0, smallest, steps), 0.0)
+
+    def _shifted(self, t: np.ndarray) -> np.ndarray:
+        return t if self.shift == 1.0 else self.shift * t / (1 + (self.shift - 1) * t)
 
     def _karras(self, steps: int, rho: float = 7.0) -> np.ndarray:
         """Karras et al. 2022 (arXiv 2206.00364), equation 5."""
@@ -94,33 +115,55 @@ class Schedule:
     def to_json(self) -> dict[str, Any]:
         """JSON form; a schedule that came from diffusers is stored as its scheduler config."""
         if self.diffusers:
-            return {"kind": self.kind, "diffusers": self.diffusers}
+            return {"kind": self.kind, "diffusers": self.diffusers, **self._shift_json()}
         return {
             "kind": self.kind,
             "alpha_bar": list(self.alpha_bar),
             "sigma_min": self.sigma_min,
             "sigma_max": self.sigma_max,
+            **self._shift_json(),
         }
+
+    def _shift_json(self) -> dict[str, float]:
+        return {} if self.shift == 1.0 else {"shift": self.shift}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schedule:
         """Inverse of `to_json`."""
         return (
-            from_diffusers(value["diffusers"])
+            replace(from_diffusers(value["diffusers"]), shift=value.get("shift", 1.0))
             if "diffusers" in value
             else cls(**{**value, "alpha_bar": tuple(value["alpha_bar"])})
         )
 
 
-def from_diffusers(config: dict[str, Any]) -> Schedule:
-    """Schedule of a diffusers scheduler config (DDPM/DDIM/DPM-Solver families, or flow matching)."""
+def from_diffusers(config: dict[str, Any], tokens: int | None = None) -> Schedule:
+    """Schedule of a diffusers scheduler config (DDPM/DDIM/DPM-Solver families, or flow matching). `tokens` is the number
+    of positions of an image, on which a dynamic shift depends."""
     config = {k: v for k, v in config.items() if not k.startswith("_") or k == "_class_name"}
     if "FlowMatch" in str(config.get("_class_name", "")):
-        return Schedule(kind="flow", diffusers=config)
+        return Schedule(kind="flow", shift=_shift(config, tokens), diffusers=config)
     betas = _betas(config)
     if config.get("rescale_betas_zero_snr"):
         betas = _zero_snr(betas)
     return Schedule(kind="vp", alpha_bar=tuple(np.cumprod(1.0 - betas).tolist()), diffusers=config)
+
+
+def _shift(config: dict[str, Any], tokens: int | None) -> float:
+    """A flow's shift: given, or exp(mu) with mu linear in the number of tokens, as Flux's pipeline computes it.
+
+    Raises UserError for grids of flow schedulers that are not known here.
+    """
+    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal"):
+        if config.get(key):
+            raise UserError(f"scheduler_config.json: {key} of a flow schedule is not supported. Set it to false.")
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift") or 1.0)
+    if config.get("time_shift_type", "exponential") != "exponential":
+        raise UserError('scheduler_config.json: time_shift_type is supported as "exponential" only.')
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return math.exp(low + ((tokens or many) - few) * (high - low) / (many - few))
 
 
 def _betas(config: dict[str, Any]) -> np.ndarray:

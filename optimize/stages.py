@@ -15,6 +15,7 @@ from optimize.context import Context, Data, Keep, Progress
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.measure.devices import here
 from optimize.quality import shards
+from optimize.quantizers import formats
 from optimize.recipe import Recipe
 from optimize.registry import SOURCES
 from optimize.runner import open_runner, spec_parts
@@ -55,9 +56,10 @@ class Variant:
 
     @cached_property
     def precision(self) -> str:
-        """fp32, or int8 where a pass quantized it."""
+        """fp32, or the format that a pass quantized it to: int8 or fp8."""
         edits = read_json(self.folder / "structure.json")["edits"]
-        return "int8" if any(e["pass"] == "quantize" for e in edits) else "fp32"
+        found = formats(row for e in edits for row in e["record"].get("quantizers", ()))
+        return next(iter(found.values()), "fp32")
 
     @property
     def runners(self) -> list[str]:
@@ -71,23 +73,28 @@ class Variant:
 
 
 def load_data(path: Path, field: str) -> Data:
-    """Samples and labels of a safetensors file; UserError where `images` is missing or out of range."""
+    """Samples, labels and conditions of a safetensors file; UserError where there is neither `images`, which lie in
+    [-1, 1], nor `latents`. All other tensors are conditions by input name, a row a sample."""
     import torch
 
     tensors = read_tensors(path)
-    images = tensors.get("images")
-    if images is None or images.dim() != 4:
+    images, latents = tensors.pop("images", None), tensors.pop("latents", None)
+    labels = tensors.pop("labels", None)
+    if (images is None or images.dim() != 4) and latents is None:
         raise UserError(
-            f"{field}: {path} has no tensor `images` of shape (N,C,H,W); it holds {', '.join(tensors) or 'nothing'}."
+            f"{field}: {path} has no tensor `images` of shape (N,C,H,W), and no `latents`; it holds {', '.join(tensors) or 'nothing'}."
         )
-    if not bool(torch.isfinite(images).all()) or float(images.abs().max()) > 1.001:
+    if images is not None and (not bool(torch.isfinite(images).all()) or float(images.abs().max()) > 1.001):
         raise UserError(f"{field}: {path}: images must be finite and in [-1, 1].")
-    return Data(images.float(), tensors.get("labels"))
+    samples = images if images is not None else latents
+    if samples is None or not bool(torch.isfinite(samples).all()):
+        raise UserError(f"{field}: {path}: latents must be finite.")
+    return Data(samples.float(), labels, tensors)
 
 
 def source_stage(store: Store, recipe: Recipe, progress: Progress) -> Stage:
     """The untouched model with the sampler it is used with today."""
-    source = SOURCES.get(recipe.source.kind)(recipe.source.path, recipe.source.sha256)
+    source = _source(recipe)
     code = code_hash(type(source).__module__)
     key = {
         "files": source.fingerprint(),
@@ -104,6 +111,18 @@ def source_stage(store: Store, recipe: Recipe, progress: Progress) -> Stage:
         return {"parent": None, "source": model.source, "passes": [], "seed": recipe.seed}
 
     return store.stage("source", key, compute)
+
+
+def _source(recipe: Recipe) -> Any:
+    """The recipe's source; UserError for options that its kind does not take."""
+    about = recipe.source
+    try:
+        return SOURCES.get(about.kind)(about.path, about.sha256, **about.options())
+    except TypeError as error:
+        given = ", ".join(about.options())
+        raise UserError(
+            f"source: kind {about.kind} does not take all of {given} ({error}). Leave out what it does not."
+        ) from error
 
 
 def pass_stage(store: Store, recipe: Recipe, index: int, parent: Stage, baseline: Stage, progress: Progress) -> Stage:

@@ -209,12 +209,12 @@ def _sampler(found: Findings, name: str, variant: Variant) -> dict[str, Any]:
 
 
 def _precision(variant: Variant, spec: str) -> str:
-    """fp32, bf16, int8 or int8+bf16: the artifact's, and what the runner computes the rest in."""
+    """fp32, bf16, int8, fp8 or int8+bf16: the artifact's, and what the runner computes the rest in."""
     runner = variant.parity.get(spec, {}).get("runner", {})
     asked = spec_parts(spec)[1].get("precision") or runner.get("precision", "")
     rest = asked if asked in ("bf16", "fp16") else ""
-    if variant.precision == "int8":
-        return f"int8+{rest}" if rest else "int8"
+    if variant.precision != "fp32":
+        return f"{variant.precision}+{rest}" if rest else variant.precision
     return rest or "fp32"
 
 

@@ -25,6 +25,7 @@ from pydantic import Field
 from optimize import artifact, rng
 from optimize.configs import Config, digest
 from optimize.context import Data, Progress, silent
+from optimize.denoiser import moved
 from optimize.environment import instructions
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
 from optimize.ops import distillation
@@ -151,10 +152,11 @@ def kept(folder: Path | None, key: Any, make: Callable[[], dict[str, Tensor]]) -
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of a training batch; x and eps (B,C,H,W) float32, labels (B,) int64, uniform (B,) in [0, 1)."""
+    """One process's share of a training batch; x and eps (B,C,H,W) float32, condition labels (B,) int64 or tensors by
+    name, uniform (B,) in [0, 1)."""
 
     x: Tensor
-    labels: Tensor | None
+    condition: Any
     eps: Tensor
     uniform: np.ndarray
 
@@ -168,8 +170,8 @@ def draw(data: Data, size: int, share: Share, *key: rng.Key) -> Batch:
     index = torch.from_numpy(rng.integers(0, count, (size,), *key, "index")[part])
     eps = torch.from_numpy(rng.normal((size, *data.images.shape[1:]), *key, "eps")[part])
     uniform = distillation.stratified(rng.uniform((size,), *key, "uniform"))[part]
-    labels = None if data.labels is None else data.labels[index].to(share.device)
-    return Batch(data.images[index].to(share.device), labels, eps.to(share.device), uniform)
+    condition = moved(data.condition(index), share.device)
+    return Batch(data.images[index].to(share.device), condition, eps.to(share.device), uniform)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

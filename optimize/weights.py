@@ -12,6 +12,7 @@ from optimize.errors import ArtifactError
 if TYPE_CHECKING:
     from torch import Tensor
 
+NAMES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", "model.fp16")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -33,6 +34,42 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not a whole safetensors file ({error}). Copy or download it again.") from error
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The safetensors files of a part: one, in full precision where there are several, or all shards of an index."""
+    for name in NAMES:
+        if (file := folder / f"{name}.safetensors").is_file():
+            return [file]
+        if (index := folder / f"{name}.safetensors.index.json").is_file():
+            return [folder / shard for shard in sorted(set(_weight_map(index).values()))]
+    return []
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file of an index of shards; a name that leaves the folder is refused."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ArtifactError(f"{index}: it has no weight_map. Copy or download it again.")
+    for shard in found.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ArtifactError(f"{index}: the shard {shard!r} is no file name of this folder.")
+    return found
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a network's folder, from its one file or all its shards, half precision widened to float32.
+
+    Raises ArtifactError where there are none, a shard is missing or damaged, or only a pickled file is there.
+    """
+    import torch
+
+    files = weights_files(folder)
+    if not files:
+        return read_tensors(folder / f"{NAMES[0]}.safetensors")  # says what is missing
+    found = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    halves = (torch.float16, torch.bfloat16)
+    return {name: t.float() if t.dtype in halves else t for name, t in found.items()}
 
 
 def refuse_pickle(path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests start processes beside torch's own threads
 
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # tests build the named networks of networks.py
 
 import pytest
 import torch

@@ -41,7 +41,7 @@ CASES: list[tuple[str, str, Any, dict[str, Any], str, str]] = [
     ("fp16 on cpus", "will not pay", "cpu", {"format": "fp16", "instructions": AMX}, "slower than FP32", "bf16"),
     ("int8 without vnni", "works", "cpu", {"format": "int8"}, "no VNNI", ""),
     ("int8 linears of small images", "will not pay", "cpu",
-     {"step": "quantize", "format": "int8", "config": {"linear": "int8"}, "facts": Facts(positions=256)},
+     {"step": "quantize", "format": "int8", "config": {"linear": "quantize"}, "facts": Facts(positions=256)},
      "at most 256 positions", "linear: weight_only"),
     ("gpu software on a cpu", "impossible", "cpu", {"way": "tensorrt"}, "TensorRT needs an NVIDIA GPU", "OpenVINO"),
     ("gpu software on a cpu", "impossible", "cpu", {"way": "onnxruntime-cuda"}, "ONNX Runtime CUDA needs", "OpenVINO"),

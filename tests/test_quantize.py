@@ -1,4 +1,4 @@
-"""INT8 quantization: the arithmetic, what is kept, what is stored, and loading it again."""
+"""INT8 and FP8 quantization: the arithmetic, what is kept, what is stored, and loading it again."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from optimize import rng
 from optimize.artifact import commit, load_model, save_model
 from optimize.calibration import trajectory_inputs
 from optimize.context import Context
+from optimize.errors import UserError
 from optimize.model import Model
-from optimize.ops.quantization import bound, from_codes, relative_l2, step_size, to_codes
+from optimize.ops.quantization import bound, exact_amax, from_codes, relative_l2, step_size, to_codes
 from optimize.passes.quantize import Quantize
 from optimize.registry import PASSES
 from optimize.sampling import Sampler
@@ -37,6 +38,11 @@ def quantized(float_model: Model) -> tuple[Model, dict]:
     return QUICK.apply(float_model, Context())
 
 
+@pytest.fixture(scope="module")
+def fp8(float_model: Model) -> tuple[Model, dict]:
+    return QUICK.model_copy(update={"format": "fp8"}).apply(float_model, Context())
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([7, 8]))
 def test_codes_are_within_half_a_step_and_rounding_twice_changes_nothing(seed: int, bits: int) -> None:
@@ -49,14 +55,68 @@ def test_codes_are_within_half_a_step_and_rounding_twice_changes_nothing(seed: i
     assert torch.equal(from_codes(to_codes(again, amax, bits), amax, bits), again)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([0.01, 1.0, 448.0, 3e4]))
+def test_fp8_is_a_cast_to_e4m3_after_scaling_to_its_largest_number(seed: int, size: float) -> None:
+    x = torch.from_numpy(rng.normal((64,), "fp8", seed)) * size
+    amax = x.abs().amax()
+    q = to_codes(x, amax, "e4m3")
+    assert (
+        torch.equal(q.float(), (x * (448.0 / amax)).to(torch.float8_e4m3fn).float()) and q.dtype == torch.float8_e4m3fn
+    )
+    w = from_codes(q, amax, "e4m3")
+    assert torch.equal(from_codes(to_codes(w, amax, "e4m3"), amax, "e4m3"), w)
+    normal = (
+        x.abs() > amax / 448 * 2**-6
+    )  # half a step of 3 bits of mantissa; finer numbers share the smallest exponent
+    assert bool(((w - x).abs()[normal] <= x.abs()[normal] * 2.0**-4 * 1.0001).all())
+    assert bool(((w - x).abs()[~normal] <= amax / 448 * 2.0**-10 * 1.0001).all())
+
+
+def test_fp8_has_the_numbers_the_paper_lists() -> None:
+    one = torch.tensor(448.0)  # a step of 1
+    given = torch.tensor([448.0, 500.0, -1e9, 240.0, 17.0, 1.0625, 1.07, 2.0**-6, 2.0**-9, 2.0**-11])
+    made = from_codes(to_codes(given, one, "e4m3"), one, "e4m3")
+    assert made.tolist() == [448.0, 448.0, -448.0, 240.0, 16.0, 1.0, 1.125, 2.0**-6, 2.0**-9, 0.0]
+    assert float(step_size(one, "e4m3")) == 1.0 and bound("e4m3") == 448
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [7, 8, "e4m3"])
+def test_exact_ranges_have_steps_that_16_bit_holds_and_are_hardly_wider(bits: int | str, dtype: torch.dtype) -> None:
+    amax = torch.from_numpy(rng.normal((500,), "amax")).abs() * 3 + 0.1
+    exact = exact_amax(amax, bits, dtype)  # type: ignore[arg-type]
+    steps = step_size(exact, bits)  # type: ignore[arg-type]
+    assert bool((exact >= amax).all()) and bool((exact <= amax * (1 + 2 * torch.finfo(dtype).eps)).all())
+    assert torch.equal(steps.to(dtype).float(), steps)
+    assert torch.equal(exact_amax(exact, bits, dtype), exact)  # type: ignore[arg-type]
+
+
+def test_exact_ranges_leave_zero_what_is_too_large_and_float32_alone() -> None:
+    amax = torch.tensor([0.0, 1e9, 1.0])
+    exact = exact_amax(amax, 8, torch.float16)
+    assert exact[:2].tolist() == [0.0, 1e9] and float(exact[2]) > 1
+    assert exact_amax(amax, 8, torch.float32) is amax
+
+
+def test_a_range_of_zero_is_a_range_of_one_in_fp8_as_modelopt_has_it() -> None:
+    assert from_codes(to_codes(torch.tensor([0.5, 3.0]), torch.zeros(1), "e4m3"), torch.zeros(1), "e4m3").tolist() == [
+        0.5,
+        1.0,
+    ]
+
+
 def test_a_range_of_zero_quantizes_to_zero() -> None:
     x, amax = torch.ones(3), torch.zeros(1)
     assert torch.equal(from_codes(to_codes(x, amax), amax), torch.zeros(3))
     assert float(step_size(amax)) > 1e20
 
 
-def test_our_rounding_is_modelopts_bit_for_bit(quantized: tuple[Model, dict]) -> None:
-    model, record = quantized
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_our_rounding_is_modelopts_bit_for_bit(
+    format: str, quantized: tuple[Model, dict], fp8: tuple[Model, dict]
+) -> None:
+    model, record = quantized if format == "int8" else fp8
     for row in record["quantizers"]:
         layer = model.module.get_submodule(row["module"])
         weight = torch.from_numpy(rng.normal(tuple(layer.weight.shape), "w", row["module"]))
@@ -104,12 +164,15 @@ def test_the_float_model_is_untouched_and_the_result_is_deterministic(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.parametrize("format", ["int8", "fp8"])
 def test_weights_are_stored_in_8_bits_the_kept_in_16_and_load_to_the_same_network(
-    quantized: tuple[Model, dict], tmp_path: Path
+    format: str, quantized: tuple[Model, dict], fp8: tuple[Model, dict], tmp_path: Path
 ) -> None:
-    model, record = quantized
+    model, record = quantized if format == "int8" else fp8
     state = model.module.state_dict()
-    assert all(state[f"{row['module']}.weight"].dtype == torch.int8 for row in record["quantizers"])
+    narrow = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[format]
+    for row in record["quantizers"]:
+        assert state[f"{row['module']}.weight"].dtype == (narrow if row["input"] else torch.int8)
     assert state["conv_in.weight"].dtype == torch.float16
     assert all(v.dtype == torch.float32 for k, v in state.items() if k.endswith("_amax"))
     assert all(p.dtype == torch.float32 for p in model.module.parameters())
@@ -176,6 +239,70 @@ def test_8_bit_weights_are_nearer_than_7_bit_ones() -> None:
     amax = w.abs().amax(1, keepdim=True)
     errors = {bits: relative_l2(w, from_codes(to_codes(w, amax, bits), amax, bits)) for bits in (7, 8)}
     assert errors[8] < 0.6 * errors[7]
+
+
+def test_fp8_weights_have_one_range_a_tensor_and_the_record_says_what_was_quantized(fp8: tuple[Model, dict]) -> None:
+    record = json.loads(json.dumps(fp8[1]))
+    rows = [row for row in record["quantizers"] if row["input"]]
+    assert {row["weight"]["bits"] for row in rows} == {row["input"]["bits"] for row in rows} == {"e4m3"}
+    assert all(row["weight"]["axis"] is None and row["weight"]["shape"] == [] for row in rows)
+    assert all(
+        row["weight"]["axis"] == 0 and row["weight"]["bits"] == 8 for row in record["quantizers"] if not row["input"]
+    )
+    assert 0 < record["error"] < 0.2 and record["calibration"] == {"inputs": "trajectory", "calls": 2}
+
+
+def test_weights_can_have_a_range_of_their_own_for_each_channel_in_fp8(
+    float_model: Model, fp8: tuple[Model, dict]
+) -> None:
+    config = QUICK.model_copy(update={"format": "fp8", "weight_range": "channel"})
+    _, record = config.apply(float_model, Context())
+    row = next(r for r in record["quantizers"] if r["module"] == "down_blocks.0.resnets.0.conv1")
+    assert row["weight"] == {"bits": "e4m3", "axis": 0, "shape": [16, 1, 1, 1]}
+    assert record["error"] != fp8[1]["error"]
+
+
+def test_every_layer_is_quantized_or_said_why_not(quantized: tuple[Model, dict]) -> None:
+    from optimize.quantizable import layers
+
+    model, record = quantized
+    both = {row["module"] for row in record["quantizers"] if row["input"]}
+    assert both | set(record["kept"]) == {path for path, _ in layers(model.module)} and not both & set(record["kept"])
+    assert record["kept"]["conv_in"].startswith("keep: ") and all(record["kept"].values())
+
+
+def test_steps_of_a_model_kept_in_fp16_are_fp16_numbers(quantized: tuple[Model, dict]) -> None:
+    model, record = quantized
+    for row in record["quantizers"]:
+        steps = step_size(model.module.get_submodule(row["module"]).weight_quantizer.amax, row["weight"]["bits"])
+        assert torch.equal(steps.half().float(), steps)
+
+
+def test_ranges_can_be_taken_from_a_few_noised_inputs_without_sampling(
+    float_model: Model, quantized: tuple[Model, dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "sample", lambda *a, **k: pytest.fail("an image was drawn"))
+    _, record = Quantize(inputs="noise", samples=3, batch=2, levels=4).apply(float_model, Context(seed=5))
+    assert record["calibration"] == {"inputs": "noise", "calls": 8}  # 4 levels in batches of 2 and 1
+    assert [e["t"] for e in record["error_by_time"]] == [0.0, 333.0, 666.0, 999.0]
+    assert {r["module"] for r in record["quantizers"]} == {r["module"] for r in quantized[1]["quantizers"]}
+    assert 0 < record["error"] < 0.1
+
+
+def test_a_layer_that_is_never_called_stays_and_says_so(float_model: Model) -> None:
+    model = float_model.clone()
+    model.module.unused = torch.nn.Linear(32, 32)
+    made, record = QUICK.apply(model, Context())
+    assert record["kept"]["unused"] == "never called"
+    assert type(made.module.unused) is torch.nn.Linear
+
+
+def test_a_network_of_which_nothing_can_be_quantized_is_refused(float_model: Model) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"no layer of UNet2DModel would compute in FP8: \d+ .* are kept \(conv_in: keep: .*Narrow `keep`",
+    ):
+        Quantize(format="fp8", keep=("",)).apply(float_model, Context())
 
 
 def test_a_bad_expression_is_refused_before_anything_runs() -> None:

@@ -105,16 +105,20 @@ def test_the_denoising_loss_is_that_of_the_head(tiny_model: Model, tiny_data: Da
     assert abs(found - (1 + second_moment) / 2) < 0.1  # E v² = E alpha² + E sigma² x²; the cosine's halves are equal
 
 
-def test_labels_are_dropped_to_the_null_class(tiny_model: Model, tiny_data: Data) -> None:
-    about = tiny_model.denoiser.conditioning
-    labels = tiny_data.labels
-    config = Recover(batch=64, condition_dropout=0.25)
-    dropped = config._dropped(labels, about, Share(), "test", 0)
-    assert dropped is not None and labels is not None
-    share = float((dropped == about.null).double().mean())
-    assert 0.1 < share < 0.45
-    assert torch.equal(dropped[dropped != about.null], labels[dropped != about.null])
-    assert config._dropped(None, about, Share(), "test", 0) is None
+def test_labels_are_dropped_to_the_null_class_at_the_asked_rate(tiny_model: Model, tiny_data: Data) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watching(torch.nn.Module):
+        def forward(self, sample: torch.Tensor, class_labels: torch.Tensor, **rest: torch.Tensor) -> torch.Tensor:
+            seen.append(class_labels)
+            return torch.zeros_like(sample)
+
+    config = Recover(batch=64, condition_dropout=0.25, output_distillation=0)
+    for step in range(8):
+        config.loss(tiny_model.denoiser, None, tiny_data, 0)(Watching(), step, Share())
+    labels = torch.cat(seen)
+    assert 0.2 < float((labels == 10).double().mean()) < 0.3
+    assert set(labels.tolist()) == set(range(11))
 
 
 @pytest.mark.slow

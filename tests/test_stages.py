@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from optimize import environment, stages
+from optimize.errors import UserError
 from optimize.recipe import load
 from optimize.targets import targets
 
@@ -40,3 +43,26 @@ def test_results_are_kept_by_the_threads_that_made_them(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert stages._numerics()["threads"] == threads
+
+
+def test_options_that_a_kind_of_source_does_not_take_are_refused() -> None:
+    recipe = load("smoke")
+    asked = recipe.source.model_copy(update={"network": "a:B"})
+    with pytest.raises(UserError, match=r"source: kind diffusers does not take all of network"):
+        stages._source(recipe.model_copy(update={"source": asked}))
+
+
+def test_training_data_may_be_latents_with_conditions_by_input_name(tmp_path: Path) -> None:
+    latents, text = torch.randn(4, 4, 8, 8) * 3, torch.randn(4, 7, 32)
+    save_file({"latents": latents, "encoder_hidden_states": text}, tmp_path / "d.safetensors")
+    data = stages.load_data(tmp_path / "d.safetensors", "data.training")
+    assert torch.equal(data.images, latents) and torch.equal(data.conditions["encoder_hidden_states"], text)
+    save_file({"images": latents}, tmp_path / "d.safetensors")
+    with pytest.raises(UserError, match=r"images must be finite and in \[-1, 1\]"):
+        stages.load_data(tmp_path / "d.safetensors", "data.training")
+    save_file({"latents": latents / 0}, tmp_path / "d.safetensors")
+    with pytest.raises(UserError, match="latents must be finite"):
+        stages.load_data(tmp_path / "d.safetensors", "data.training")
+    save_file({"text": text}, tmp_path / "d.safetensors")
+    with pytest.raises(UserError, match=r"has no tensor `images` .* it holds text"):
+        stages.load_data(tmp_path / "d.safetensors", "data.training")

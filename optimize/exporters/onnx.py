@@ -1,85 +1,170 @@
-"""One `model.onnx`: the raw network, diffusers' input names, symbolic batch, INT8 and 16-bit weights stored as such.
+"""One `model.onnx`: the raw network, diffusers' input names, symbolic dims, 8- and 16-bit weights stored as such.
 
-The float network goes through torch's own exporter; Q/DQ nodes are then placed by the quantizer table of the model's
-structure (the exporter cannot trace modelopt's fake quantizers), so the graph says exactly what the record says.
+The float network goes through torch's own exporters; Q/DQ nodes are then placed by the quantizer table of the model's
+structure (the exporters cannot trace modelopt's fake quantizers), and what computes in 16 bit is written into the graph,
+so the graph says exactly what the record says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from optimize.configs import Config
-from optimize.onnx_trace import OUTPUT, traced
+from optimize.onnx_file import EMBEDDED_BYTES, save
+from optimize.onnx_precision import LOWEST_OPSET, lower
+from optimize.onnx_symbols import opened
+from optimize.onnx_trace import OUTPUT, Exporter, Traced, Tracing, traced
 from optimize.registry import EXPORTERS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from torch import nn
+    from torch import Tensor, nn
 
-    from optimize.context import Context
+    from optimize.context import Context, Keep
     from optimize.model import Model
+    from optimize.network import TensorSpec
 
 FILE = "onnx/model.onnx"
-EMBEDDED_BYTES = 2_000_000_000  # above this the weights go into a file of their own
+OPSETS = range(18, 24)
+QDQ_16_BIT = 19  # the first operator set whose Q/DQ take 16-bit floats
+LEVELS = 4  # noise levels at which activations are looked at
+Feeds = Callable[[], Iterable[Mapping[str, "Tensor"]]]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a quantization left: its table, the dtype of kept weights, and the module that holds the quantizers."""
+
+    table: list[dict[str, Any]] = field(default_factory=list)
+    kept: str = "fp32"
+    module: nn.Module | None = None
 
 
 @EXPORTERS.register("onnx")
 class Onnx(Config):
     """The network as ONNX."""
 
-    opset: Annotated[int, Field(ge=18, le=20)] = 18  # ONNX operator set
+    # ONNX operator set, 18 to 23; by default the lowest that holds the precision: 18, for fp16 20, for bf16 22
+    opset: int | None = None
+    # what floats compute in; in 16 bit, layers that must not stay FP32 do, and the record names them
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    # inputs and outputs of a 16-bit graph: float32, which all that feeds the float network feeds, or 16 bit as well
+    outside: Literal["float32", "same"] = "float32"
+    # layers that stay fp32 in a 16-bit graph besides those found, as module paths
+    fp32_layers: tuple[str, ...] = ()
+    # torch.export's exporter, the older one, or auto: the older one where a network defeats the first
+    exporter: Exporter = "auto"
+    # dims that must stay symbolic, B H W L ..; the others are fixed. By default all that the network's inputs leave open
+    symbolic: tuple[str, ...] | None = None
     weights: Literal["as_stored", "fp32"] = "as_stored"  # kept weights of a quantized model: 16 bit, or widened to FP32
+    # bytes of weights above which they go into a file beside the graph; protobuf ends at 2 GiB
+    embedded_bytes: Annotated[int, Field(ge=0, le=EMBEDDED_BYTES)] = EMBEDDED_BYTES
+
+    @field_validator("opset")
+    @classmethod
+    def _known(cls, value: int | None) -> int | None:
+        if value is not None and value not in OPSETS:
+            raise ValueError(f"Allowed: {OPSETS[0]} to {OPSETS[-1]}, or none for the lowest that holds the precision")
+        return value
 
     def export(self, model: Model, folder: Path, context: Context) -> dict[str, Any]:
-        """Write `folder/onnx/model.onnx`; returns the record {file, bytes, opset, inputs, output, int8_layers,
-        int8_weights_only, kept_dtype}.
+        """Write `folder/onnx/model.onnx`; returns the record, see `export_network`.
 
-        Raises EnvironmentLacks where onnx or onnxscript is missing."""
-        table, kept = _quantization(model)
+        Raises EnvironmentLacks where onnx or onnxscript, disk or memory is missing, UserError for a network that cannot
+        be traced as asked."""
+        rounding = _rounding(model)
+        module = _plain(model.module, rounding.table)
         with context.progress("export onnx", 3) as advance:
-            graph = traced(_plain(model.module, table), model.inputs, self.opset, _structure(model), context.keep)
-            advance(1, "traced")
-            record = self._finish(graph, model, table, kept)
-            advance(1, "cleaned")
-            path = folder / FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(graph, path)
-            advance(1, f"{path.stat().st_size} bytes")
-        names = [s.name for s in model.inputs]
-        return {
-            "file": FILE,
-            "bytes": path.stat().st_size,
-            "opset": self.opset,
-            "inputs": names,
-            "output": OUTPUT,
-            **record,
-        }
+            return self.export_network(
+                module, model.inputs, folder, structure=_structure(model), keep=context.keep, rounding=rounding,
+                feeds=lambda: _noised(model), advance=advance,
+            )  # fmt: skip
 
-    def _finish(self, graph: ir.Model, model: Model, table: list[dict[str, Any]], kept: str) -> dict[str, Any]:
+    def export_network(
+        self,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        folder: Path,
+        *,
+        structure: Any = None,
+        keep: Keep | None = None,
+        rounding: Rounding | None = None,
+        feeds: Feeds | None = None,
+        advance: Callable[[float, str], None] = lambda n, note: None,
+    ) -> dict[str, Any]:
+        """Any float network as `folder/onnx/model.onnx`; returns the record `{file, bytes, opset, inputs, output, exporter,
+        reason, symbols, fixed, nodes, precision, .., int8_layers, fp8_layers, int8_weights_only, kept_dtype}`.
+
+        `feeds` gives inputs on which FP16's range is tried; by default seeded ones over the noise levels."""
+        rounding = rounding or Rounding()
+        opset = self.resolved_opset(rounding.table)
+        how = Tracing(opset, self.exporter, self.symbolic)
+        made = traced(module, opened(inputs, self.symbolic or ()), how, structure, keep)
+        advance(1, "traced")
+        record = self._finish(made, module, rounding, feeds or (lambda: _examples(inputs)))
+        advance(1, "cleaned")
+        size = save(made.graph, folder / FILE, self.embedded_bytes)
+        advance(1, f"{size} bytes")
+        names = [s.name for s in inputs]
+        about = {"file": FILE, "bytes": size, "opset": opset, "inputs": names, "output": OUTPUT}
+        return about | made.record | record
+
+    def resolved_opset(self, table: list[dict[str, Any]]) -> int:
+        """The operator set asked for, or the lowest that holds the precision; never below what a quantizer table needs."""
+        from optimize.onnx_quantize import least_opset
+
+        halves = QDQ_16_BIT if table and self.precision != "fp32" else 1
+        return max(self.opset or LOWEST_OPSET[self.precision], least_opset(table), halves)
+
+    def _finish(self, made: Traced, module: nn.Module, rounding: Rounding, feeds: Feeds) -> dict[str, Any]:
+        """Clean the graph, quantize it, give it its precision; the record of all three."""
         from optimize import onnx_graph as g
+        from optimize.onnx_quantize import quantize_layers
 
-        g.simplify(graph)
-        layers = g.quantize_layers(graph, _steps(model.module, table))
-        missing = {row["module"] for row in table} - set(layers)
-        if missing:
-            raise RuntimeError(f"onnx: quantized layers not found in the traced graph: {', '.join(sorted(missing))}")
-        stored = kept if self.weights == "as_stored" else "fp32"
-        if stored != "fp32":
-            g.store_16_bit(graph, stored)
-        g.anonymize(graph)
-        both = sum(row["input"] is not None for row in table)
-        return {"int8_layers": both, "int8_weights_only": len(table) - both, "kept_dtype": stored}
+        nodes, doubles = {"traced": len(made.graph.graph)}, g.narrow_doubles(made.graph)
+        g.simplify(made.graph)
+        nodes["cleaned"] = len(made.graph.graph)
+        lowered = self.precision != "fp32"
+        about = self._lowered(made.graph, module, feeds) if lowered else {"precision": "fp32"}
+        counts = quantize_layers(made.graph, rounding.module or module, rounding.table)
+        stored = self.precision if lowered else rounding.kept if self.weights == "as_stored" else "fp32"
+        if not lowered and stored != "fp32":
+            g.store_16_bit(made.graph, stored)
+        g.anonymize(made.graph)
+        if lowered:
+            made.graph.metadata_props[g.NOTE] = self.precision
+        return {"nodes": nodes, "doubles_narrowed": doubles} | about | counts | {"kept_dtype": stored}
+
+    def _lowered(self, graph: ir.Model, module: nn.Module, feeds: Feeds) -> dict[str, Any]:
+        from optimize.overflow import overflowing
+
+        assert self.precision != "fp32"
+        found = overflowing(module, feeds()) if self.precision == "fp16" else {}
+        return lower(graph, self.precision, {**dict.fromkeys(self._asked(module)), **found}, self.outside)
+
+    def _asked(self, module: nn.Module) -> list[str]:
+        """The layers in `fp32_layers` and all modules in them; UserError for a path that is none of the network's."""
+        from optimize.errors import unknown
+
+        paths = [path for path, _ in module.named_modules() if path]
+        for asked in self.fp32_layers:
+            if asked not in paths:
+                raise unknown("fp32_layers", asked, paths)
+        return [p for p in paths if any(p == a or p.startswith(f"{a}.") for a in self.fp32_layers)]
 
 
-def _quantization(model: Model) -> tuple[list[dict[str, Any]], str]:
-    """The quantizer table and the dtype of what is kept; empty and fp32 for a float model."""
+def _rounding(model: Model) -> Rounding:
+    """What the last quantization left; nothing for a float model."""
     for edit in reversed(model.structure.edits):
         if "quantizers" in edit["record"]:
-            return edit["record"]["quantizers"], edit["record"]["kept_dtype"]
-    return [], "fp32"
+            table = edit["record"]["quantizers"]
+            return Rounding(table, edit["record"]["kept_dtype"], model.module)
+    return Rounding()
 
 
 def _structure(model: Model) -> dict[str, Any]:
@@ -94,24 +179,15 @@ def _plain(module: nn.Module, table: list[dict[str, Any]]) -> nn.Module:
     return float_copy(module, table) if table else module
 
 
-def _steps(module: nn.Module, table: list[dict[str, Any]]) -> dict[str, Any]:
-    from optimize.ops.quantization import step_size
+def _noised(model: Model) -> Iterable[Mapping[str, Tensor]]:
+    """The model's own inputs over the noise range."""
+    from optimize.parity import noise_levels, noised_inputs
 
-    steps = {}
-    for row in table:
-        layer = module.get_submodule(row["module"])
-        weight, given = layer.weight_quantizer, layer.input_quantizer
-        of_weight = step_size(weight.amax, weight.num_bits).cpu().numpy().reshape(-1)
-        of_input = step_size(given.amax, given.num_bits).cpu().numpy().reshape(()) if row["input"] else None
-        steps[row["module"]] = (of_weight, of_input)
-    return steps
+    return (noised_inputs(model, t, 2, 0) for t in noise_levels(model, LEVELS))
 
 
-def save(graph: ir.Model, path: Path) -> None:
-    """Write and check the file; weights go beside it only where they exceed protobuf's 2 GB."""
-    import onnx
-    import onnx_ir as ir
+def _examples(inputs: tuple[TensorSpec, ...]) -> Iterable[Mapping[str, Tensor]]:
+    """Seeded inputs at the network's own sizes; a batch's times go over the whole range."""
+    from optimize.network import example_inputs
 
-    size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
-    ir.save(graph, path, external_data="model.onnx.data" if size > EMBEDDED_BYTES else None)
-    onnx.checker.check_model(str(path), full_check=True)
+    yield example_inputs(inputs, LEVELS)

@@ -5,57 +5,44 @@ Artifacts name an entry of this table; an import path never comes out of an arti
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from optimize.denoiser import Conditioning
 from optimize.errors import unknown
-from optimize.network import TensorSpec
+from optimize.models.entry import OURS, Architecture, Config
+from optimize.models.imported import PREFIX, imported_architecture
+from optimize.models.transformers import TRANSFORMERS
+from optimize.models.unets import UNETS
 
 if TYPE_CHECKING:
     from torch import nn
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """`build(config)` gives the module; the other functions read the config."""
-
-    build: Callable[[dict[str, Any]], nn.Module]
-    inputs: Callable[[dict[str, Any]], tuple[TensorSpec, ...]]
-    conditioning: Callable[[dict[str, Any]], Conditioning]
-    shape: Callable[[dict[str, Any]], tuple[int, int, int]]
-
-
-def _build_unet2d(config: dict[str, Any]) -> nn.Module:
-    from diffusers import UNet2DModel
-
-    return UNet2DModel.from_config(config)
-
-
-def _unet2d_inputs(config: dict[str, Any]) -> tuple[TensorSpec, ...]:
-    c, h, w = _unet2d_shape(config)
-    common = (TensorSpec("sample", ("B", c, h, w)), TensorSpec("timestep", ("B",)))
-    return (*common, TensorSpec("class_labels", ("B",), "int64")) if config.get("num_class_embeds") else common
-
-
-def _unet2d_conditioning(config: dict[str, Any]) -> Conditioning:
-    """The last class embedding is the null class, as classifier-free training adds it."""
-    count = config.get("num_class_embeds")
-    return Conditioning("class", count - 1, count - 1) if count else Conditioning()
-
-
-def _unet2d_shape(config: dict[str, Any]) -> tuple[int, int, int]:
-    size = config["sample_size"]
-    h, w = (size, size) if isinstance(size, int) else size
-    return config["in_channels"], h, w
-
-
-ARCHITECTURES = {"UNet2DModel": Architecture(_build_unet2d, _unet2d_inputs, _unet2d_conditioning, _unet2d_shape)}
+ARCHITECTURES: dict[str, Architecture] = {**UNETS, **TRANSFORMERS}
 
 
 def architecture(name: str) -> Architecture:
-    """The entry called `name`; UserError with the nearest name otherwise."""
+    """The entry called `name`, or the imported module it names; UserError with the nearest name otherwise."""
+    if name.startswith(PREFIX):
+        return imported_architecture(name)
     if name not in ARCHITECTURES:
         raise unknown("architecture", name, ARCHITECTURES)
     return ARCHITECTURES[name]
+
+
+def with_sizes(config: Config, **sizes: int) -> Config:
+    """The config with other default sizes of its symbols, e.g. `H=16, W=16, L=8`."""
+    mine = config.get(OURS) or {}
+    return {**config, OURS: {**mine, "sizes": {**mine.get("sizes", {}), **sizes}}}
+
+
+def with_controlnet(config: Config) -> Config:
+    """The config of a conditional U-Net that is fed a ControlNet's residuals as well."""
+    return {**config, OURS: {**(config.get(OURS) or {}), "controlnet": True}}
+
+
+def hollow(name: str, config: Config) -> nn.Module:
+    """The network of a config without memory for its parameters, which are on the meta device; buffers that are no part
+    of its weights (tables of positions) hold their values."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return architecture(name).build(config)

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.models.architectures import ARCHITECTURES
+from optimize.models.entry import Config, from_diffusers, square
 from optimize.network import TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-Config = dict[str, Any]
 Role = Literal["denoiser", "decoder", "text encoder"]
 SIZED = 64  # latents, where a config names no size
 
@@ -31,15 +31,6 @@ class Component:
     inputs: Callable[[Config], tuple[TensorSpec, ...]]
 
 
-def _diffusers(name: str) -> Callable[[Config], nn.Module]:
-    def build(config: Config) -> nn.Module:
-        import diffusers
-
-        return getattr(diffusers, name).from_config(config)
-
-    return build
-
-
 def _transformers(name: str, config_name: str) -> Callable[[Config], nn.Module]:
     def build(config: Config) -> nn.Module:
         import transformers
@@ -50,7 +41,7 @@ def _transformers(name: str, config_name: str) -> Callable[[Config], nn.Module]:
 
 
 def _decoder(config: Config) -> nn.Module:
-    return _as_called(_diffusers("AutoencoderKL")(config), "decoder")
+    return _as_called(from_diffusers("AutoencoderKL")(config), "decoder")
 
 
 def _as_called(module: nn.Module, role: Role) -> nn.Module:
@@ -60,36 +51,9 @@ def _as_called(module: nn.Module, role: Role) -> nn.Module:
     return module
 
 
-def _square(config: Config, default: int = SIZED) -> tuple[int, int]:
-    size = config.get("sample_size") or default
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _conditional_unet_inputs(config: Config) -> tuple[TensorSpec, ...]:
-    """Text states of 77 tokens, CLIP's length; SDXL's pooled text and size embeddings are nested (see `nested`)."""
-    latents = TensorSpec("sample", ("B", config.get("in_channels", 4), *_square(config)))
-    width = config.get("encoder_hid_dim") or config.get("cross_attention_dim", 1280)
-    text = TensorSpec("encoder_hidden_states", ("B", 77, width if isinstance(width, int) else max(width)))
-    common = (latents, TensorSpec("timestep", ("B",)), text)
-    if config.get("addition_embed_type") != "text_time":
-        return common
-    ids = 6 if config.get("addition_time_embed_dim") else 0
-    pooled = config["projection_class_embeddings_input_dim"] - ids * config["addition_time_embed_dim"]
-    return (
-        *common,
-        TensorSpec("added_cond_kwargs.text_embeds", ("B", pooled)),
-        TensorSpec("added_cond_kwargs.time_ids", ("B", ids)),
-    )
-
-
-def _dit_inputs(config: Config) -> tuple[TensorSpec, ...]:
-    latents = TensorSpec("hidden_states", ("B", config.get("in_channels", 4), *_square(config, 32)))
-    return (latents, TensorSpec("timestep", ("B",), "int64"), TensorSpec("class_labels", ("B",), "int64"))
-
-
 def _decoder_inputs(config: Config) -> tuple[TensorSpec, ...]:
     shrink = 2 ** (len(config["block_out_channels"]) - 1)
-    h, w = (side // shrink for side in _square(config, SIZED * shrink))
+    h, w = (side // shrink for side in square(config, SIZED * shrink))
     return (TensorSpec("z", ("B", config.get("latent_channels", 4), h, w)),)
 
 
@@ -99,8 +63,6 @@ def _token_inputs(config: Config) -> tuple[TensorSpec, ...]:
 
 COMPONENTS: dict[str, Component] = {
     **{name: Component("denoiser", a.build, a.inputs) for name, a in ARCHITECTURES.items()},
-    "UNet2DConditionModel": Component("denoiser", _diffusers("UNet2DConditionModel"), _conditional_unet_inputs),
-    "DiTTransformer2DModel": Component("denoiser", _diffusers("DiTTransformer2DModel"), _dit_inputs),
     "AutoencoderKL": Component("decoder", _decoder, _decoder_inputs),
     "CLIPTextModel": Component("text encoder", _transformers("CLIPTextModel", "CLIPTextConfig"), _token_inputs),
     "CLIPTextModelWithProjection": Component(

@@ -45,7 +45,7 @@ class Coupled:
     head_width: int
 
 
-def trace(module: nn.Module, feed: dict[str, Tensor], output: Callable[[Any], Tensor]) -> Any:
+def trace(module: nn.Module, feed: dict[str, Any], output: Callable[[Any], Tensor]) -> Any:
     """torch-pruning's graph of `module` (its parameters must require gradients). Raises EnvironmentLacks without it."""
     import torch
 
@@ -141,7 +141,7 @@ def norm_sizes(module: nn.Module) -> dict[str, tuple[int, int]]:
     return {path: (m.num_groups, m.num_channels) for path, m in module.named_modules() if isinstance(m, nn.GroupNorm)}
 
 
-def repair(module: nn.Module, norms: dict[str, tuple[int, int]], whole: set[str], feed: dict[str, Tensor]) -> None:
+def repair(module: nn.Module, norms: dict[str, tuple[int, int]], whole: set[str], feed: dict[str, Any]) -> None:
     """Make the sizes that modules keep as attributes follow their weights, in place, and run the network once.
 
     `norms`: `norm_sizes` before; `whole`: the norms that lost whole groups. Resampling modules learn their width from
@@ -191,10 +191,33 @@ def _resnet(m: Any) -> None:
 
 def _attention(m: Any) -> None:
     head = m.inner_dim // m.heads
-    m.query_dim, m.cross_attention_dim = m.to_q.in_features, m.to_k.in_features
-    m.inner_dim, m.inner_kv_dim = m.to_q.out_features, m.to_k.out_features
+    key = m.to_q if m.to_k is None else m.to_k  # None: keys are those of added projections alone
+    m.query_dim, m.cross_attention_dim = m.to_q.in_features, key.in_features
+    m.inner_dim, m.inner_kv_dim = m.to_q.out_features, key.out_features
     m.heads = m.sliceable_head_dim = m.inner_dim // head
-    m.out_dim = m.out_context_dim = m.to_out[0].out_features
+    m.out_dim = m.to_out[0].out_features
+    m.out_context_dim = m.out_dim if m.to_add_out is None else m.to_add_out.out_features
 
 
-_SIZES: dict[str, Callable[[Any], None]] = {"ResnetBlock2D": _resnet, "Attention": _attention}
+def _flux_attention(m: Any) -> None:
+    m.inner_dim = m.to_q.out_features
+    m.heads = m.inner_dim // m.head_dim
+
+
+def _flux_single(m: Any) -> None:
+    m.mlp_hidden_dim = m.proj_mlp.out_features
+
+
+def _attention_1d(m: Any) -> None:
+    head = m.channels // m.num_heads
+    m.channels = m.query.out_features
+    m.num_heads = m.channels // head
+
+
+_SIZES: dict[str, Callable[[Any], None]] = {
+    "ResnetBlock2D": _resnet,
+    "Attention": _attention,
+    "FluxAttention": _flux_attention,
+    "FluxSingleTransformerBlock": _flux_single,
+    "SelfAttention1d": _attention_1d,
+}

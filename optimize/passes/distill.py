@@ -7,11 +7,14 @@ trajectory regression (Luhman & Luhman 2021, arXiv 2101.02388, by segments): it 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from optimize.context import conditioned
+from optimize.denoiser import moved
 from optimize.errors import UserError
 from optimize.registry import PASSES
 from optimize.training import TrainingConfig, draw, train
@@ -81,7 +84,7 @@ class Distill(TrainingConfig):
         weight = self._weight(teacher)
         if self.method == "multistep_consistency":
             guide = Guide(teacher.denoiser, teacher.sampler, weight)
-            loss = self.loss(student.denoiser, guide, context.data, context.seed)
+            loss = self.loss(student.denoiser, guide, conditioned(context.data, model), context.seed)
         else:
             loss = self.regression(student.denoiser, self._trajectories(teacher, weight, context), context.seed)
         record = train(
@@ -132,13 +135,13 @@ class Distill(TrainingConfig):
             z_t = at_t[0] * batch.x.double() + at_t[1] * batch.eps.double()
 
             def from_s(z_s: Tensor) -> Tensor:
-                return learner(z_s, s, batch.labels)[0]
+                return learner(z_s, s, batch.condition)[0]
 
             with torch.no_grad():
                 ends = level.expand(u.s == u.step)
-                x_teacher = guide(z_t, t, batch.labels)
+                x_teacher = guide(z_t, t, batch.condition)
                 target = ops.consistency_target(z_t, x_teacher, from_s, at_t, at_s, at_step, ends)
-            squared = (learner(z_t, t, batch.labels)[0] - target).square().flatten(1).sum(1)
+            squared = (learner(z_t, t, batch.condition)[0] - target).square().flatten(1).sum(1)
             distance = ops.pseudo_huber(squared, ops.huber_width(target[0].numel()))
             power = 0.5 if self.weighting == "v_norm" else 1.0
             return (ops.snr_plus_one(*at_t).flatten() ** power * distance).mean()
@@ -163,12 +166,12 @@ class Distill(TrainingConfig):
             key = ("distill", seed, step, "trajectory")
             index = torch.from_numpy(rng.integers(0, pool.states.shape[1], (self.batch,), *key)[part])
             z_t, z_s = (pool.states[segment + i, index].to(share.device).double() for i in (0, 1))
-            labels = None if pool.labels is None else pool.labels[index].to(share.device)
+            condition = moved(pool.condition(index), share.device)
             level = Levels(student, z_t)
             (t, at_t), (_, at_s) = (level(np.take(u, segment.numpy() + i)) for i in (0, 1))
             target = ops.inv_ddim(z_s, z_t, *at_s, *at_t)
             learner = student.with_network(TorchNetwork(module, student.network.inputs))
-            squared = (learner(z_t, t, labels)[0] - target).square().flatten(1).sum(1)
+            squared = (learner(z_t, t, condition)[0] - target).square().flatten(1).sum(1)
             distance = ops.pseudo_huber(squared, ops.huber_width(target[0].numel()))
             return (ops.snr_plus_one(*at_t).flatten() ** 0.5 * distance).mean()
 
@@ -182,7 +185,8 @@ class Distill(TrainingConfig):
         key = {"config": self.to_json(), "seed": context.seed, "teacher": teacher.id, "weight": weight}
         sampler = self._teacher_sampler(teacher, weight)
         tensors = kept(folder, key, lambda: draw_trajectories(teacher, sampler, self, context))
-        return Trajectories(tensors["states"], tensors.get("labels"))
+        told = teacher.condition if teacher.denoiser.conditioning.kind == "tensors" else None
+        return Trajectories(tensors["states"], tensors.get("labels"), told)
 
     def _teacher_sampler(self, teacher: Model, weight: float) -> Sampler:
         import numpy as np
@@ -222,10 +226,18 @@ def refuse(model: Model, teacher: Model) -> None:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """The guided teacher's states at the ends of all segments, (nfe+1, N, C, H, W) float32, noise first; labels (N,)."""
+    """The guided teacher's states at the ends of all segments, (nfe+1, N, C, H, W) float32, noise first; labels (N,), or
+    `told`, which gives the condition of the trajectories of these numbers."""
 
     states: Tensor
     labels: Tensor | None
+    told: Callable[[Sequence[int]], Any] | None = None
+
+    def condition(self, rows: Tensor) -> Any:
+        """What the trajectories in `rows` (B,) were conditioned on."""
+        if self.told is not None:
+            return self.told(rows.tolist())
+        return None if self.labels is None else self.labels[rows]
 
 
 def draw_trajectories(teacher: Model, sampler: Sampler, config: Distill, context: Context) -> dict[str, Tensor]:
@@ -248,8 +260,8 @@ def draw_trajectories(teacher: Model, sampler: Sampler, config: Distill, context
             z = torch.stack(
                 [torch.from_numpy(rng.normal(teacher.shape, "distill", context.seed, "z", i)) for i in seeds]
             )
-            given = drawn["labels"][start : seeds.stop].to(context.device) if drawn else None
-            path = trajectory(sampler, teacher.denoiser, z.to(context.device), given)
+            given = drawn["labels"][start : seeds.stop] if drawn else teacher.condition(seeds)
+            path = trajectory(sampler, teacher.denoiser, z.to(context.device), moved(given, context.device))
             states = [(s.z if isinstance(s, Step) else s).float().cpu() for s in path]
             parts.append(torch.stack(states[::stride]))
             advance(len(seeds))
@@ -264,22 +276,22 @@ class Guide:
     sampler: Sampler
     weight: float
 
-    def __call__(self, z: Tensor, t_B: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(self, z: Tensor, t_B: Tensor, condition: Any) -> Tensor:
         """x^ (B,C,H,W) without gradients, clipped as the teacher's sampler clips."""
         import torch
 
         with torch.no_grad():
             self.denoiser.network.module.to(z.device)  # type: ignore[attr-defined]
-            x = self._guided(z, t_B, labels) if self.weight else self.denoiser(z, t_B, labels)[0]
+            x = self._guided(z, t_B, condition) if self.weight else self.denoiser(z, t_B, condition)[0]
             return x if self.sampler.clip is None else x.clamp(-self.sampler.clip, self.sampler.clip)
 
-    def _guided(self, z: Tensor, t_B: Tensor, labels: Tensor | None) -> Tensor:
+    def _guided(self, z: Tensor, t_B: Tensor, condition: Any) -> Tensor:
         import torch
 
-        null = self.denoiser.conditioning.null
-        if null is None or labels is None:
+        null = self.denoiser.unconditional(condition)
+        if null is None:
             raise UserError(f"distill.guidance: {self.weight:g} given, but the teacher has no null class. Set it to 0.")
-        both = torch.cat([labels, torch.full_like(labels, null)])
+        both = self.denoiser.both(condition, null)
         x_c, x_u = self.denoiser(torch.cat([z, z]), torch.cat([t_B, t_B]), both)[0].chunk(2)
         return x_c + self._weights(t_B, z) * (x_c - x_u)
 

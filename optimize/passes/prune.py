@@ -1,9 +1,11 @@
-"""Structured channel pruning of a U-Net to a budget of MACs, ranked by diffusion-aware Taylor importance.
+"""Structured channel pruning of a denoiser to a budget of MACs, ranked by diffusion-aware Taylor importance.
 
 torch-pruning's dependency graph (Fang et al., arXiv 2301.12900) says which slices of which layers go together; the
 importance is Diff-Pruning's (Fang et al., NeurIPS 2023, arXiv 2305.10924), the selection is `ops/groups.py`. Both the
 inside of residual blocks and the trunk that residual sums and skips chain together are pruned, since only a thinner
 trunk makes every layer cheaper. Heads of attention go whole, norms keep their groups where the widths allow it.
+Networks with transformer blocks are pruned inside their blocks (`ops/blocks.py`); their trunk stays as it is, but for
+conditional U-Nets (`ops/trunk.py`).
 """
 
 from __future__ import annotations
@@ -113,13 +115,13 @@ def accumulate_gradients(model: Model, context: Context, batch: int, stride: int
     from optimize.ops.importance import Cutoff
 
     times, cutoff = timesteps(model, stride), Cutoff(threshold)
-    x, e, labels = scoring_batch(model, context, batch)
+    x, e, condition = scoring_batch(model, context, batch)
     losses: list[float] = []
     stopped: float | None = None
     model.module.to(context.device).eval()
     with context.progress("prune: importance", len(times)) as advance:
         for t in times:
-            loss = raw_loss(model, x, e, t, labels)
+            loss = raw_loss(model, x, e, t, condition)
             if _reached(cutoff, float(loss.detach()), t):
                 stopped = t
                 break
@@ -154,31 +156,30 @@ def timesteps(model: Model, stride: int) -> list[float]:
     return [float(t) for t in schedule.time(np.arange(1, count + 1) / count)]
 
 
-def scoring_batch(model: Model, context: Context, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Seeded (x, noise) (B,C,H,W) and labels (B,), a tenth of them null where the model has a null class."""
+def scoring_batch(model: Model, context: Context, batch: int) -> tuple[Tensor, Tensor, Any]:
+    """Seeded (x, noise) (B,C,H,W) and their condition, that of every tenth the unconditional one where there is such."""
     import torch
 
     from optimize import rng
+    from optimize.context import conditioned
+    from optimize.denoiser import moved
 
-    data, conditioning = context.data, model.denoiser.conditioning
-    assert data is not None
+    assert context.data is not None
+    data = conditioned(context.data, model)
     rows = torch.from_numpy(rng.generator("prune", "rows", context.seed).permutation(len(data.images))[:batch].copy())
     x = data.images[rows].to(context.device)
     e = torch.from_numpy(rng.normal(tuple(x.shape), "prune", "noise", context.seed)).to(x)
-    if conditioning.kind == "none" or data.labels is None:
-        return x, e, None
-    labels = data.labels[rows]
-    if conditioning.null is not None:
-        labels = torch.where(torch.arange(len(rows)) % 10 == 9, conditioning.null, labels)
-    return x, e, labels.to(context.device)
+    condition = None if model.denoiser.conditioning.kind == "none" else data.condition(rows)
+    condition = model.denoiser.dropped(condition, torch.arange(len(rows)) % 10 == 9)
+    return x, e, moved(condition, context.device)
 
 
-def raw_loss(model: Model, x: Tensor, e: Tensor, t: float, labels: Tensor | None) -> Tensor:
+def raw_loss(model: Model, x: Tensor, e: Tensor, t: float, condition: Any) -> Tensor:
     """Scalar MSE between the raw output at native time t and its true target."""
-    denoiser = model.denoiser
+    denoiser, about = model.denoiser, model.denoiser.parameterization
     alpha, sigma = float(denoiser.schedule.alpha(t)), float(denoiser.schedule.sigma(t))
-    raw = denoiser.network(**denoiser.feed(alpha * x + sigma * e, t, labels))
-    return (raw - denoiser.parameterization.target(x, e, alpha, sigma)).square().mean()
+    raw = about.mean(denoiser.network(**denoiser.feed(alpha * x + sigma * e, t, condition)))
+    return (raw - about.target(x, e, alpha, sigma)).square().mean()
 
 
 class Plan:
@@ -186,13 +187,18 @@ class Plan:
 
     def __init__(self, model: Model, config: Prune, seed: int) -> None:
         from optimize import macs
-        from optimize.network import example_inputs, raw_output
-        from optimize.ops import dependency
+        from optimize.denoiser import moved
+        from optimize.network import example_inputs, nested, raw_output
+        from optimize.ops import blocks, dependency
 
-        self.module, self.inputs, self.config, self.seed = model.module, model.inputs, config, seed
+        self.module, self.config, self.seed = model.module, config, seed
         self.round_to, self.share = int(config.round_to), config.max_share
-        self.graph = dependency.trace(model.module, example_inputs(model.inputs, 1), raw_output)
-        self.coupled = dependency.coupled_groups(self.graph, model.module)
+        self.feed, self.graph = nested(moved(example_inputs(model.inputs, 1), _device(model))), None
+        if blocks.opaque(model.module):
+            self.coupled = blocks.known_groups(model.module, [spec.name for spec in model.inputs])
+        else:
+            self.graph = dependency.trace(model.module, self.feed, raw_output)
+            self.coupled = dependency.coupled_groups(self.graph, model.module)
         self.scores = [self._importance(g) for g in self.coupled]
         self.terms = layer_terms(model.module, self.coupled, macs.by_module(model))
 
@@ -234,14 +240,14 @@ class Plan:
 
     def remove(self, chosen: list[Group]) -> list[dict[str, Any]]:
         """Remove the chosen channels from every coupled layer and repair the rest; returns what is kept, by group."""
-        from optimize.network import example_inputs
-        from optimize.ops import dependency
+        from optimize.ops import blocks, dependency
 
         norms = dependency.norm_sizes(self.module)
         gone = [frozenset(g.removed(len(g.units)).tolist()) for g in chosen]
-        dependency.remove(self.graph, zip(self.coupled, gone, strict=True))
+        pairs = list(zip(self.coupled, gone, strict=True))
+        blocks.remove(pairs) if self.graph is None else dependency.remove(self.graph, pairs)
         whole = {p for c in self.coupled if self._whole(c, self.round_to) for p in c.norms}
-        dependency.repair(self.module, norms, whole, example_inputs(self.inputs, 1))
+        dependency.repair(self.module, norms, whole, self.feed)
         kept = [sorted(set(range(g.width)) - cut) for g, cut in zip(chosen, gone, strict=True)]
         return [{"name": g.name, "of": g.width, "kept": k} for g, k in zip(chosen, kept, strict=True)]
 
@@ -283,6 +289,10 @@ class Plan:
         return (total / total.mean() if by_size else total).numpy()
 
 
+def _device(model: Model) -> Any:
+    return next(model.module.parameters()).device
+
+
 def sliced_parameters(part: Slice) -> list[tuple[Tensor, int]]:
     """(parameter, dimension that is cut) of a layer in a group; a bias is cut with the outputs only."""
     from torch import nn
@@ -307,7 +317,7 @@ def layer_terms(module: nn.Module, coupled: list[Coupled], costs: dict[str, int]
             if part.path in costs:
                 (outputs if part.outputs else inputs)[part.path][number] = len(part.own) // group.width
             owner = part.path.rpartition(".")[0]
-            if group.head_width and owner in costs and part.path.endswith("to_q"):
+            if group.head_width and owner in costs and part.path.endswith((".to_q", ".query")):
                 outputs[owner][number] = 1  # an attention's products are proportional to its inner width
     widths, terms = [g.width for g in coupled], []
     for path, macs in costs.items():
@@ -323,7 +333,7 @@ def layer_size(layer: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) in channels of a convolution or linear layer; (0, 0) of anything else."""
     from torch import nn
 
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer.in_channels // layer.groups, layer.out_channels
     return (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else (0, 0)
 

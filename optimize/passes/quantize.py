@@ -1,8 +1,9 @@
-"""Post-training INT8: nvidia-modelopt's quantizers on convolutions and linears, calibrated along the model's own sampler.
+"""Post-training INT8 or FP8: nvidia-modelopt's quantizers on convolutions and linears, calibrated along the model's own
+sampler.
 
-Weights per output channel, activations per tensor. Layers that hurt more than they save (first and last convolution,
-time embedding, shortcuts, norms: NVIDIA's list for diffusion U-Nets) compute in high precision; their weights are
-stored in 16 bit, or, where `weight_only` says so, as INT8 codes that are widened before use.
+Activations per tensor; weights per output channel in INT8, per tensor in FP8. Layers that hurt more than they save
+(see `optimize.quantizable`) compute in high precision; their weights are stored in 16 bit, or, where `weight_only`
+says so, as INT8 codes that are widened before use.
 """
 
 from __future__ import annotations
@@ -13,39 +14,44 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from optimize.configs import Config
+from optimize.network import TorchNetwork
+from optimize.ops.quantization import Bits, exact_amax, relative_l2
+from optimize.quantizable import KEEP, WEIGHT_ONLY
 from optimize.registry import PASSES
 
 if TYPE_CHECKING:
     from torch import nn
 
     from optimize.calibration import Feed
-    from optimize.context import Advance, Context
+    from optimize.context import Context
     from optimize.model import Model
-
-KEEP = (
-    "time_emb_proj|time_embedding|class_embedding|add_embedding|pos_embed|time_text_embed|context_embedder",
-    "(^|[.])conv_in$|(^|[.])conv_out$|conv_shortcut|norm_out|x_embedder",
-)
-WEIGHT_ONLY = ("time_emb_proj|time_embedding|conv_shortcut",)
 
 
 @PASSES.register("quantize")
 class Quantize(Config):
-    """INT8 weights and activations by post-training calibration."""
+    """8-bit weights and activations by post-training calibration."""
 
-    format: Literal["int8"] = "int8"  # what weights and activations become
-    samples: Annotated[int, Field(ge=1)] = 256  # images drawn for calibration; every network call of them counts
-    batch: Annotated[int, Field(ge=1)] = 64  # images drawn at once
+    format: Literal["int8", "fp8"] = "int8"  # what weights and activations become; fp8 is E4M3
+    # what the ranges of activations are taken from: the calls of the model's own sampler, or, for a network too large
+    # to draw images from here, seeded noise at a few noise levels
+    inputs: Literal["trajectory", "noise"] = "trajectory"
+    levels: Annotated[int, Field(ge=1)] = 10  # noise levels from nearly clean to noisiest, for inputs: noise
+    samples: Annotated[int, Field(ge=1)] = 256  # images drawn (every network call of them counts), or fed at each level
+    batch: Annotated[int, Field(ge=1)] = 64  # images at once
     calibration: Literal["max", "percentile"] = "max"  # range of an activation: its largest value, or a percentile
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99  # of |activation|, for calibration: percentile
-    # 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
+    # of INT8. 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
     weight_bits: Literal[7, 8] = 7
+    # one range for every output channel of a weight, or one for all. None: channel for int8, tensor for fp8. Where every
+    # channel has its own, TensorRT-RTX 1.7 writes the output of a convolution in FP32, with one scale in 16 bit
+    weight_range: Literal["channel", "tensor"] | None = None
     # linear layers: weights and activations, weights alone (computed in high precision), or neither. On CPUs a linear
     # layer of an image's few hundred positions costs more to round than it saves
-    linear: Literal["int8", "weight_only", "keep"] = "int8"
+    linear: Literal["quantize", "weight_only", "keep"] = "quantize"
     keep: tuple[str, ...] = KEEP  # regular expressions; a module path that matches one stays in high precision
     weight_only: tuple[str, ...] = WEIGHT_ONLY  # of the kept layers: stored as INT8, computed in high precision
-    kept_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"  # how the weights that are kept are stored
+    # how the weights that are kept are stored; step sizes are numbers of it as well, so a graph in it loses nothing
+    kept_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     # a layer whose output is off by more (relative L2) is kept
     max_layer_error: Annotated[float, Field(gt=0)] | None = None
 
@@ -64,79 +70,138 @@ class Quantize(Config):
         return value
 
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
-        """The fake-quantized model and the record {quantizers, kept_dtype, kept, layer_error, error_by_time, error}."""
+        """The fake-quantized model and the record {quantizers, kept_dtype, kept {layer: why}, layer_error,
+        error_by_time, error, calibration {calls, inputs}}.
+
+        Raises UserError where nothing in the network can be quantized."""
         from optimize import quantizers as q
-        from optimize.calibration import trajectory_inputs
-        from optimize.network import TorchNetwork
-        from optimize.parity import parity
 
         module = model.clone().module
-        table = self._table(module)
+        table, kept = self.plan(module)
         with context.progress("calibrate", 3) as advance:
-            feeds = trajectory_inputs(model, self.samples, context.seed, self.batch)
+            feeds = self.feeds(model, context.seed)
             advance(1, f"{len(feeds)} network calls recorded")
             q.insert(module, table)
-            self._calibrate(module, table, feeds, advance)
+            table = self._calibrate(module, table, feeds, kept)
+            advance(1)
             errors = layer_errors(module, table, feeds)
-            table = self._take_back(module, table, errors)
-            advance(1, f"{sum(row['input'] is not None for row in table)} layers in INT8")
+            table = self._take_back(module, table, errors, kept)
+            advance(1, f"{len(q.formats(table))} layers in {self.format.upper()}")
         q.round_weights(module, table, self.kept_dtype)
         q.store_compactly(module, table, self.kept_dtype)
         structure = {"quantizers": table, "kept_dtype": self.kept_dtype}
         quantized = model.with_module(module, {"pass": "quantize", "record": structure})
         record = {
             **structure,
-            "kept": sorted({n for n, m in module.named_modules() if quantizable(m)} - int8_layers(table)),
+            "kept": dict(sorted(kept.items())),
             "layer_error": {n: round(e, 6) for n, e in sorted(errors.items(), key=lambda x: -x[1])},
             "error_by_time": call_errors(model, quantized, feeds),
-            "error": parity(model, TorchNetwork(module, model.inputs))["relative_l2"],
+            "error": self._error(model, quantized),
+            "calibration": {"inputs": self.inputs, "calls": len(feeds)},
         }
         return quantized, record
 
-    def role(self, path: str, layer: nn.Module) -> str:
-        """What becomes of the layer at `path`: "int8", "weight_only" or "keep"."""
-        from torch import nn
+    def plan(self, module: nn.Module) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """(rows without ranges: the layers that compute in the format, and those of which the weights alone become
+        INT8; {layer that computes in high precision: why}). UserError where the first are none."""
+        from optimize.errors import UserError
+        from optimize.quantizable import layers
 
-        if any(re.search(text, path) for text in self.keep):
-            return "weight_only" if any(re.search(text, path) for text in self.weight_only) else "keep"
-        return self.linear if isinstance(layer, nn.Linear) else "int8"
-
-    def _table(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Rows without ranges: the layers that compute in INT8, and those of which the weights alone become INT8."""
         rows: list[dict[str, Any]] = []
-        for path, layer in module.named_modules():
-            role = self.role(path, layer) if quantizable(layer) else "keep"
-            if role == "int8":
-                bits = {"bits": self.weight_bits, "axis": 0}
-                rows.append({"module": path, "weight": bits, "input": {"bits": 8, "axis": None}})
+        kept: dict[str, str] = {}
+        for path, layer in layers(module):
+            role, why = self.role(path, layer)
+            if why:
+                kept[path] = why
+            if role == "quantize":
+                rows.append({"module": path, "weight": self._weight(), "input": {"bits": self._bits(8), "axis": None}})
             elif role == "weight_only":
                 rows.append({"module": path, "weight": {"bits": 8, "axis": 0}, "input": None})
-        return rows
+        if all(row["input"] is None for row in rows):
+            raise UserError(
+                f"quantize: no layer of {type(module).__name__} would compute in {self.format.upper()}: "
+                f"{len(kept)} convolutions and linear layers are kept{_first_reasons(kept)}. Narrow `keep`, set "
+                "`linear: quantize`, or leave the pass out."
+            )
+        return rows, kept
 
-    def _calibrate(self, module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed], advance: Advance) -> None:
-        """Set every quantizer's amax: weights from themselves, inputs from the recorded calls through the float network."""
+    def role(self, path: str, layer: nn.Module) -> tuple[str, str]:
+        """What becomes of the layer at `path` ("quantize", "weight_only" or "keep"), and why where it is not the first."""
+        from torch import nn
+
+        from optimize.quantizable import matching, unfit
+
+        if (found := matching(path, self.keep)) is not None:
+            narrow = matching(path, self.weight_only) is not None
+            return ("weight_only" if narrow else "keep"), f"keep: {found}"
+        if self.linear != "quantize" and isinstance(layer, nn.Linear):
+            return self.linear, f"linear: {self.linear}"
+        why = unfit(layer, self.format)
+        return ("keep" if why else "quantize"), why
+
+    def _bits(self, integers: int) -> Bits:
+        return "e4m3" if self.format == "fp8" else integers
+
+    def _weight(self) -> dict[str, Any]:
+        each = self.weight_range or ("tensor" if self.format == "fp8" else "channel")
+        return {"bits": self._bits(self.weight_bits), "axis": 0 if each == "channel" else None}
+
+    def feeds(self, model: Model, seed: int) -> list[Feed]:
+        """The network inputs that ranges are taken from, a dictionary a call."""
+        from optimize.calibration import noised_feeds, trajectory_inputs
+
+        if self.inputs == "noise":
+            return noised_feeds(model, self.samples, seed, self.batch, self.levels)
+        return trajectory_inputs(model, self.samples, seed, self.batch)
+
+    def _error(self, model: Model, quantized: Model) -> float:
+        """Worst relative L2 over noise levels, of no larger batches and no more levels than calibration had."""
+        from optimize.parity import parity
+
+        levels, batch = min(10, self.levels), min(8, self.batch, self.samples)
+        return parity(model, quantized.denoiser.network, levels, batch)["relative_l2"]
+
+    def _calibrate(
+        self, module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed], kept: dict[str, str]
+    ) -> list[dict[str, Any]]:
+        """Set every quantizer's amax: weights from themselves, inputs from the recorded calls through the float network.
+        Returns the table without the layers that were never called, which are plain again."""
         import torch
 
         from optimize import quantizers as q
 
-        layers = [module.get_submodule(row["module"]) for row in table]
         if self.calibration == "percentile":
-            for layer in (x for x in layers if x.input_quantizer.is_enabled):
+            for layer in (x for x in _layers(module, table) if x.input_quantizer.is_enabled):
                 layer.input_quantizer.set_from_attribute_config({"calibrator": "histogram"})
+        run = TorchNetwork(module, ())
         with torch.inference_mode():
             for quantizer in q.quantizers(module, table):
                 quantizer.disable_quant()
                 quantizer.enable_calib()
             for feed in feeds:
-                module(**feed)
-        for layer in layers:
+                run(**feed)
+        table = self._called(module, table, kept)
+        for layer in _layers(module, table):
             layer.weight_quantizer.load_calib_amax()
             if layer.input_quantizer.is_enabled:
                 layer.input_quantizer.load_calib_amax(*self._method(), **self._options())
+        dtype = getattr(torch, q.DTYPES[self.kept_dtype])
         for quantizer in q.quantizers(module, table):
+            quantizer.amax = exact_amax(quantizer.amax, q.bits_of(quantizer), dtype)
             quantizer.disable_calib()
             quantizer.enable_quant()
-        advance(1)
+        return table
+
+    @staticmethod
+    def _called(module: nn.Module, table: list[dict[str, Any]], kept: dict[str, str]) -> list[dict[str, Any]]:
+        rows = []
+        for row in table:
+            if module.get_submodule(row["module"]).weight_quantizer._calibrator.compute_amax() is None:
+                kept[row["module"]] = "never called"
+                _make_plain(module, row["module"])
+            else:
+                rows.append(row)
+        return rows
 
     def _method(self) -> tuple[str, ...]:
         return ("percentile",) if self.calibration == "percentile" else ()
@@ -145,7 +210,7 @@ class Quantize(Config):
         return {"percentile": self.percentile} if self.calibration == "percentile" else {}
 
     def _take_back(
-        self, module: nn.Module, table: list[dict[str, Any]], errors: dict[str, float]
+        self, module: nn.Module, table: list[dict[str, Any]], errors: dict[str, float], kept: dict[str, str]
     ) -> list[dict[str, Any]]:
         """The calibrated table, without the layers that err too much; those become plain modules again."""
         from optimize import quantizers as q
@@ -154,8 +219,8 @@ class Quantize(Config):
         for row in table:
             path = row["module"]
             if self.max_layer_error is not None and errors[path] > self.max_layer_error:
-                parent, _, name = path.rpartition(".")
-                setattr(module.get_submodule(parent), name, module.get_submodule(path).export())
+                kept[path] = f"error {errors[path]:.3g} above {self.max_layer_error:g}"
+                _make_plain(module, path)
             else:
                 rows.append(q.entry(path, module.get_submodule(path)))
         return rows
@@ -168,16 +233,18 @@ class Quantize(Config):
         return q.store_compactly(q.insert(module, record["quantizers"]), record["quantizers"], record["kept_dtype"])
 
 
-def quantizable(module: nn.Module) -> bool:
-    """Whether a module is a kind that can be quantized: a 2-D convolution or a linear layer."""
-    from torch import nn
-
-    return isinstance(module, nn.Conv2d | nn.Linear)
+def _layers(module: nn.Module, table: list[dict[str, Any]]) -> list[Any]:
+    return [module.get_submodule(row["module"]) for row in table]
 
 
-def int8_layers(table: list[dict[str, Any]]) -> set[str]:
-    """The modules that compute in INT8: weights and activations both."""
-    return {row["module"] for row in table if row["input"] is not None}
+def _make_plain(module: nn.Module, path: str) -> None:
+    """Take the quantizers of the layer at `path` away."""
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, module.get_submodule(path).export())
+
+
+def _first_reasons(kept: dict[str, str], most: int = 3) -> str:
+    return f" ({'; '.join(f'{n}: {why}' for n, why in list(kept.items())[:most])})" if kept else ""
 
 
 def layer_errors(module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed]) -> dict[str, float]:
@@ -186,7 +253,6 @@ def layer_errors(module: nn.Module, table: list[dict[str, Any]], feeds: list[Fee
     import torch
 
     from optimize import quantizers as q
-    from optimize.ops.quantization import relative_l2
 
     found: dict[str, list[float]] = {row["module"]: [] for row in table}
 
@@ -201,10 +267,11 @@ def layer_errors(module: nn.Module, table: list[dict[str, Any]], feeds: list[Fee
 
         return hook
 
+    run = TorchNetwork(module, ())
     hooks = [module.get_submodule(path).register_forward_hook(compare(path)) for path in found]
     with torch.inference_mode(), q.unquantized(module, table):
         for feed in feeds[:: max(1, len(feeds) // 8)][:8]:
-            module(**feed)
+            run(**feed)
     for hook in hooks:
         hook.remove()
     return {path: sum(values) / max(1, len(values)) for path, values in found.items()}
@@ -213,8 +280,6 @@ def layer_errors(module: nn.Module, table: list[dict[str, Any]], feeds: list[Fee
 def call_errors(model: Model, quantized: Model, feeds: list[Feed]) -> list[dict[str, float]]:
     """[{t, relative_l2}] of the quantized against the float network at the sampler's own times, first batch of each."""
     import torch
-
-    from optimize.ops.quantization import relative_l2
 
     first = {float(f["timestep"][0]): f for f in reversed(feeds)}
     with torch.inference_mode():

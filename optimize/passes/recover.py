@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from optimize.context import conditioned
 from optimize.errors import UserError
 from optimize.registry import PASSES
 from optimize.training import TrainingConfig, draw, train
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from optimize import rng
     from optimize.context import Context, Data
-    from optimize.denoiser import Conditioning, Denoiser
+    from optimize.denoiser import Denoiser
     from optimize.model import Model
     from optimize.schedule import Schedule
     from optimize.training import Loss, Share
@@ -52,7 +52,7 @@ class Recover(TrainingConfig):
         teacher = self._teacher(context)
         record = train(
             student.module,
-            self.loss(student.denoiser, teacher, context.data, context.seed),
+            self.loss(student.denoiser, teacher, conditioned(context.data, model), context.seed),
             self,
             seed=context.seed,
             name="recover",
@@ -71,6 +71,7 @@ class Recover(TrainingConfig):
 
     def loss(self, student: Denoiser, teacher: Denoiser | None, data: Data, seed: int) -> Loss:
         """The loss of one step: mean squared errors of the raw output, to the data and to the teacher's prediction."""
+        from optimize import rng
         from optimize.denoiser import coefficients
         from optimize.network import TorchNetwork
 
@@ -79,31 +80,20 @@ class Recover(TrainingConfig):
 
             key = ("recover", seed, step)
             batch = draw(data, self.batch, share, *key)
-            labels = self._dropped(batch.labels, student.conditioning, share, *key)
+            drop = rng.uniform((self.batch,), *key, "dropout")[share.of(self.batch)] < self.condition_dropout
+            condition = student.dropped(batch.condition, torch.from_numpy(drop))
             t = torch.from_numpy(training_times(student.schedule, batch.uniform)).to(share.device)
             alpha, sigma = coefficients(student.schedule, t, batch.x)
             z = alpha * batch.x + sigma * batch.eps
-            network = TorchNetwork(module, student.network.inputs)
-            raw = network(**student.feed(z, t, labels)).float()
-            target = student.parameterization.target
-            total = self.denoising * (raw - target(batch.x, batch.eps, alpha, sigma)).square().mean()
+            network, about = TorchNetwork(module, student.network.inputs), student.parameterization
+            raw = about.mean(network(**student.feed(z, t, condition))).float()
+            total = self.denoising * (raw - about.target(batch.x, batch.eps, alpha, sigma)).square().mean()
             if teacher is not None:
-                taught = target(*_teach(teacher, z, t, labels), alpha, sigma)
+                taught = about.target(*_teach(teacher, z, t, condition), alpha, sigma)
                 total = total + self.output_distillation * (raw - taught).square().mean()
             return total
 
         return loss
-
-    def _dropped(self, labels: Tensor | None, about: Conditioning, share: Share, *key: rng.Key) -> Tensor | None:
-        """Labels (B,) with some replaced by the null class, where there is one."""
-        import torch
-
-        from optimize import rng
-
-        if labels is None or about.null is None:
-            return labels
-        drop = rng.uniform((self.batch,), *key, "dropout")[share.of(self.batch)] < self.condition_dropout
-        return torch.where(torch.from_numpy(drop).to(labels.device), about.null, labels)
 
     @staticmethod
     def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
@@ -123,10 +113,10 @@ def training_times(schedule: Schedule, uniform_B: np.ndarray) -> np.ndarray:
     return np.exp(low + uniform_B * (high - low))
 
 
-def _teach(teacher: Denoiser, z: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def _teach(teacher: Denoiser, z: Tensor, t: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
     """The teacher's unguided (x^, e^) without gradients, on the device of `z`."""
     import torch
 
     teacher.network.module.to(z.device)  # type: ignore[attr-defined]
     with torch.no_grad():
-        return teacher(z, t, labels)
+        return teacher(z, t, condition)

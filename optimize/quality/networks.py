@@ -5,15 +5,13 @@ Weights come from a local folder or from the hub, as safetensors; code only by a
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError, did_you_mean
+from optimize import imports
+from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
 from optimize.quality import preprocess
 from optimize.quality.config import FeatureNetwork
 from optimize.weights import file_sha256
@@ -225,28 +223,4 @@ def _imported(config: FeatureNetwork, device: str) -> Network:
 
 def imported(path: str) -> Any:
     """`package.module:name`, found from the working directory as well. UserError where there is no such callable."""
-    module, _, names = path.partition(":")
-    try:
-        with _here():
-            value: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"import: {module} cannot be imported: {error}.") from error
-    for name in names.split("."):
-        if not hasattr(value, name):
-            offers = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            raise UserError(f"import: {module} has no {name}.{did_you_mean(name, offers)}")
-        value = getattr(value, name)
-    if not callable(value):
-        raise UserError(f"import: {path} is no callable; give images (N,C,H,W) -> features (N,D)")
-    return value
-
-
-@contextmanager
-def _here() -> Iterator[None]:
-    """The working directory among the places that modules are imported from."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
+    return imports.imported(path, "images (N,C,H,W) -> features (N,D)")

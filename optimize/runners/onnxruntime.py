@@ -14,12 +14,15 @@ from pydantic import Field
 from optimize.configs import Config
 from optimize.errors import EnvironmentLacks
 from optimize.network import TensorSpec
+from optimize.onnx_graph import NOTE
 from optimize.registry import RUNNERS
 from optimize.runner import Closing, onnx_file
 from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, provider_list, refuse_fallback
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ROUNDED = "values computed in FP32 and rounded to 16 bits"
 
 
 @RUNNERS.register("onnxruntime")
@@ -34,8 +37,10 @@ class OnnxRuntime(Config):
     spinning: bool = (
         True  # whether idle threads spin, as ONNX Runtime has it: faster alone, slower beside other processes
     )
-    # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says
+    # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says, rounded and computed in FP32
     int8: Literal["widen", "as_is"] = "widen"
+    # a 16-bit graph on the CPU, which has few such kernels: FP32 rounded after every operator, or as the file says
+    half: Literal["round", "as_is"] = "round"
 
     def open(self, folder: Path) -> OnnxRuntimeRunner:
         """Open a session; EnvironmentLacks without ONNX Runtime or the provider."""
@@ -77,8 +82,10 @@ class OnnxRuntimeRunner(Closing):
 
         _check_binding(options)
         graph, self._lowered = prepared(path, options)
+        self._rounds = any(ROUNDED in said for said in self._lowered)
         asked = provider_list(options.chosen, options.cuda_graphs)
-        session = onnxruntime.InferenceSession(graph, _settings(options), providers=asked)
+        settings = _settings(options, path, computes_in_16_bit=self._rounds)
+        session = onnxruntime.InferenceSession(graph, settings, providers=asked)
         session.disable_fallback()
         self._assigned = refuse_fallback(session, options.chosen)
         self._bound = BoundCalls(session, onnxruntime, options.cuda_graphs) if options.on_gpu else None
@@ -103,7 +110,8 @@ class OnnxRuntimeRunner(Closing):
         policy = {"provider": options.chosen, "io": options.io, "cuda_graphs": options.cuda_graphs}
         threads = {"threads": options.threads, "spinning": options.spinning}
         nodes = {"nodes": self._assigned}
-        return {**about, "precision": "fp32", **policy, **threads, **nodes, "lowered": self._lowered}
+        precision = self.held.get_modelmeta().custom_metadata_map.get(NOTE, "fp32")
+        return {**about, "precision": precision, **policy, **threads, **nodes, "lowered": self._lowered}
 
     def __exit__(self, *rest: Any) -> None:
         self._bound = None
@@ -122,26 +130,36 @@ def _check_binding(options: OnnxRuntime) -> None:
 
 
 def prepared(path: Path, options: OnnxRuntime) -> tuple[str | bytes, list[str]]:
-    """What the session is made of: the path, or the bytes of the widened graph, and what was changed."""
-    if options.chosen != PROVIDERS["cpu"] or options.int8 == "as_is":
+    """What the session is made of: the path, or the bytes of the rewritten graph, and what was changed."""
+    if options.chosen != PROVIDERS["cpu"]:
         return str(path), []
-    if b"QuantizeLinear" not in path.read_bytes():  # names of operators stand there as they are
+    written = path.read_bytes()  # names of operators and notes stand there as they are
+    half = NOTE.encode() in written and options.half == "round"
+    if not half and (options.int8 == "as_is" or b"QuantizeLinear" not in written):
         return str(path), []
     import onnx_ir as ir
 
+    from optimize.onnx_emulation import emulate
     from optimize.onnx_lowering import widen
 
     model = ir.load(path)
-    said = widen(model)
+    said = [f"{emulate(model)} {ROUNDED}"] if half else widen(model)
     return (ir.to_proto(model).SerializeToString(), said) if said else (str(path), [])
 
 
-def _settings(options: OnnxRuntime) -> Any:
+def _settings(options: OnnxRuntime, path: Path, computes_in_16_bit: bool) -> Any:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # a graph given as bytes looks for its weights here
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    if computes_in_16_bit:  # the optimizer would take the rounding for a detour, and widen all weights at once
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if options.chosen == PROVIDERS["cpu"] and options.int8 == "as_is":
+        # fused INT8 products saturate on CPUs without VNNI, and fused FP8 ones are refused as invalid
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if options.threads:
         settings.intra_op_num_threads = options.threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
@@ -149,5 +167,5 @@ def _settings(options: OnnxRuntime) -> Any:
 
 
 def _spec(node: Any) -> TensorSpec:
-    dims = tuple(d if isinstance(d, int) else "B" for d in node.shape)
+    dims = tuple(d if isinstance(d, int) else (d or "?") for d in node.shape)
     return TensorSpec(node.name, dims, "int64" if "int64" in node.type else "float32")

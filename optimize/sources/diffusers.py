@@ -1,4 +1,4 @@
-"""A folder in stock diffusers layout (model_index.json, unet/, scheduler/) becomes a Model."""
+"""A folder in stock diffusers layout (unet/ or transformer/, scheduler/) becomes a Model."""
 
 from __future__ import annotations
 
@@ -6,74 +6,97 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import ArtifactError, unknown
+from optimize.errors import ArtifactError, UserError, unknown
 from optimize.registry import SOURCES
-from optimize.weights import file_sha256, load_state, read_json, read_tensors
+from optimize.weights import file_sha256, load_state, read_json, read_tensors, read_weights, weights_files
 
 if TYPE_CHECKING:
     from optimize.model import Model
     from optimize.sampling import Sampler
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+NETWORKS = ("unet", "transformer")  # folders that hold the denoiser
 
 
 @SOURCES.register("diffusers")
 @dataclass(frozen=True)
 class DiffusersSource:
-    """`path`: the pipeline folder. `sha256`: expected hash of the weights file, checked before loading."""
+    """`path`: the pipeline folder. `sha256`: expected hash of the weights file, checked before loading. `conditions`: a
+    file of conditions (see `optimize.conditions`). `controlnet`: the U-Net is fed a ControlNet's residuals."""
 
     path: Path
     sha256: str | None = None
+    conditions: Path | None = None
+    controlnet: bool = False
 
     def fingerprint(self) -> dict[str, str]:
         """Content of the source: hash of every file that is read."""
-        files = [self.weights, self.path / "unet" / "config.json", self.path / "scheduler" / "scheduler_config.json"]
+        files = [*self.files, self.network / "config.json", self.path / "scheduler" / "scheduler_config.json"]
         for file in files:
             if not file.is_file():
                 read_tensors(file) if file.suffix == ".safetensors" else read_json(file)
-        return {str(f.relative_to(self.path)): file_sha256(f) for f in files}
+        found = {str(f.relative_to(self.path)): file_sha256(f) for f in files}
+        given = {"conditions": file_sha256(self.conditions)} if self.conditions and self.conditions.is_file() else {}
+        return {**found, **given, **({"controlnet": "true"} if self.controlnet else {})}
 
     @property
-    def weights(self) -> Path:
-        """The weights file."""
-        return self.path / "unet" / WEIGHTS
+    def network(self) -> Path:
+        """The denoiser's folder."""
+        found = (self.path / name for name in NETWORKS if (self.path / name).is_dir())
+        return next(found, self.path / NETWORKS[0])
+
+    @property
+    def files(self) -> list[Path]:
+        """The weights: one file, or all shards."""
+        return weights_files(self.network) or [self.network / WEIGHTS]
 
     def load(self, sampler: Sampler) -> Model:
         """The Model in evaluation mode, float32, on the CPU."""
-        from optimize import parameterization, schedule
-        from optimize.denoiser import Denoiser
-        from optimize.model import Model, Structure
-        from optimize.models.architectures import ARCHITECTURES, architecture
-        from optimize.network import TorchNetwork
+        from optimize import conditions
+        from optimize.models.architectures import ARCHITECTURES, architecture, hollow
+        from optimize.models.assembled import assembled
 
         if not self.path.is_dir():
             raise ArtifactError(
                 f"source.path: {self.path} is no folder. Give a folder in diffusers layout (unet/, scheduler/)."
             )
-        config = read_json(self.path / "unet" / "config.json")
+        config = read_json(self.network / "config.json")
         name = config.get("_class_name", "")
         if name not in ARCHITECTURES:
-            raise unknown(f"{self.path}/unet/config.json: _class_name", name, ARCHITECTURES)
-        entry, tensors = architecture(name), self._tensors()
-        module = entry.build(config)
-        load_state(module, tensors, self.weights)
+            raise unknown(f"{self.network}/config.json: _class_name", name, ARCHITECTURES)
+        self._check_hash()
+        config, tensors = self._with_inputs(name, config), read_weights(self.network)
+        module = hollow(name, config)
+        load_state(module, tensors, self.files[0])
         noise = read_json(self.path / "scheduler" / "scheduler_config.json")
-        denoiser = Denoiser(
-            TorchNetwork(module.eval().requires_grad_(False), entry.inputs(config)),
-            parameterization.from_diffusers(noise),
-            schedule.from_diffusers(noise),
-            entry.conditioning(config),
-        )
-        return Model(denoiser, sampler, Structure(name, config), entry.shape(config), source=self._about())
+        about = architecture(name).conditioning(config)
+        given = conditions.read(self.conditions, about) if self.conditions else {}
+        return assembled(name, config, noise, sampler, module=module, source=self._about(), conditions=given)
 
-    def _tensors(self) -> dict[str, Any]:
-        tensors = read_tensors(self.weights)
-        if self.sha256 and file_sha256(self.weights) != self.sha256:
+    def _with_inputs(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
+        from optimize.models.architectures import with_controlnet
+
+        if not self.controlnet:
+            return config
+        if name != "UNet2DConditionModel":
+            raise UserError(f"source.controlnet: {name} takes no residuals here. Allowed for UNet2DConditionModel.")
+        return with_controlnet(config)
+
+    def _check_hash(self) -> None:
+        if self.sha256 is None:
+            return
+        if len(self.files) > 1:
+            raise UserError(
+                f"source.sha256: the weights of {self.network} are {len(self.files)} files. Pin each one: pinned: {{path: hash}}."
+            )
+        read_tensors(self.files[0])
+        found = file_sha256(self.files[0])
+        if found != self.sha256:
             raise ArtifactError(
-                f"source.sha256: {self.weights} has hash {file_sha256(self.weights)}, the recipe expects {self.sha256}. "
+                f"source.sha256: {self.files[0]} has hash {found}, the recipe expects {self.sha256}. "
                 "Use the checkpoint the recipe was written for, or correct the recipe."
             )
-        return tensors
 
     def _about(self) -> dict[str, Any]:
-        return {"kind": "diffusers", "files": self.fingerprint(), "weights_bytes": self.weights.stat().st_size}
+        size = sum(file.stat().st_size for file in self.files)
+        return {"kind": "diffusers", "files": self.fingerprint(), "weights_bytes": size}

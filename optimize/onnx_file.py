@@ -1,0 +1,65 @@
+"""An ONNX graph as files: one, or with one more beside it for the weights where they exceed protobuf's 2 GB.
+
+Room on the disk and in memory is asked for before anything is written, and a written file is checked by its path.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimize.errors import EnvironmentLacks
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+EMBEDDED_BYTES = 2_000_000_000  # above this the weights go into a file of their own
+GRAPH_BYTES = 64 * 2**20  # more than any graph without its weights took
+COPIES = 3  # of embedded weights in memory while protobuf writes them: the message, its text, the file's buffer
+
+
+def save(graph: ir.Model, path: Path, embedded: int = EMBEDDED_BYTES) -> int:
+    """Write and check `path`, with `<name>.data` beside it where the weights exceed `embedded` bytes; returns the bytes of
+    both. Raises EnvironmentLacks, before writing, where disk or memory will not do."""
+    import onnx
+    import onnx_ir as ir
+
+    size = weight_bytes(graph)
+    require_room(path.parent, size, COPIES * size if size <= embedded else _largest(graph))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = f"{path.name}.data" if size > embedded else None
+    ir.save(graph, path, external_data=beside)
+    onnx.checker.check_model(str(path), full_check=True)
+    return sum(f.stat().st_size for f in (path, path.with_name(f"{path.name}.data")) if f.is_file())
+
+
+def weight_bytes(graph: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
+
+
+def _largest(graph: ir.Model) -> int:
+    """Bytes of the largest initializer twice: as it is made, and as it is written."""
+    return 2 * max((v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None), default=0)  # fmt: skip
+
+
+def require_room(folder: Path, disk: int, memory: int) -> None:
+    """Raises EnvironmentLacks where the disk of `folder` or this machine's memory has less than these bytes free, and
+    what a graph takes."""
+    import psutil
+
+    there = next(f for f in (folder, *folder.absolute().parents) if f.is_dir())
+    free, unused = shutil.disk_usage(there).free, psutil.virtual_memory().available
+    for what, needed, has, cure in (
+        ("disk", disk, free, f"Free space on the disk of {there}, or export in 16 bit"),
+        ("memory", memory, unused, "Close other programs, or export in 16 bit"),
+    ):
+        if has < needed + GRAPH_BYTES:
+            raise EnvironmentLacks(
+                f"onnx: writing the graph takes about {_gb(needed + GRAPH_BYTES)} of {what}, {_gb(has)} are free. {cure}."
+            )
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.1f} GB"

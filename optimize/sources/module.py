@@ -1,0 +1,73 @@
+"""Any nn.Module by import path, with weights from a safetensors file, becomes a Model.
+
+The path comes from the recipe, and its code is run: an artifact made of it loads only where the path is allowed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.configs import digest
+from optimize.errors import ArtifactError, UserError
+from optimize.registry import SOURCES
+from optimize.weights import file_sha256, load_state, read_tensors
+
+if TYPE_CHECKING:
+    from optimize.model import Model
+    from optimize.sampling import Sampler
+
+
+@SOURCES.register("module")
+@dataclass(frozen=True)
+class ModuleSource:
+    """`path`: the weights file. `network`: "package.module:Class", called with `arguments`. `inputs`: {name: dims, or
+    {dims, dtype, sizes, fill}}, the latents first, then the time. `scheduler`: a scheduler config of diffusers."""
+
+    path: Path
+    sha256: str | None = None
+    conditions: Path | None = None
+    network: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from optimize.models.imported import allow_import
+
+        if self.network:
+            allow_import(self.network)  # the user named it; workers of the same run may build it as well
+
+    def fingerprint(self) -> dict[str, str]:
+        """Content of the source: hash of the weights and of what says how they are used."""
+        about = [self.network, dict(self.arguments), dict(self.inputs), dict(self.scheduler)]
+        given = {"conditions": file_sha256(self.conditions)} if self.conditions else {}
+        return {self.path.name: file_sha256(self.path), "network": digest(about), **given}
+
+    def load(self, sampler: Sampler) -> Model:
+        """The Model in evaluation mode, float32, on the CPU. Raises UserError for what is missing, ArtifactError where
+        the weights do not fit."""
+        from optimize import conditions
+        from optimize.models.architectures import architecture
+        from optimize.models.assembled import assembled
+        from optimize.models.imported import PREFIX, described
+
+        if not self.network or len(self.inputs) < 2:
+            raise UserError(
+                "source: kind module needs network (package.module:Class) and inputs (name: dims; the latents first, "
+                "then the time), e.g. {sample: [B, 3, 32, 32], timestep: [B]}."
+            )
+        tensors = read_tensors(self.path)
+        if self.sha256 and file_sha256(self.path) != self.sha256:
+            raise ArtifactError(f"source.sha256: {self.path} is not the file the recipe expects.")
+        name = PREFIX + self.network
+        config = described(dict(self.inputs), arguments=dict(self.arguments))
+        entry = architecture(name)
+        module = entry.build(config)
+        load_state(module, tensors, self.path)
+        given = conditions.read(self.conditions, entry.conditioning(config)) if self.conditions else {}
+        about = {"kind": "module", "files": self.fingerprint(), "weights_bytes": self.path.stat().st_size}
+        noise = dict(self.scheduler)
+        return assembled(name, config, noise, sampler, module=module.float(), source=about, conditions=given)
