@@ -144,7 +144,7 @@ def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int]
         path = kit.zip_folder(place) if asked.zipped else place
     except OptimizeError as error:
         return row | {"status": "refused", "reason": str(error), "exit_code": error.exit_code}
-    return row | {"status": "done", "path": str(path), "expected": facts.formats}
+    return row | {"status": "done", "path": str(path), "expected": facts.expected}
 
 
 def _order(target: Target, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Order:
@@ -162,7 +162,7 @@ def _write_kit(temporary: Path, asked: Request, target: Target, order: Order, fo
     batches = sorted({min(asked.settings.batch), max(asked.settings.batch)})
     precision = narrowest(order.facts)
     job = {k: v for k, v in order.job().items() if k not in ("onnx", "sm", "timing_cache")}
-    about = kit.about_kit(asked.artifact.name, target, job, order.facts.formats, limit_of(precision), precision)
+    about = kit.about_kit(asked.artifact.name, target, job, order.facts.expected, limit_of(precision), precision)
     kit.write_kit(temporary, order.onnx, list(order.facts.files), about, kit.cases_of(model, batches))
     return {"kit": about["name"], "target": target.name}
 

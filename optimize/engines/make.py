@@ -166,7 +166,9 @@ def _end(path: Path) -> str:
 
 
 def _record(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    found = facts.pop("found") or (read_plan_file(engine) if order.module == "tensorrt_rtx" else {})
+    found, sms = facts.pop("found") or {}, [modules.sm_text(order.sm)]
+    if order.module == "tensorrt_rtx":
+        found, sms = read_plan_file(engine)
     return {
         **order.content,
         "key": order.key,
@@ -176,9 +178,10 @@ def _record(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]
         "plan_bytes": engine.stat().st_size,
         "estimated_memory_bytes": order.estimate,
         **facts,
-        "expected": order.facts.formats,
+        "targets": sms,
+        "expected": order.facts.expected,
         "found": found,
-        "problems": compare(order.facts.formats, found),
+        "problems": compare(order.facts.expected, found, order.module == "tensorrt_rtx"),
         "built_on_gpu": modules.gpu_sm() is not None,
     }
 
