@@ -15,7 +15,9 @@ from typing import Any
 
 TEXT = rb"[\x20-\x7e]*"
 TENSOR = re.compile(rb"tensor=\{" + TEXT + rb'? name="([^"]+)"' + TEXT + rb"? type=(\w+)")
-LAYER = re.compile(rb'(corrltn|deconv\w*|fully_connected|\w*gemm|matmul)=\{ name="([^"]*)"' + TEXT + rb"? input=\{([^}]*)\}")
+LAYER = re.compile(
+    rb'(corrltn|deconv\w*|fully_connected|\w*gemm|matmul)=\{ name="([^"]*)"' + TEXT + rb"? input=\{([^}]*)\}"
+)
 ACCELERATORS = re.compile(rb"accelerators=\{sm(\d+)(\d) \}")
 TYPES = {b"int8": "int8", b"fp8_e4m3": "fp8", b"fp8_e5m2": "fp8", b"half": "fp16", b"bf16": "bf16", b"bfloat": "bf16",
          b"bfloat16": "bf16", b"float": "fp32", b"tf32": "fp32"}  # fmt: skip
