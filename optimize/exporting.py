@@ -56,8 +56,8 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
     has_onnx = (asked.artifact / ONNX_FILE).is_file()
     others = [f for f in formats if f not in ENGINES] + ([] if has_onnx or "onnx" in formats else ["onnx"])
     rows: list[Row] = []
-    codes = [code_hash(f"optimize.exporters.{f}") for f in formats]
-    context = Context(progress=progress, keep=stages.keeper(store, {"code": codes}))
+    code = code_hash("optimize.engines.export")
+    context = Context(progress=progress, keep=stages.keeper(store, {"code": code}))
 
     def write(folder: Path) -> dict[str, Any]:
         _take_over(asked.artifact, folder)
