@@ -29,7 +29,7 @@ ENGINE, RECORD = "model.engine", "engine.json"
 SCHEMA = 1
 # Peak memory of a build, fitted to what was measured (benchmarks/engines.py): the libraries, and a multiple of the
 # weights, since the parser, the optimizer and the plan each hold them.
-BASE_BYTES, WEIGHTS_FACTOR = 1.0e9, 3.2
+BASE_BYTES, WEIGHTS_FACTOR = 0.5e9, 3.2
 
 
 @dataclass(frozen=True)
