@@ -116,7 +116,7 @@ def trace(module: Any, inputs: tuple[TensorSpec, ...]) -> Any:
         output_names=["out_sample"], dynamic_shapes=(shapes,), optimize=False, verbose=False,
     )  # fmt: skip
     assert program is not None
-    for value in program.model.graph.initializers.values():
+    for value in list(program.model.graph.initializers.values()):
         value.name = (value.name or "").removeprefix("network.")
     return program.model
 

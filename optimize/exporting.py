@@ -56,8 +56,8 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
     has_onnx = (asked.artifact / ONNX_FILE).is_file()
     others = [f for f in formats if f not in ENGINES] + ([] if has_onnx or "onnx" in formats else ["onnx"])
     rows: list[Row] = []
-    codes = [code_hash(f"optimize.exporters.{f}") for f in formats]
-    context = Context(progress=progress, keep=stages.keeper(store, {"code": codes}))
+    code = code_hash("optimize.engines.export")
+    context = Context(progress=progress, keep=stages.keeper(store, {"code": code}))
 
     def write(folder: Path) -> dict[str, Any]:
         _take_over(asked.artifact, folder)
@@ -100,13 +100,15 @@ def _engines(
     shape = tuple(read_json(folder / "sampler.json")["shape"]) if (folder / "sampler.json").is_file() else ()
     with context.progress("engines", len(found) * len(wanted)) as advance:
         for target in found:
+            statuses = {}
             for module in wanted:
                 row, record = _engine(asked, target, module, facts, shape, folder, context)
                 rows.append(row)
+                statuses[module] = row["status"]
                 if record:
                     made.setdefault(module, {})[Path(row["path"]).parent.name] = record
                 advance(1, f"{target.name} {modules.TITLES[module]}: {row['status']}")
-            if "tensorrt" in wanted and asked.kits is not None and rows[-1]["status"] != "done":
+            if asked.kits is not None and statuses.get("tensorrt") == "refused":
                 rows.append(_kit(asked, target, facts, shape, folder))
     return made
 
@@ -142,7 +144,7 @@ def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int]
         path = kit.zip_folder(place) if asked.zipped else place
     except OptimizeError as error:
         return row | {"status": "refused", "reason": str(error), "exit_code": error.exit_code}
-    return row | {"status": "done", "path": str(path), "expected": facts.formats}
+    return row | {"status": "done", "path": str(path), "expected": facts.expected}
 
 
 def _order(target: Target, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Order:
@@ -160,7 +162,7 @@ def _write_kit(temporary: Path, asked: Request, target: Target, order: Order, fo
     batches = sorted({min(asked.settings.batch), max(asked.settings.batch)})
     precision = narrowest(order.facts)
     job = {k: v for k, v in order.job().items() if k not in ("onnx", "sm", "timing_cache")}
-    about = kit.about_kit(asked.artifact.name, target, job, order.facts.formats, limit_of(precision), precision)
+    about = kit.about_kit(asked.artifact.name, target, job, order.facts.expected, limit_of(precision), precision)
     kit.write_kit(temporary, order.onnx, list(order.facts.files), about, kit.cases_of(model, batches))
     return {"kit": about["name"], "target": target.name}
 

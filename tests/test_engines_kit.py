@@ -28,7 +28,7 @@ def write(folder: Path, name: str, onnx: Path) -> Path:
     """A kit of a file for a device class, with one parity case."""
     asked = order(onnx)
     job = {k: v for k, v in asked.job().items() if k not in ("onnx", "sm", "timing_cache")}
-    about = kit.about_kit("tiny", target(name), job, asked.facts.formats, 5e-2, "int8")
+    about = kit.about_kit("tiny", target(name), job, asked.facts.expected, 5e-2, "int8")
     x = np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 4, 8, 8)
     case = {"case": "batch 1", "inputs": {"x": x}, "output": x + 1}
     files = list(asked.facts.files)
@@ -69,7 +69,7 @@ def test_the_script_builds_ahead_of_time_and_says_what_it_could_not_check(tmp_pa
     done = run(folder, "--module", "tensorrt_rtx")
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "result.json").read_text())
-    assert result["engine"]["found"] == {"int8": 2, "fp32": 1} and result["holds"]
+    assert result["engine"]["found"] == {"conv int8": 2, "conv fp32": 1} and result["holds"]
     assert len(result["not_checked"]) == 2 and "not checked: parity: there is no GPU here" in done.stdout
     assert (folder / "tensorrt" / f"8.6-tensorrt_rtx-{result['engine']['version']}" / "model.engine").is_file()
 
@@ -131,7 +131,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, sm: tuple[int, int] = (8, 0)) -> FakeT
     trt.inputs = {"sample": (-1, 4, 8, 8)}
     monkeypatch.setattr(kit_script.importlib, "import_module", lambda name: trt)
     monkeypatch.setattr(kit_script, "gpu", lambda: FakeCuda(sm))
-    monkeypatch.setattr(kit_script, "inspected", lambda module, plan: {"int8": 2, "fp32": 1})
+    monkeypatch.setattr(kit_script, "inspected", lambda module, plan: {"conv int8": 2, "conv fp32": 1})
     return trt
 
 

@@ -57,7 +57,7 @@ def order(path: Path, sm: tuple[int, int] = (8, 6), **settings: Any) -> Order:
 @pytest.mark.parametrize("sm", [(8, 0), (8, 6), (8, 9), (12, 0)])
 def test_an_int8_engine_keeps_its_int8_layers_on_every_target(tmp_path: Path, sm: tuple[int, int]) -> None:
     record = make(order(int8_file(tmp_path / "m.onnx"), sm), tmp_path)
-    assert record["expected"] == {"int8": 2, "fp32": 1} and record["found"] == record["expected"]
+    assert record["expected"] == {"conv fp32": 1, "conv int8": 2} and record["found"] == record["expected"]
     assert record["problems"] == [] and record["sm"] == f"{sm[0]}.{sm[1]}" and record["targets"] == [f"{sm[0]}.{sm[1]}"]
     assert record["plan_bytes"] == (tmp_path / "model.engine").stat().st_size > 1000
     assert record["peak_memory_bytes"] > 10**8 and record["seconds"] > 0
@@ -69,7 +69,7 @@ def test_an_int8_engine_keeps_its_int8_layers_on_every_target(tmp_path: Path, sm
 @installed
 def test_an_fp16_engine_computes_nothing_in_fp32(tmp_path: Path) -> None:
     record = make(order(half_file(tmp_path / "m.onnx")), tmp_path)
-    assert record["found"] == {"fp16": 1} == record["expected"]
+    assert record["found"] == {"conv fp16": 1} == record["expected"]
 
 
 @installed
@@ -112,7 +112,9 @@ def test_an_engine_that_lost_its_precision_is_an_error_or_a_warning_in_the_recor
 ) -> None:
     asked = order(int8_file(tmp_path / "m.onnx"))
     wrong = replace(asked, facts=replace(asked.facts, layers={("Conv", "int8"): 3}))
-    with pytest.raises(OptimizeError, match=r"3 layers.*int8.*2.*precision_lost: warn"):
+    with pytest.raises(
+        OptimizeError, match=r"3 convolutions of the graph are int8, the engine computes 2.*precision_lost: warn"
+    ):
         make(wrong, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
     record = make(replace(wrong, settings=wrong.settings.model_copy(update={"precision_lost": "warn"})), tmp_path)

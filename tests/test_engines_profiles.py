@@ -50,3 +50,9 @@ def test_what_cannot_be_planned_says_what_to_give(sizes: dict[str, tuple[int, ..
 
 def test_sizes_not_given_are_the_models_own() -> None:
     assert defaults(INPUTS, (1, 4), (4, 64, 64)) == {"B": (1, 4), "H": (64,), "W": (64,)}
+
+
+def test_a_part_of_a_symbol_follows_it() -> None:
+    inputs = (TensorSpec("sample", ("B", 4, "H", "W")), TensorSpec("control", ("B", 8, "H/2", "W/2")))
+    (profile,) = plan_profiles(inputs, {"B": (1,), "H": (64, 96), "W": (64,)})
+    assert profile["control"] == [[1, 8, 32, 32], [1, 8, 48, 32], [1, 8, 48, 32]]

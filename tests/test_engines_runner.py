@@ -32,7 +32,10 @@ def artifact(folder: Path, *engines: dict[str, Any], plan: bytes | None = None) 
             place.mkdir(parents=True)
             (place / "model.engine").write_bytes(made)
             sha = {"sha256": file_sha256(place / "model.engine"), "plan_bytes": len(made)}
-            write_json(place / "engine.json", about | sha | {"expected": {"fp16": 1}, "found": {"int8": 2, "fp16": 1}})
+            write_json(
+                place / "engine.json",
+                about | sha | {"expected": {"conv fp16": 1}, "found": {"conv int8": 2, "conv fp16": 1}},
+            )
         return {"id": "x"}
 
     commit(folder, write)

@@ -69,7 +69,7 @@ def test_engines_and_a_kit_stand_beside_the_onnx_file_and_the_artifact_stays_who
     made = {(r["target"], r["what"], r["module"]): r for r in rows}
     for name in ("a100", "rtx3090"):
         row = made[name, "engine", "tensorrt_rtx"]
-        assert row["status"] == "done" and row["found"]["int8"] == row["expected"]["int8"] > 10
+        assert row["status"] == "done" and row["found"]["conv int8"] == row["expected"]["conv int8"] > 10
         assert Path(row["path"]).is_file() and made[name, "kit", "tensorrt"]["status"] == "done"
     refused = made["v100", "engine", "tensorrt_rtx"]
     assert refused["status"] == "refused" and "SM 7.0: TensorRT-RTX cannot target it" in refused["reason"]

@@ -53,6 +53,14 @@ class GraphFacts:
         return dict(sorted(found.items()))
 
     @property
+    def expected(self) -> dict[str, int]:
+        """Layers by kind and format, "conv int8": what an engine of the graph is compared with."""
+        found: Counter[str] = Counter()
+        for (op, format), count in self.layers.items():
+            found[f"{'conv' if op.startswith('Conv') else 'matmul'} {format}"] += count
+        return dict(sorted(found.items()))
+
+    @property
     def symbols(self) -> tuple[str, ...]:
         """Symbolic dimensions in the order of their first use."""
         return tuple(dict.fromkeys(d for spec in self.inputs for d in spec.dims if isinstance(d, str)))

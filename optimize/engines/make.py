@@ -29,7 +29,7 @@ ENGINE, RECORD = "model.engine", "engine.json"
 SCHEMA = 1
 # Peak memory of a build, fitted to what was measured (benchmarks/engines.py): the libraries, and a multiple of the
 # weights, since the parser, the optimizer and the plan each hold them.
-BASE_BYTES, WEIGHTS_FACTOR = 1.0e9, 3.2
+BASE_BYTES, WEIGHTS_FACTOR = 0.5e9, 3.2
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,9 @@ def _end(path: Path) -> str:
 
 
 def _record(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    found = facts.pop("found") or (read_plan_file(engine) if order.module == "tensorrt_rtx" else {})
+    found, sms = facts.pop("found") or {}, [modules.sm_text(order.sm)]
+    if order.module == "tensorrt_rtx":
+        found, sms = read_plan_file(engine)
     return {
         **order.content,
         "key": order.key,
@@ -176,9 +178,10 @@ def _record(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]
         "plan_bytes": engine.stat().st_size,
         "estimated_memory_bytes": order.estimate,
         **facts,
-        "expected": order.facts.formats,
+        "targets": sms,
+        "expected": order.facts.expected,
         "found": found,
-        "problems": compare(order.facts.formats, found, list(order.sm)),
+        "problems": compare(order.facts.expected, found, order.module == "tensorrt_rtx"),
         "built_on_gpu": modules.gpu_sm() is not None,
     }
 

@@ -22,7 +22,7 @@ def plan_profiles(inputs: tuple[TensorSpec, ...], sizes: Sizes, exact: bool = Fa
     """Profiles of a network's inputs; empty where no dimension is symbolic.
 
     UserError where a symbol has no sizes, a size is given for no symbol, or `exact` makes more than `MOST` profiles."""
-    symbols = list(dict.fromkeys(d for spec in inputs for d in spec.dims if isinstance(d, str)))
+    symbols = list(dict.fromkeys(d.partition("/")[0] for spec in inputs for d in spec.dims if isinstance(d, str)))
     _check(symbols, sizes)
     if not symbols:
         return []
@@ -58,10 +58,16 @@ def _check(symbols: list[str], sizes: Sizes) -> None:
 def _profile(inputs: tuple[TensorSpec, ...], ranges: Mapping[str, tuple[int, int, int]]) -> Shapes:
     """[smallest, best, largest] shape of every input with a symbolic dimension."""
     return {
-        spec.name: [[d if isinstance(d, int) else ranges[d][i] for d in spec.dims] for i in range(3)]
+        spec.name: [[d if isinstance(d, int) else _size(d, ranges, i) for d in spec.dims] for i in range(3)]
         for spec in inputs
         if any(isinstance(d, str) for d in spec.dims)
     }
+
+
+def _size(dim: str, ranges: Mapping[str, tuple[int, int, int]], which: int) -> int:
+    """A symbol's size, or the part of it that "H/2" is."""
+    symbol, _, part = dim.partition("/")
+    return ranges[symbol][which] // int(part or 1)
 
 
 def defaults(inputs: tuple[TensorSpec, ...], batch: Sequence[int], shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -71,7 +77,7 @@ def defaults(inputs: tuple[TensorSpec, ...], batch: Sequence[int], shape: Sequen
         for position, symbol in enumerate(spec.dims):
             if symbol == "B":
                 found["B"] = tuple(batch)
-            elif isinstance(symbol, str) and spec.name == "sample" and 0 < position <= len(shape):
+            elif isinstance(symbol, str) and "/" not in symbol and spec.name == "sample" and 0 < position <= len(shape):
                 found[symbol] = (int(shape[position - 1]),)
     return found
 

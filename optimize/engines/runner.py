@@ -161,7 +161,7 @@ class EngineRunner(Closing):
         about = {"backend": record["module"], "version": record["version"], "device": "cuda:0", "gpu": self._gpu}
         policy = {"io": options.io, "cuda_graphs": options.cuda_graphs, "threads": None}
         engine = {k: record[k] for k in ("key", "sm", "flags", "profiles", "plan_bytes", "found")}
-        precision = "+".join(sorted(record["found"] or record["expected"]))
+        precision = "+".join(sorted({layers.split()[-1] for layers in record["found"] or record["expected"]}))
         return {**about, "precision": precision, **policy, "engine": engine, "lowered": record["problems"]}
 
     def __exit__(self, *rest: Any) -> None:
