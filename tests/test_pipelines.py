@@ -113,7 +113,7 @@ def test_the_unet_runs_at_any_batch_size_and_length(
     random = np.random.default_rng(0)
     feed = {
         "sample": random.normal(size=(batch, 4, height, width)).astype(np.float32),
-        "timestep": np.float32(333.25),
+        "timestep": np.array(333.25, np.float32),
         "encoder_hidden_states": random.normal(size=(batch, tokens, 32)).astype(np.float32),
     }
     got = session(exported / "unet" / "model.onnx").run(["out_sample"], feed)[0]
@@ -271,7 +271,7 @@ def test_a_switch_in_the_graph_is_off_at_0_and_merged_at_1(tmp_path: Path) -> No
     plain = {k: v for k, v in feed.items() if k != "lora_scale"}
     for strength, network in ((0.0, base), (1.0, merged)):
         got = torch.from_numpy(
-            run.run(None, {k: v.numpy() for k, v in plain.items()} | {"lora_scale": np.float32(strength)})[0]
+            run.run(None, {k: v.numpy() for k, v in plain.items()} | {"lora_scale": np.array(strength, np.float32)})[0]
         )
         with torch.inference_mode():
             expected = network(*plain.values()).sample
@@ -356,7 +356,7 @@ def test_an_artifacts_own_file_takes_the_unets_place(
     random = np.random.default_rng(0)
     feed = {
         "sample": random.normal(size=(3, 4, 8, 8)).astype(np.float32),
-        "timestep": np.float32(500),
+        "timestep": np.array(500, np.float32),
         "encoder_hidden_states": random.normal(size=(3, 77, 32)).astype(np.float32),
     }
     got = session(out / "unet" / "model.onnx").run(None, feed)[0]
