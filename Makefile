@@ -14,7 +14,7 @@ smoke: $(STAMP)
 	$(BIN)/optimize run smoke
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -6,6 +6,8 @@ import os
 import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests start processes beside torch's own threads
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each of the processes that tests are shared out to
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 

@@ -17,6 +17,7 @@ from optimize.report.figures import Row, Summary
 HALO = "var(--card, #ffffff)"
 INK, FAINT, GRID = "var(--ink, #1d2330)", "var(--faint, #667085)", "var(--grid, #dfe3ea)"
 GAIN, LOSS, TOTAL = "var(--accent, #2f6fde)", "var(--warn, #b4610a)", "var(--ink, #1d2330)"
+COLOURS = {"final": GAIN, "fair": LOSS}  # of the variants that matter most
 FAR = 10.0  # a gate beyond this many times the worst FD is written, not drawn: its line would flatten the rest
 Scale = Callable[[float], float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -115,7 +116,7 @@ def _height_scale(values: list[float], box: tuple[float, ...]) -> tuple[Scale, l
     """Scale of the y axis with its ticks: logarithmic where the values span a factor of six or more, else linear."""
     low, high = min(values), max(values)
     if low > 0 and high / low >= 6:
-        low, high = low / 1.35, high * 1.35
+        low, high = low / 1.9, high * 1.35  # room for names below the lowest dot
         return _log_scale(low, high, box[3], box[1]), _log_ticks(low, high)
     margin = 0.2 * (high - low) or 0.2 * abs(high) or 1.0
     low, high = max(0.0, low - margin), high + margin
@@ -175,7 +176,7 @@ def _dots(summary: Summary, points: list[Row], x: Scale, y: Scale, batch: int | 
         time, fd = _place(summary, row) or (1.0, 0.0)
         radius = max(20 * math.sqrt((figures.number(row.get("size_bytes")) or 0.0) / largest), 3.5)
         chosen, variant = any(row is s for s in standing), str(row.get("variant"))
-        colour = {"final": GAIN, "fair": LOSS}.get(variant, FAINT)
+        colour = COLOURS.get(variant, FAINT)
         if chosen:
             parts.append(_whisker(_fd(summary, row), x(time), y, colour))
             names.setdefault((x(time), y(fd)), []).append(variant)
@@ -215,7 +216,7 @@ def _labels(names: dict[tuple[float, float], str], taken: list[Box]) -> list[str
     parts = []
     for (x, y), text in sorted(names.items()):
         left, top = _free_place(x, y, 7.8 * len(text), taken)
-        width = 7.8 * len(text)
+        width, colour = 7.8 * len(text), COLOURS.get(text.split(" = ")[-1], INK)
         taken.append((left, top - 9, left + width, top + 7))
         end = min(max(x, left), left + width)
         edge = top + (7 if top < y else -9)
@@ -223,7 +224,7 @@ def _labels(names: dict[tuple[float, float], str], taken: list[Box]) -> list[str
             f"<line x1='{x:.1f}' y1='{y:.1f}' x2='{end:.1f}' y2='{edge:.1f}' stroke='{FAINT}' stroke-width='.8'/>"
         )
         parts.append(
-            f"<text x='{left:.1f}' y='{top + 4:.1f}' fill='{INK}' font-weight='600' paint-order='stroke' "
+            f"<text x='{left:.1f}' y='{top + 4:.1f}' fill='{colour}' font-weight='600' paint-order='stroke' "
             f"stroke='{HALO}' stroke-width='4'>{escape(text)}</text>"
         )
     return parts
