@@ -98,7 +98,7 @@ class Denoiser:
         if condition is None or (about.null is None and not about.nulled):
             return None
         if about.kind == "class":
-            return torch.full_like(condition, about.null)  # type: ignore[arg-type]
+            return torch.full_like(condition, about.null)
         return {
             **condition,
             **{name: _null(condition, spec) for spec in about.tensors if (name := spec.name) in about.nulled},

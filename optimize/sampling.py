@@ -190,8 +190,9 @@ def _next_dpmpp_2m(schedule: Schedule, history: list[Step], s: float, evaluate: 
 
 
 def _log_snr(schedule: Schedule, t: float) -> float:
-    """lambda = ln(alpha / sigma)."""
-    return math.log(float(schedule.alpha(t))) - math.log(float(schedule.sigma(t)))
+    """lambda = ln(alpha / sigma); minus infinity where there is no signal, so that the next step is of first order."""
+    alpha = float(schedule.alpha(t))
+    return (math.log(alpha) if alpha > 0 else -math.inf) - math.log(float(schedule.sigma(t)))
 
 
 _ADAMS = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}

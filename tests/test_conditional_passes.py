@@ -34,7 +34,7 @@ def data_for(model: Model) -> Data:
 def test_a_pruned_network_is_recovered_by_its_teacher(name: str) -> None:
     model = guided(name)
     pruned = optimize.apply(model, Prune(budget={"macs": 0.3}, importance="magnitude"))
-    step = Recover(steps=12, batch=8, warmup=0, learning_rate=2e-3, denoising=0.0, ema=0.0, precision="fp32")
+    step = Recover(steps=16, batch=8, warmup=0, learning_rate=3e-4, denoising=0.0, ema=0.0, precision="fp32")
     context = Context(data=data_for(model), teacher=lambda name: model)
     recovered, record = step.apply(pruned, context)
     again, twice = step.apply(pruned, context)

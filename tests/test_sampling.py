@@ -92,6 +92,17 @@ def test_flow_and_ve_models_need_no_special_case() -> None:
     assert float((got - exact_flow(ve, z * 10, 10.0)).abs().max()) < 1e-2
 
 
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "ipndm"])
+def test_multistep_solvers_start_where_there_is_no_signal(solver: str) -> None:
+    """A flow's first time has alpha = 0, an infinite distance in ln SNR."""
+    z, schedule = torch.randn(2, 1, 2, 2, dtype=torch.float64), Schedule("flow")
+    errors = [
+        float((sample(Sampler(solver=s, steps=80), gaussian(schedule, "flow"), z) - z * S).abs().max())
+        for s in (solver, "ddim")
+    ]
+    assert errors[0] < errors[1] < 0.05
+
+
 @pytest.mark.parametrize("steps", [1, 5, 50])
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_ddim_equals_diffusers(tiny_model: Model, steps: int, spacing: str) -> None:

@@ -72,11 +72,14 @@ def cut(layer: Any, outputs: bool, gone: Collection[int]) -> None:
     """Remove outputs (or inputs) of a linear layer or convolution, or channels of a norm, in place."""
     from torch import nn
 
+    names: tuple[str, ...] = ("weight", "bias")
+    kind, dim = "features" if isinstance(layer, nn.Linear) else "channels", 0
     if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
-        names, dim, size = ("weight", "bias"), 0, "num_channels"
+        size = "num_channels"
+    elif outputs:
+        size = f"out_{kind}"
     else:
-        kind = "features" if isinstance(layer, nn.Linear) else "channels"
-        names, dim, size = (("weight", "bias"), 0, f"out_{kind}") if outputs else (("weight",), 1, f"in_{kind}")
+        names, dim, size = ("weight",), 1, f"in_{kind}"
     for name in names:
         if getattr(layer, name) is not None:
             setattr(layer, name, _without(getattr(layer, name), dim, gone))
@@ -115,13 +118,14 @@ def _attention(path: str, m: Any) -> Iterator[Coupled]:
 
 
 def _has_heads(m: Any) -> bool:
-    projections = [getattr(m, name, None) for name in ("to_q", "to_k", "to_v")]
-    if m.heads < 2 or getattr(m, "fused_projections", False) or any(p is None for p in projections):
+    found = [getattr(m, name, None) for name in ("to_q", "to_k", "to_v")]
+    projections = [layer for layer in found if layer is not None]
+    if m.heads < 2 or getattr(m, "fused_projections", False) or len(projections) < 3:
         return False
     width = projections[0].out_features
-    norms = [getattr(m, name, None) for name in ("norm_q", "norm_k")]
-    across = [n for n in norms if getattr(n, "weight", None) is not None and n.weight.numel() == width]
-    return not across and all(p.out_features == width for p in projections)
+    weights = [getattr(getattr(m, name, None), "weight", None) for name in ("norm_q", "norm_k")]
+    across = any(weight is not None and weight.numel() == width for weight in weights)
+    return not across and all(layer.out_features == width for layer in projections)
 
 
 def _heads(path: str, m: Any, ends: list[Slice]) -> Coupled:

@@ -41,7 +41,7 @@ def trunk_groups(module: nn.Module, keep_down: bool = False) -> list[Coupled]:
     outputs of the way down and of the middle. Nothing here reaches the network's own output."""
     unet: Any = module
     walk = _Walk({child: path for path, child in module.named_modules()})
-    h = [walk.made(unet.conv_in)]
+    h: Tensor = [walk.made(unet.conv_in)]
     skips = [h]
     for block in unet.down_blocks:
         h = _layers(walk, block, h, skips)
