@@ -100,13 +100,15 @@ def _engines(
     shape = tuple(read_json(folder / "sampler.json")["shape"]) if (folder / "sampler.json").is_file() else ()
     with context.progress("engines", len(found) * len(wanted)) as advance:
         for target in found:
+            statuses = {}
             for module in wanted:
                 row, record = _engine(asked, target, module, facts, shape, folder, context)
                 rows.append(row)
+                statuses[module] = row["status"]
                 if record:
                     made.setdefault(module, {})[Path(row["path"]).parent.name] = record
                 advance(1, f"{target.name} {modules.TITLES[module]}: {row['status']}")
-            if "tensorrt" in wanted and asked.kits is not None and rows[-1]["status"] != "done":
+            if asked.kits is not None and statuses.get("tensorrt") == "refused":
                 rows.append(_kit(asked, target, facts, shape, folder))
     return made
 

@@ -51,9 +51,9 @@ def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((path, layer) for path, layer in module.named_modules() if path and quantizable(layer))
 
 
-def matching(path: str, expressions: Sequence[str]) -> str:
-    """The first of the regular expressions that is found in `path`; empty where none is."""
-    return next((text for text in expressions if re.search(text, path)), "")
+def matching(path: str, expressions: Sequence[str]) -> str | None:
+    """The first of the regular expressions that is found in `path`; None where none is."""
+    return next((text for text in expressions if re.search(text, path)), None)
 
 
 def unfit(layer: nn.Module, format: Format) -> str:

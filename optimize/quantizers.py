@@ -137,17 +137,18 @@ def store_compactly(module: nn.Module, table: Table, kept: str) -> nn.Module:
 
 
 def round_weights(module: nn.Module, table: Table, kept: str) -> None:
-    """Replace every weight by the value that its stored form has."""
+    """Replace every weight, and every buffer that is stored, by the value that its stored form has."""
     import torch
 
     layers = {f"{row['module']}.weight": module.get_submodule(row["module"]).weight_quantizer for row in table}
+    stored = module.state_dict(keep_vars=True)
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for name, tensor in stored.items():
             if name in layers:
                 amax, bits = layers[name].amax, bits_of(layers[name])
-                parameter.data = from_codes(to_codes(parameter.data, amax, bits), amax, bits)
-            else:
-                parameter.data = parameter.data.to(getattr(torch, DTYPES[kept])).float()
+                tensor.data = from_codes(to_codes(tensor.data, amax, bits), amax, bits)
+            elif tensor.is_floating_point() and not name.endswith("._amax"):
+                tensor.data = tensor.data.to(getattr(torch, DTYPES[kept])).float()
 
 
 def _pack(

@@ -19,6 +19,7 @@ from optimize.network import example_inputs
 from optimize.onnx_lowering import widen
 from optimize.onnx_quantize import least_opset, quantize_layers
 from optimize.passes.quantize import Quantize
+from optimize.runner import open_runner
 from optimize.sampling import Sampler
 from optimize.sources.diffusers import DiffusersSource
 
@@ -76,14 +77,12 @@ def test_fp8_codes_are_torchs_casts_and_their_scale_is_one_number(
 def test_the_graph_computes_what_the_fake_quantized_network_does(
     format: str, exported: dict[str, Any], models: dict[str, Model]
 ) -> None:
-    import onnxruntime
-
     model = models[format]
     feed = example_inputs(model.inputs, 3, classes=10)
-    session = onnxruntime.InferenceSession(exported[format][0], providers=["CPUExecutionProvider"])
     with torch.inference_mode():
         theirs = model.denoiser.network(**feed).numpy()
-    ours = session.run(None, {k: v.numpy() for k, v in feed.items()})[0]
+    with open_runner(exported[format][0].parents[1], "onnxruntime", int8="as_is", threads=1) as network:
+        ours = network(**feed).numpy()
     # a value on the edge between two codes may fall to either side, by one rounding of a float
     assert np.linalg.norm(ours - theirs) < {"int8": 2e-3, "fp8": 1e-2}[format] * np.linalg.norm(theirs)
 

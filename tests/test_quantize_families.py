@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from optimize import rng
 from optimize.artifact import commit, load_model, save_model
 from optimize.context import Context
-from optimize.exporters.onnx import FILE, Onnx
+from optimize.exporters.onnx import Onnx
 from optimize.model import Model
 from optimize.parity import noised_inputs, parity
 from optimize.passes.quantize import Quantize
 from optimize.quantizable import layers
+from optimize.runner import open_runner
 from optimize.sampling import Sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -88,19 +88,6 @@ def test_given_conditions_are_what_a_network_is_calibrated_with(inputs: str) -> 
     assert float(feeds["seeded"][0]["encoder_hidden_states"].abs().max()) < 10
 
 
-class _Session:
-    """An exported file as a Network, computed as it stands."""
-
-    def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def __call__(self, **tensors: torch.Tensor) -> torch.Tensor:
-        names = [i.name for i in self.session.get_inputs()]
-        return torch.from_numpy(self.session.run(None, {n: np.ascontiguousarray(tensors[n].numpy()) for n in names})[0])
-
-
 SLOW = [(n, f) for n in FAMILIES for f in ("int8", "fp8") if (n, f) not in (("sd", "fp8"), ("flux", "int8"))]
 
 
@@ -108,7 +95,8 @@ def _agrees(name: str, format: str, made: dict[Any, Any], folder: Path) -> None:
     model, record = made[name, format]
     said = Onnx().export(model, folder, Context())
     assert said[f"{format}_layers"] == sum(row["input"] is not None for row in record["quantizers"])
-    found = parity(model, _Session(folder / FILE), levels=3, batch=2)
+    with open_runner(folder, "onnxruntime", int8="as_is", threads=1) as network:
+        found = parity(model, network, levels=3, batch=2)
     # values on the edge between two codes may fall to either side; what that costs is far below what rounding does
     assert found["relative_l2"] < 0.2 * record["error"]
 

@@ -67,7 +67,7 @@ def module_name(trt: Any) -> str:
 def logger(trt: Any) -> Any:
     """A TensorRT logger that keeps warnings and errors instead of printing them; `said()` is the errors as one line."""
 
-    class Messages(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Messages(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

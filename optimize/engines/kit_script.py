@@ -59,7 +59,7 @@ def run(kit: Path, module: str | None, calls: int) -> dict[str, Any]:
     device = gpu()
     check_lane(trt, about, device)
     plan, record = make(kit, about, trt)
-    result = {
+    result: dict[str, Any] = {
         "kit": {k: about[k] for k in ("name", "target", "sm", "precision")},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "system": {"python": platform.python_version(), "machine": platform.machine(), "numpy": np.__version__},
@@ -126,12 +126,8 @@ def check_lane(trt: Any, about: dict[str, Any], device: Cuda | None) -> None:
 def make(kit: Path, about: dict[str, Any], trt: Any) -> tuple[bytes, dict[str, Any]]:
     """Build, check the precisions, write the engine with its record."""
     name = trt.__name__.partition(".")[0]
-    job: Job = {
-        "onnx": str(kit / about["onnx"]),
-        "sm": about["sm"],
-        "timing_cache": str(kit / f"timing-{name}-{trt.__version__}-sm{''.join(map(str, about['sm']))}.cache"),
-        **about["job"],
-    }
+    cache = kit / f"timing-{name}-{trt.__version__}-sm{''.join(map(str, about['sm']))}.cache"
+    job: Job = about["job"] | {"onnx": str(kit / about["onnx"]), "sm": about["sm"], "timing_cache": str(cache)}
     plan, facts = build(trt, job)
     found = read_plan(plan) if name == "tensorrt_rtx" else inspected(trt, plan)
     record = {
@@ -146,7 +142,7 @@ def make(kit: Path, about: dict[str, Any], trt: Any) -> tuple[bytes, dict[str, A
         "profiles": about["job"]["profiles"],
         "expected": about["expected"],
         "found": found,
-        "problems": compare(about["expected"], found, about["sm"]),
+        "problems": compare(about["expected"], found),
     }
     folder = kit / "tensorrt" / f"{record['sm']}-{name}-{trt.__version__}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,7 @@ def _record(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]
         **facts,
         "expected": order.facts.formats,
         "found": found,
-        "problems": compare(order.facts.formats, found, list(order.sm)),
+        "problems": compare(order.facts.formats, found),
         "built_on_gpu": modules.gpu_sm() is not None,
     }
 

@@ -42,8 +42,8 @@ class Quantize(Config):
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99  # of |activation|, for calibration: percentile
     # of INT8. 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
     weight_bits: Literal[7, 8] = 7
-    # one range for every output channel of a weight, or one for all. None: channel for int8, tensor for fp8, since
-    # TensorRT computes FP8 products with one scale a tensor
+    # one range for every output channel of a weight, or one for all. None: channel for int8, tensor for fp8. Where every
+    # channel has its own, TensorRT-RTX 1.7 writes the output of a convolution in FP32, with one scale in 16 bit
     weight_range: Literal["channel", "tensor"] | None = None
     # linear layers: weights and activations, weights alone (computed in high precision), or neither. On CPUs a linear
     # layer of an image's few hundred positions costs more to round than it saves
@@ -131,8 +131,9 @@ class Quantize(Config):
 
         from optimize.quantizable import matching, unfit
 
-        if found := matching(path, self.keep):
-            return ("weight_only" if matching(path, self.weight_only) else "keep"), f"keep: {found}"
+        if (found := matching(path, self.keep)) is not None:
+            narrow = matching(path, self.weight_only) is not None
+            return ("weight_only" if narrow else "keep"), f"keep: {found}"
         if self.linear != "quantize" and isinstance(layer, nn.Linear):
             return self.linear, f"linear: {self.linear}"
         why = unfit(layer, self.format)

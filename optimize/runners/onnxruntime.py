@@ -37,7 +37,7 @@ class OnnxRuntime(Config):
     spinning: bool = (
         True  # whether idle threads spin, as ONNX Runtime has it: faster alone, slower beside other processes
     )
-    # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says
+    # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says, rounded and computed in FP32
     int8: Literal["widen", "as_is"] = "widen"
     # a 16-bit graph on the CPU, which has few such kernels: FP32 rounded after every operator, or as the file says
     half: Literal["round", "as_is"] = "round"
@@ -202,6 +202,9 @@ def _settings(options: OnnxRuntime, path: Path, computes_in_16_bit: bool) -> Any
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     if computes_in_16_bit:  # the optimizer would take the rounding for a detour, and widen all weights at once
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if options.chosen == PROVIDERS["cpu"] and options.int8 == "as_is":
+        # fused INT8 products saturate on CPUs without VNNI, and fused FP8 ones are refused as invalid
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if options.threads:
         settings.intra_op_num_threads = options.threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
