@@ -60,17 +60,18 @@ def export(
     """
     from rich.console import Console
 
-    from optimize.exporting import ENGINES, Request, exit_code, parse_settings
-    from optimize.exporting import export as export_all
     from optimize.pipelines import is_pipeline
     from optimize.progress import rich_progress
-    from optimize.store import Store
 
     console = Console(stderr=as_json, highlight=False)
     if is_pipeline(artifact, layout=layout, out=out, unet=unet, lora=lora):
         with rich_progress(console, quiet or as_json) as progress:
             _pipeline(artifact, layout or "optimum", out, unet, lora or [], lora_as, console, as_json, progress)
         return
+    from optimize.exporting import ENGINES, Request, exit_code, parse_settings
+    from optimize.exporting import export as export_all
+    from optimize.store import Store
+
     asked = Request(
         artifact=artifact,
         targets=tuple(t.strip() for t in target.split(",") if t.strip()),

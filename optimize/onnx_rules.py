@@ -316,14 +316,14 @@ def _by_onnx(path: Path) -> None:
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except (*_refusals(), TypeError) as error:
+    except _refusals() as error:
         raise ArtifactError(f"{path}: onnx refuses it: {_first(error)} Export it again.") from error
 
 
 def _refusals() -> tuple[type[Exception], ...]:
     import onnx
 
-    return onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError
+    return onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError
 
 
 def _inferred(path: Path, model: Any) -> None:

@@ -25,6 +25,7 @@ PACKAGES = ("optimum-onnx==0.1.0", "transformers==4.57.*", "diffusers==0.36.*", 
 DRAW = textwrap.dedent(
     """
     import json, sys
+    from pathlib import Path
     import diffusers, numpy as np, torch
     from diffusers.pipelines import DiffusionPipeline
     from optimum import onnxruntime as ort
@@ -32,7 +33,7 @@ DRAW = textwrap.dedent(
     source, exported, name, options, lora = *sys.argv[1:4], json.loads(sys.argv[4]), sys.argv[5]
     theirs = getattr(diffusers, name).from_pretrained(source)
     if lora:
-        theirs.load_lora_weights(lora)
+        theirs.load_lora_weights(str(Path(lora).parent), weight_name=Path(lora).name)
         theirs.fuse_lora(lora_scale=0.8)
     ours = getattr(ort, f"ORT{name}").from_pretrained(exported, export=False)
 
@@ -77,6 +78,7 @@ def drawn(tmp_path: Path, source: Path, name: str, lora: str = "", **options: An
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=quiet, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(name, found)  # the measured differences, shown by pytest -rP
     return found
 
 
