@@ -60,3 +60,11 @@ def tiny_model(tiny_folder: Path) -> Model:
 def tiny_data() -> Data:
     images = torch.from_numpy(rng.normal((64, 1, 16, 16), "tiny-data")).clamp(-1, 1)
     return Data(images, torch.arange(64) % 10)
+
+
+LONG = ("test_pipeline.py", "test_pipelines.py", "test_onnx_export.py", "test_serving_repository.py", "test_runners.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

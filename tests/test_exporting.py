@@ -104,7 +104,7 @@ def test_a_target_with_neither_engine_nor_kit_is_the_exit_code(artifact: Path) -
 
 def test_a_changed_artifact_is_not_exported(artifact: Path) -> None:
     (artifact / "onnx" / "model.onnx").write_bytes(b"else")
-    with pytest.raises(UserError, match=r"onnx/model\.onnx is not the file the manifest describes"):
+    with pytest.raises(UserError, match=r"onnx/model\.onnx is changed"):
         export(ask(artifact, "a100"), Store(artifact.parent / "store"))
 
 

@@ -15,7 +15,7 @@ from optimize.artifact import commit, load_model, save_model
 from optimize.context import Context
 from optimize.exporters.onnx import Onnx
 from optimize.model import Model
-from optimize.parity import noised_inputs, parity
+from optimize.parity import noise_levels, noised_inputs, parity
 from optimize.passes.quantize import Quantize
 from optimize.quantizable import layers
 from optimize.runner import open_runner
@@ -116,8 +116,21 @@ def _agrees(name: str, format: str, made: dict[Any, Any], folder: Path) -> None:
     assert said[f"{format}_layers"] == sum(row["input"] is not None for row in record["quantizers"])
     with open_runner(folder, "onnxruntime", int8="as_is", threads=1) as network:
         found = parity(model, network, levels=2, batch=2)
-    # values on the edge between two codes may fall to either side; what that costs is far below what rounding does
-    assert found["relative_l2"] < 0.2 * record["error"]
+    # values on the edge between two codes may fall to either side; what that costs is far below what rounding does, but
+    # in a network that such a change grows in (an untrained one in FP8): there, no more than float rounding costs itself
+    assert found["relative_l2"] < max(0.2 * record["error"], 1.5 * _shaken(model))
+
+
+def _shaken(model: Any, by: float = 1e-5) -> float:
+    """How far a network's output moves (relative L2) where its inputs move as float kernels round: worst of two levels."""
+    worst = 0.0
+    for t in noise_levels(model, 2):
+        feed = noised_inputs(model, t, 2, 0)
+        other = {k: v * (1 + by * torch.from_numpy(rng.normal(tuple(v.shape), "shake", k)).to(v)) for k, v in feed.items() if v.is_floating_point()}  # fmt: skip
+        with torch.inference_mode():
+            a, b = (model.denoiser.network(**f).double() for f in (feed, feed | other))
+        worst = max(worst, float((b - a).norm() / a.norm()))
+    return worst
 
 
 @pytest.mark.parametrize(("name", "format"), [("sd", "fp8"), ("flux", "int8")])

@@ -204,7 +204,7 @@ def test_an_altered_artifact_is_not_loaded(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "final", tmp_path / "final")
     path = tmp_path / "final" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(ArtifactError, match=r"model.safetensors is not the file the manifest describes"):
+    with pytest.raises(ArtifactError, match=r"model.safetensors is changed"):
         Drawing(tmp_path / "final")
 
 

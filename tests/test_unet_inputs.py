@@ -32,7 +32,7 @@ def artifact(folder: Path, model: Model) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [pytest.param("inpainting", marks=pytest.mark.slow), "controlnet"])
 def test_inputs_survive_pruning_export_and_reload(name: str, tmp_path: Path) -> None:
     whole = networks.model(networks.TINY[name])
     pruned = optimize.apply(whole, Prune(budget={"macs": 0.3}, importance="magnitude"))
@@ -65,6 +65,7 @@ def test_inputs_survive_quantization_too(name: str, tmp_path: Path) -> None:
     assert float((got - expected).norm() / expected.norm()) < 5e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_further_input_has_an_effect_in_the_exported_file(name: str, tmp_path: Path) -> None:
     model = networks.model(networks.TINY[name])
