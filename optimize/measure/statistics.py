@@ -23,8 +23,8 @@ from optimize.measure.paired import log_ratio_interval
 PERCENTILES = (50, 90, 95, 99)
 # Standard deviation of the ln ratio between two processes of one and the same program: where their memory and threads
 # lie differs, and stays as it is while they live, so no number of rounds averages it away. benchmarks/a_a.py, which
-# starts processes anew, prints it as "between starts". 0.6 % rests on two starts on two busy virtual cores; a later start
-# on the same machine differed by 0.9 %. A rough figure, to be measured again on a quiet machine.
+# starts processes anew, prints it as "between starts": 0.3 % over ten starts on two quiet virtual cores, 0.6 to 0.9 % in
+# a few on busy ones. With 0.6 % an artifact was found to differ from itself in 3.5 % of 200 comparisons, without it in 13 %.
 PLACEMENT = 0.006
 NOISY_ABOVE = 0.10  # interquartile range over the median
 Rounds = Sequence[Sequence[float]]
