@@ -25,6 +25,7 @@ from optimize.measure import memory
 
 ERROR = 0.20
 BATCHES = (1, 4)
+PARTS = ("weights", "activations")
 
 
 def networks() -> dict[str, dict[str, Any]]:
@@ -87,14 +88,9 @@ def row(name: str, config: dict[str, Any], batch: int) -> dict[str, Any]:
     }
 
 
-def errors(rows: list[dict[str, Any]], what: str) -> list[float]:
-    """predicted / measured - 1 of every row."""
-    return [r["predicted"][what] / r["measured"][what] - 1 for r in rows]
-
-
-def whole(rows: list[dict[str, Any]]) -> list[float]:
-    """The same for weights and activations together."""
-    return [sum(r["predicted"].values()) / sum(r["measured"].values()) - 1 for r in rows]
+def errors(rows: list[dict[str, Any]], *parts: str) -> list[float]:
+    """predicted / measured - 1 of every row, of these parts together."""
+    return [sum(r["predicted"][p] for p in parts) / sum(r["measured"][p] for p in parts) - 1 for r in rows]
 
 
 def show(rows: list[dict[str, Any]]) -> float:
@@ -102,11 +98,12 @@ def show(rows: list[dict[str, Any]]) -> float:
     print(
         f"{'network':<38}{'batch':>5}{'weights MB':>20}{'activations MB':>22}{'error':>8}\n{'':43}{'predicted, measured':>20}{'predicted, measured':>22}"
     )
-    for r, error in zip(rows, whole(rows)):
-        texts = [f"{r['predicted'][k] / 1e6:.1f}, {r['measured'][k] / 1e6:.1f}" for k in ("weights", "activations")]
+    whole = errors(rows, *PARTS)
+    for r, error in zip(rows, whole):
+        texts = [f"{r['predicted'][k] / 1e6:.1f}, {r['measured'][k] / 1e6:.1f}" for k in PARTS]
         print(f"{r['network']:<38}{r['batch']:>5}{texts[0]:>20}{texts[1]:>22}{error:>+8.0%}")
-    found = median(map(abs, whole(rows)))
-    parts = {k: median(map(abs, errors(rows, k))) for k in ("weights", "activations")}
+    found = median(map(abs, whole))
+    parts = {k: median(map(abs, errors(rows, k))) for k in PARTS}
     print(
         f"median error {found:.0%} (at most {ERROR:.0%}); of weights {parts['weights']:.0%}, of activations {parts['activations']:.0%}"
     )

@@ -107,7 +107,7 @@ SD3_MEDIUM = {
     "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
     "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 192,
 }  # fmt: skip
-# the widths of black-forest-labs/FLUX.1-dev with a ninth of its blocks: 1.6 billion parameters
+# the widths of black-forest-labs/FLUX.1-dev with a ninth of its blocks: 1.45 billion parameters
 FLUX_SHAPED = {
     "_class_name": "FluxTransformer2DModel", "in_channels": 64, "num_layers": 2, "num_single_layers": 5,
     "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,

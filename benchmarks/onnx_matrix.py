@@ -170,6 +170,7 @@ def _compared(model: Any, network: Any, level: float, batch: int, sizes: dict[st
     import torch
 
     from optimize.network import example_inputs
+    from optimize.parity import relative_l2
 
     feed = example_inputs(model.inputs, batch, **sizes)
     spec = model.inputs[1]
@@ -177,7 +178,7 @@ def _compared(model: Any, network: Any, level: float, batch: int, sizes: dict[st
     feed[spec.name] = torch.full_like(feed[spec.name], level * largest)
     with torch.inference_mode():
         a, b = model.denoiser.network(**feed).double(), network(**feed).double()
-    error = float((b - a).norm() / a.norm())
+    error = relative_l2(b, a)
     finite = error == error
     return {
         "level": level,

@@ -44,7 +44,7 @@ def _level(reference: Model, other: Network, t: float, batch: int, seed: int) ->
     feed = noised_inputs(reference, t, batch, seed)
     with torch.inference_mode():
         a, b = reference.denoiser.network(**feed).double(), other(**feed).double()
-    difference = float((b - a).norm() / a.norm())
+    difference = relative_l2(b, a)
     largest = float((b - a).abs().max())
     big = float(torch.finfo(torch.float32).max)
     return {
@@ -52,6 +52,11 @@ def _level(reference: Model, other: Network, t: float, batch: int, seed: int) ->
         "max_abs": largest if largest == largest else big,
         "relative_l2": difference if difference == difference else big,
     }
+
+
+def relative_l2(found: Tensor, wanted: Tensor) -> float:
+    """|found - wanted| / |wanted| over all elements; NaN where either holds one."""
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def noised_inputs(model: Model, t: float, batch: int, seed: int, first: int = 0) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import networks
 import pytest
 import torch
-from safetensors.torch import load_file
+from restored import output_of_a_fresh_process
 from torch import nn
 
 from optimize import macs
@@ -194,28 +192,9 @@ def test_full_size_networks_meet_a_budget_by_their_widths(name: str) -> None:
     assert abs(1 - after["macs"] / before["macs"] - 0.4) <= 0.03 and after["params"] < before["params"]
 
 
-RESTORE = """
-import sys
-sys.modules["torch_pruning"] = None
-import torch
-def refuse(*args, **kwargs):
-    raise AssertionError("torch.load was called")
-torch.load = refuse
-from pathlib import Path
-from optimize.artifact import load_model
-from optimize.network import example_inputs
-from safetensors.torch import save_file
-model = load_model(Path(sys.argv[1]))
-with torch.inference_mode():
-    save_file({"y": model.denoiser.network(**example_inputs(model.inputs, 2, classes=10))}, sys.argv[2])
-"""
-
-
 def test_a_fresh_process_without_torch_pruning_restores_the_identical_transformer(
     tiny: dict[str, Model], tmp_path: Path
 ) -> None:
     pruned, _ = prune(0.4).apply(tiny["sd3"], Context())
     folder = saved(pruned, tmp_path / "pruned")
-    program = [sys.executable, "-c", RESTORE, str(folder), str(tmp_path / "y.safetensors")]
-    subprocess.run(program, check=True, timeout=120)
-    assert torch.equal(load_file(tmp_path / "y.safetensors")["y"], output(pruned))
+    assert torch.equal(output_of_a_fresh_process(folder, 2, tmp_path / "y.safetensors"), output(pruned))

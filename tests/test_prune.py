@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from restored import output_of_a_fresh_process
 
 from optimize import macs
 from optimize.artifact import commit, load_model, save_model
@@ -169,34 +168,12 @@ def test_a_pruned_model_can_be_pruned_again_saved_and_trained(tiny_model: Model,
     assert all(p.grad is not None and p.grad.shape == p.shape for p in loaded.module.parameters())
 
 
-RESTORE = """
-import sys
-sys.modules["torch_pruning"] = None
-import torch
-def refuse(*args, **kwargs):
-    raise AssertionError("torch.load was called")
-torch.load = refuse
-from pathlib import Path
-from optimize.artifact import load_model
-from optimize.network import example_inputs
-from safetensors.torch import save_file
-model = load_model(Path(sys.argv[1]))
-with torch.inference_mode():
-    save_file({"y": model.denoiser.network(**example_inputs(model.inputs, 4, classes=10))}, sys.argv[2])
-"""
-
-
 def test_a_fresh_process_without_torch_pruning_restores_the_identical_network(
     tiny_model: Model, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     pruned, _ = prune(0.4).apply(tiny_model, Context())
     folder = saved(pruned, tmp_path / "pruned")
-    subprocess.run(
-        [sys.executable, "-c", RESTORE, str(folder), str(tmp_path / "y.safetensors")], check=True, timeout=120
-    )
-    assert torch.equal(load_file(tmp_path / "y.safetensors")["y"], output(pruned))
+    assert torch.equal(output_of_a_fresh_process(folder, 4, tmp_path / "y.safetensors"), output(pruned))
 
 
 def test_records_are_plain_json(tiny_model: Model, tiny_data: Data) -> None:

@@ -15,7 +15,7 @@ from optimize.artifact import commit, load_model, save_model
 from optimize.context import Context
 from optimize.exporters.onnx import Onnx
 from optimize.model import Model
-from optimize.parity import noise_levels, noised_inputs, parity
+from optimize.parity import noise_levels, noised_inputs, parity, relative_l2
 from optimize.passes.quantize import Quantize
 from optimize.quantizable import layers
 from optimize.runner import open_runner
@@ -129,7 +129,7 @@ def _shaken(model: Any, by: float = 1e-5) -> float:
         other = {k: v * (1 + by * torch.from_numpy(rng.normal(tuple(v.shape), "shake", k)).to(v)) for k, v in feed.items() if v.is_floating_point()}  # fmt: skip
         with torch.inference_mode():
             a, b = (model.denoiser.network(**f).double() for f in (feed, feed | other))
-        worst = max(worst, float((b - a).norm() / a.norm()))
+        worst = max(worst, relative_l2(b, a))
     return worst
 
 

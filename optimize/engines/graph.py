@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.errors import ArtifactError
 from optimize.network import TensorSpec
+from optimize.onnx_file import weight_bytes
 from optimize.weights import file_sha256
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ def read_graph(path: Path) -> GraphFacts:
 
     model = load(path)
     files = {path.name: file_sha256(path), **{name: file_sha256(path.parent / name) for name in external(model, path)}}
-    weight_bytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    inputs = tuple(_spec(value) for value in model.graph.inputs)
+    stored, inputs = weight_bytes(model), tuple(_spec(value) for value in model.graph.inputs)
     passes.ShapeInferencePass()(model)
     layers: Counter[tuple[str, str]] = Counter()
     weights_only = 0
@@ -82,7 +82,7 @@ def read_graph(path: Path) -> GraphFacts:
             format, only = format_of(node)
             layers[node.op_type, format] += 1
             weights_only += only
-    return GraphFacts(inputs, weight_bytes, dict(layers), weights_only, files)
+    return GraphFacts(inputs, stored, dict(layers), weights_only, files)
 
 
 def load(path: Path) -> ir.Model:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from optimize.ops import trunk
-from optimize.ops.dependency import Coupled, Slice
+from optimize.ops.dependency import Coupled, Slice, by_layer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,14 +58,8 @@ def known_groups(module: nn.Module, inputs: Iterable[str]) -> list[Coupled]:
 
 def remove(chosen: Iterable[tuple[Coupled, Collection[int]]]) -> None:
     """Remove the given channels of each group from every layer coupled to it, in place; indices are those before."""
-    cuts: dict[tuple[nn.Module, bool], set[int]] = {}
-    for group, channels in chosen:
-        for part in group.slices:
-            own = {i for i, c in zip(part.own, part.channel, strict=True) if c in channels}
-            cuts.setdefault((part.layer, part.outputs), set()).update(own)
-    for (layer, outputs), own in cuts.items():
-        if own:
-            cut(layer, outputs, own)
+    for layer, outputs, own in by_layer(chosen):
+        cut(layer, outputs, own)
 
 
 def cut(layer: Any, outputs: bool, gone: Collection[int]) -> None:

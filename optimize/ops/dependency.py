@@ -80,15 +80,20 @@ def remove(graph: Any, chosen: Iterable[tuple[Coupled, Collection[int]]]) -> Non
 
     All groups at once: behind a concatenation a layer belongs to several, and indices are those before any removal.
     """
+    for layer, outputs, own in by_layer(chosen):
+        pruner = graph.get_pruner_of_module(layer)
+        (pruner.prune_out_channels if outputs else pruner.prune_in_channels)(layer, own)
+
+
+def by_layer(chosen: Iterable[tuple[Coupled, Collection[int]]]) -> list[tuple[nn.Module, bool, list[int]]]:
+    """(layer, whether its outputs are cut or its inputs, which of them) for the channels chosen of each group; what
+    several groups take from a layer comes together, and layers that lose nothing are left out."""
     cuts: dict[tuple[nn.Module, bool], set[int]] = {}
     for group, channels in chosen:
         for part in group.slices:
             own = {i for i, c in zip(part.own, part.channel, strict=True) if c in channels}
             cuts.setdefault((part.layer, part.outputs), set()).update(own)
-    for (layer, outputs), own in cuts.items():
-        if own:
-            pruner = graph.get_pruner_of_module(layer)
-            (pruner.prune_out_channels if outputs else pruner.prune_in_channels)(layer, sorted(own))
+    return [(layer, outputs, sorted(own)) for (layer, outputs), own in cuts.items() if own]
 
 
 def _coupled(group: Any, paths: dict[nn.Module, str]) -> Coupled | None:
