@@ -175,7 +175,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,16.")] = "1",
     io: Annotated[str, typer.Option(help="host, device, or both: where inputs and outputs are.")] = "host",
     cuda_graphs: Annotated[str, typer.Option(help="off, on, or both.")] = "off",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of every row.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every row; slow images sit some out.")] = 20,
     seconds: Annotated[float, typer.Option(min=0.001, help="Timed work in a turn, of calls and of images.")] = 0.1,
     warm_up: Annotated[float, typer.Option(min=0, help="Seconds of warm-up at most, for each kind.")] = 0.6,
     sampler: Annotated[str | None, typer.Option(help="Solver instead of the artifact's own.")] = None,
@@ -214,7 +214,9 @@ def bench(
 
     console = _console(stderr=as_json)
     with rich_progress(console, quiet or as_json) as progress:
-        rows = time_all(asked, rounds=rounds, turn_s=seconds, warm_s=warm_up, seed=seed, progress=progress)
+        rows = time_all(
+            asked, rounds=rounds, turn_s=seconds, warm_s=warm_up, seed=seed, fewest=benchmark.FEWEST, progress=progress
+        )
     if out:
         benchmark.append(out, rows)
     if as_json:
