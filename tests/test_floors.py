@@ -85,6 +85,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     7: (
         "cli.py",
         "cli_export.py",
+        "cli_measure.py",
+        "cli_options.py",
         "__main__.py",
         "__init__.py",
     ),  # __init__.py is the Python interface: the front door, like cli.py
