@@ -81,11 +81,11 @@ def bench(
 
 
 def _open_all(rows: list[_Row], warm_s: float, advance: Advance) -> None:
-    """Start the workers, as many at a time as there are cores, since starting is mostly single-threaded imports; what
-    computes waits for its turn."""
+    """Start the workers, as many at a time as there are cores, since starting is mostly single-threaded imports, beside
+    the one that warms up: what computes waits for its turn."""
     alone = threading.Lock()
     checked = _looked_at([row.variant for row in rows])
-    with ThreadPoolExecutor(environment.cores()) as pool:
+    with ThreadPoolExecutor(environment.cores() + 1) as pool:
         waiting = {pool.submit(row.open, warm_s, alone, checked): row for row in rows}
         try:
             for done in as_completed(waiting):
