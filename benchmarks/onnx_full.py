@@ -3,7 +3,7 @@
 Export and comparison run in a process of their own each, so that each peak is its own. The reference is torch's output
 for one input of reduced height and width, kept as a file between the two.
 
-    python benchmarks/onnx_full.py sdxl fp16
+    python benchmarks/onnx_full.py sdxl fp16 [--record]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from networks import FULL
+from recorded import append
 
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 SMALL = {"H": 16, "W": 24, "L": 16, "S": 96}  # sizes of the one input that is compared
@@ -133,9 +134,13 @@ def main() -> None:
     parser.add_argument("precision", choices=list(LIMITS))
     parser.add_argument("--step", choices=["export", "compare"])
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--record", action="store_true", help="append the row to benchmarks/records/onnx_full.json")
     args = parser.parse_args()
     if args.step is None:
-        print(json.dumps(measured(args.network, args.precision)))
+        row = measured(args.network, args.precision)
+        print(json.dumps(row))
+        if args.record:
+            append("onnx_full", f"onnx_full.py {args.network} {args.precision}", [row])
         return
     step = {"export": export, "compare": compare}[args.step]
     print(json.dumps(step(args.network, args.precision, args.folder)))

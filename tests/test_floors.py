@@ -40,6 +40,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "layers.py",
         "macs.py",
         "offers.py",
+        "onnx_clean.py",
         "onnx_emulation.py",
         "onnx_file.py",
         "onnx_graph.py",
