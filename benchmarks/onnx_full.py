@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from networks import FULL
@@ -87,7 +87,7 @@ def feed(inputs: Any) -> dict[str, Any]:
 
 
 def export(name: str, precision: str, folder: Path) -> dict[str, Any]:
-    """Export into `folder`, and keep torch's output beside it."""
+    """Export into `folder`, and keep torch's output beside it. Seconds are the clock's and the processor's."""
     import torch
     from safetensors.torch import save_file
 
@@ -98,10 +98,16 @@ def export(name: str, precision: str, folder: Path) -> dict[str, Any]:
     given = feed(inputs)
     with torch.inference_mode():
         save_file({"out": raw_output(module(**nested(given))).contiguous()}, folder / "reference.safetensors")
-    start = perf_counter()
-    record = Onnx(precision=precision).export_network(module, inputs, folder, feeds=lambda: [given])
+    start, before, steps = perf_counter(), process_time(), {}
+
+    def advance(n: float, note: str) -> None:
+        step = note if note in ("traced", "cleaned") else "written"
+        steps[step] = round(perf_counter() - start, 1)
+
+    record = Onnx(precision=precision).export_network(module, inputs, folder, feeds=lambda: [given], advance=advance)
+    about = {"seconds": round(perf_counter() - start, 1), "cpu_seconds": round(process_time() - before, 1)}
     params = sum(p.numel() for p in module.parameters())
-    return {"record": record, "seconds": round(perf_counter() - start, 1), "params": params, "peak_bytes": _peak()}
+    return {"record": record, **about, "done_after_s": steps, "params": params, "peak_bytes": _peak()}
 
 
 def compare(name: str, precision: str, folder: Path) -> dict[str, Any]:

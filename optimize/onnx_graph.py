@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def _fits(x: np.ndarray, kind: ir.DataType, smallest: int) -> bool:
 
 
 def _narrowed(x: np.ndarray, dtype: ir.DataType) -> np.ndarray:
-    return x.astype(dtype.numpy())
+    return x.astype(dtype.numpy(), order="C")
 
 
 def put(
@@ -132,10 +132,22 @@ def later(
 
     if name not in model.graph.initializers:
         size = ir.Shape(shape)
-        tensor = ir.LazyTensor(lambda: ir.tensor(make(), name=name), dtype, size, name=name)
+        tensor = ir.LazyTensor(lambda: _in_order()(make(), name=name), dtype, size, name=name)
         value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=size)
         model.graph.register_initializer(value)
     return model.graph.initializers[name]
+
+
+@cache
+def _in_order() -> type[ir.Tensor]:
+    """onnx_ir's tensor, written at once: numpy writes what is not contiguous number by number."""
+    import onnx_ir as ir
+
+    class InOrder(ir.Tensor):
+        def tofile(self, file: Any) -> None:
+            ir.tensor(np.ascontiguousarray(self.numpy())).tofile(file)
+
+    return InOrder
 
 
 def narrow_in_place(value: ir.Value, kind: ir.DataType) -> None:

@@ -262,6 +262,8 @@ def _torchscript(
     import onnx_ir as ir
     import torch
 
+    from optimize.onnx_stand_ins import stand_ins
+
     feed = tuple(example(inputs, wanted, module).values())
     names = [s.name for s in inputs]
     axes = {
@@ -269,7 +271,7 @@ def _torchscript(
         for s in inputs
     }
     file = io.BytesIO()
-    with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
+    with warnings.catch_warnings(record=True) as caught, torch.inference_mode(), stand_ins(module):
         warnings.simplefilter("always")
         torch.onnx.export(
             _positional(module, names), feed, file, dynamo=False, opset_version=min(opset, OLDER_OPSET), input_names=names,

@@ -47,6 +47,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "onnx_lowering.py",
         "onnx_precision.py",
         "onnx_quantize.py",
+        "onnx_stand_ins.py",
         "onnx_symbols.py",
         "onnx_trace.py",
         "overflow.py",
