@@ -6,13 +6,18 @@ import errno
 import weakref
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from optimize.errors import EnvironmentLacks
+from optimize.exporters.onnx import Onnx
+from optimize.network import TensorSpec
 from optimize.onnx_file import require_room, save, weight_bytes
 from optimize.onnx_graph import later, narrow_in_place, put
 
@@ -53,6 +58,26 @@ def test_too_little_disk_or_memory_is_said_before_anything_is_written(tmp_path: 
         require_room(tmp_path / "not" / "there", 10**15, 0)
     with pytest.raises(EnvironmentLacks, match=r"of memory, .* are free\. Close other programs"):
         require_room(tmp_path, 0, 10**15)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        (
+            ("psutil.virtual_memory", SimpleNamespace(available=10**6)),
+            r"takes about 0\.1 GB of memory, 0\.0 GB are free",
+        ),
+        (("shutil.disk_usage", SimpleNamespace(free=10**6)), r"takes about 0\.1 GB of disk, 0\.0 GB are free"),
+    ],
+)
+def test_an_export_without_room_is_one_clear_error_and_leaves_nothing(
+    lacking: tuple[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lacking[0], lambda *place: lacking[1])
+    inputs = (TensorSpec("input", ("B", 8)),)
+    with pytest.raises(EnvironmentLacks, match=message):
+        Onnx(exporter="torchscript").export_network(torch.nn.Linear(8, 8), inputs, tmp_path / "made")
     assert not list(tmp_path.iterdir())
 
 

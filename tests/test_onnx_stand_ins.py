@@ -30,6 +30,19 @@ def test_a_stand_in_computes_what_the_module_does(part: Any, kernel: str) -> Non
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-3}, {"elementwise_affine": False}])
+@pytest.mark.parametrize("over", [16, (4, 16)])
+def test_a_root_mean_square_norm_written_out_is_torchs(over: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module, x = nn.RMSNorm(over, **options), torch.randn(3, 4, 16) * 5
+    if module.weight is not None:
+        nn.init.normal_(module.weight)
+    wanted = module(x)
+    with stand_ins(module):
+        assert "forward" in vars(module)
+        torch.testing.assert_close(module(x), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_modules_are_themselves_again_after_an_error() -> None:
     module = nn.Sequential(Downsample1d(), nn.Linear(4, 4))
     with pytest.raises(RuntimeError, match="shape"), stand_ins(module):
