@@ -77,13 +77,14 @@ def half_onnx(build: Callable[[], Any], inputs: tuple[TensorSpec, ...], folder: 
     import torch
 
     from optimize import onnx_graph as g
+    from optimize.onnx_clean import simplify
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)  # weights are made in it: half the memory
     module = build().eval().requires_grad_(False)
     torch.set_default_dtype(torch.float32)
     graph = trace(module, inputs)
-    g.simplify(graph)
+    simplify(graph)
     if format != "fp16":
         quantize(graph, module, format)
     g.anonymize(graph)
