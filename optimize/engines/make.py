@@ -65,6 +65,8 @@ class Order:
             "tf32": s.tf32,
             "level": s.level,
             "workspace_bytes": int(s.workspace_gb * 1e9),
+            # TensorRT takes the kernels that are fastest on the very card; TensorRT-RTX is told the SM alone
+            "gpu": modules.gpu_name() if self.module == "tensorrt" else "",
         }
 
     @property
