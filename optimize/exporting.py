@@ -160,7 +160,9 @@ def _write_kit(temporary: Path, asked: Request, target: Target, order: Order, fo
     batches = sorted({min(asked.settings.batch), max(asked.settings.batch)})
     precision = narrowest(order.facts)
     job = {k: v for k, v in order.job().items() if k not in ("onnx", "sm", "timing_cache")}
-    about = kit.about_kit(asked.artifact.name, target, job, order.facts.expected, limit_of(precision), precision)
+    about = kit.about_kit(
+        asked.artifact.name, target, job, order.facts.expected, limit_of(precision), precision, order.estimate
+    )
     kit.write_kit(temporary, order.onnx, list(order.facts.files), about, kit.cases_of(model, batches))
     return {"kit": about["name"], "target": target.name}
 

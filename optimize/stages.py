@@ -194,9 +194,10 @@ def export_stage(
     store: Store, recipe: Recipe, name: str, made: Stage, runners: Sequence[str], progress: Progress
 ) -> Variant:
     """Model files and exported files in one folder, size and work counted; then their parity on every runner."""
-    codes = [code_hash(m) for m in (*(type(e).__module__ for e in recipe.exports), "optimize.macs")]
-    exports = [{e.name: e.to_json()} for e in recipe.exports]
-    key = {"model": made.id, "exports": exports, "code": codes, **_numerics()}
+    meant = [meant_for(e, recipe.target) for e in recipe.exports]
+    codes = [code_hash(m) for m in (*(type(e).__module__ for e in meant), "optimize.macs")]
+    exports = [{e.name: e.to_json()} for e in meant]
+    key = {"model": made.id, "exports": exports, "code": codes, **_numerics(), **card_of(meant)}
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:
         from optimize.macs import count
@@ -205,7 +206,7 @@ def export_stage(
             shutil.copy2(made.folder / file, folder / file)
         model = open_model(made)
         context = Context(recipe.seed, progress=progress, keep=keeper(store, {"code": codes, **_numerics()}))
-        records = {e.name: e.export(model, folder, context) for e in recipe.exports}
+        records = {e.name: e.export(model, folder, context) for e in meant}
         fields = {k: v for k, v in made.manifest.items() if k not in ("schema", "files", "id", "stage", "seconds")}
         return fields | {"count": count(model), "exports": records}
 
@@ -213,6 +214,23 @@ def export_stage(
     # at the batch that is timed later, so that a compiling runner compiles once
     parity = _parity_stage(store, name, stage, runners, max(recipe.benchmark.batch), progress)
     return Variant(name, made.name, stage, parity)
+
+
+def meant_for(export: Any, target: str) -> Any:
+    """An exporter whose target `here` is the recipe's own."""
+    named = getattr(export, "targets", ())
+    if target == "here" or "here" not in named:
+        return export
+    return export.model_copy(update={"targets": tuple(target if name == "here" else name for name in named)})
+
+
+def card_of(exports: Sequence[Any]) -> dict[str, Any]:
+    """The GPU found, where one of the exports builds for `here`: another card must not get the first one's engine. Empty
+    where all are built for named targets, or without a GPU."""
+    if not any("here" in getattr(e, "targets", ()) for e in exports):
+        return {}
+    target, facts = here()
+    return {"gpu": [target.name, facts["name"], list(facts.get("sm", ()))]} if target.cuda else {}
 
 
 def keeper(store: Store, always: dict[str, Any]) -> Keep:
@@ -235,6 +253,7 @@ def _parity_stage(
     the reason for a runner this machine cannot offer."""
     specs = [(r, runner_code(r)) for r in runners]
     key = {"artifact": artifact.id, "runners": specs, "batch": batch, "code": code_hash("optimize.parity")}
+    key |= environment.gpu()  # what one machine refuses another one runs
 
     def compute() -> dict[str, Any]:
         from optimize.parity import parity
@@ -285,6 +304,7 @@ def images_stage(
         "count": count,
         "batch": batch,
         "code": code_hash("optimize.model"),
+        **environment.gpu(),
     }
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:

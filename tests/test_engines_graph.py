@@ -85,11 +85,11 @@ def test_external_data_is_part_of_the_files_and_may_not_leave_the_folder(tmp_pat
     assert set(read_graph(path).files) == {"m.onnx", "m.onnx.data"}
     held = path.read_bytes()
     path.write_bytes(held.replace(b"m.onnx.data", b"../../a.dat"))
-    with pytest.raises(ArtifactError, match=r"point to \.\./\.\./a\.dat, outside its folder; it is not read"):
+    with pytest.raises(ArtifactError, match=r"external data at '\.\./\.\./a\.dat': allowed is a relative path inside"):
         read_graph(path)
     path.write_bytes(held)
     (tmp_path / "m.onnx.data").unlink()
-    with pytest.raises(ArtifactError, match=r"its weights are in m\.onnx\.data, which is missing"):
+    with pytest.raises(ArtifactError, match=r"external data at 'm\.onnx\.data': no such file in"):
         read_graph(path)
 
 
@@ -100,7 +100,7 @@ def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> None:
     path = save(tmp_path / "inside" / "m.onnx", [node], {"w": CONV}, **more)
     (tmp_path / "inside" / "m.onnx.data").rename(tmp_path / "secret")
     (tmp_path / "inside" / "m.onnx.data").symlink_to(tmp_path / "secret")
-    with pytest.raises(ArtifactError, match="outside its folder"):
+    with pytest.raises(ArtifactError, match=r"m\.onnx\.data is a symbolic link\. Put the file itself there"):
         read_graph(path)
 
 
@@ -109,10 +109,10 @@ def test_a_truncated_file_is_one_clear_error(tmp_path: Path, kept: int) -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
     path = save(tmp_path / "m.onnx", [node], {"w": CONV})
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ArtifactError, match="not a whole ONNX file"):
+    with pytest.raises(ArtifactError, match=r"not a whole ONNX file|truncated"):
         read_graph(path)
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"no such file. Export the artifact first"):
+    with pytest.raises(ArtifactError, match=r"no such file\. Give an ONNX file"):
         read_graph(tmp_path / "m.onnx")

@@ -99,6 +99,48 @@ def test_a_kit_for_volta_carries_its_pins_and_their_reasons(tmp_path: Path) -> N
     assert set(about["files"]) == {"README.md", "build.py", "model.onnx", "parity/0.x.npy", "parity/0.output.npy"}
 
 
+def test_a_kit_for_hopper_is_for_tensorrt_alone_and_probes_plans_of_other_sms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = fake(monkeypatch, (9, 0))
+    folder = fake_kit(tmp_path, name="h200")
+    about = json.loads((folder / "kit.json").read_text())
+    assert about["sm"] == [9, 0] and about["modules"] == ["tensorrt"] and "SM 9.0" in (folder / "README.md").read_text()
+    assert kit_script.main(["--kit", str(folder), "--calls", "10"]) == 0  # TensorRT on the card
+    assert (folder / "tensorrt" / "9.0-tensorrt-11.4.0" / "model.engine").is_file()
+    trt.__name__, trt.targets = "tensorrt_rtx", {"SM80"}
+    monkeypatch.setattr(kit_script, "read_plan", lambda plan: ({"conv int8": 2, "conv fp32": 1}, ["8.0"]))
+    for asked, folder_name in (("8.0", "8.0-tensorrt_rtx-11.4.0"), ("untold", "untold-tensorrt_rtx-11.4.0")):
+        assert kit_script.main(["--kit", str(folder), "--calls", "10", "--sm", asked, "--any-gpu"]) == 0
+        result = json.loads((folder / "result.json").read_text())
+        assert result["parity"][0]["holds"] and result["not_checked"] == [] and result["gpu"]["sm"] == "9.0"
+        assert (folder / "tensorrt" / folder_name / "model.engine").is_file()
+        assert trt.config.num_compute_capabilities == (0 if asked == "untold" else 1)
+    assert kit_script.main(["--kit", str(folder), "--sm", "8.0"]) == 0
+    assert len(json.loads((folder / "result.json").read_text())["not_checked"]) == 2
+
+
+def test_probes_that_cannot_be_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "kit", "h200", half_file(tmp_path / "model.onnx"))
+    assert kit_script.main(["--kit", str(folder), "--sm", "eight"]) == 2
+    assert 'given "eight". Write a compute capability such as 8.0, or untold' in capsys.readouterr().err
+    assert kit_script.main(["--kit", str(folder), "--sm", "8.0", "--module", "tensorrt"]) == 2
+    assert "can be built with tensorrt_rtx only" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="the system does not say what is free")
+def test_a_kit_that_needs_more_memory_than_there_is_builds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake(monkeypatch)
+    folder = fake_kit(tmp_path)
+    about = json.loads((folder / "kit.json").read_text())
+    (folder / "kit.json").write_text(json.dumps(about | {"estimate": 10**15}))
+    assert kit_script.main(["--kit", str(folder)]) == 3
+    assert "estimated to take 1000000.0 GB, and " in capsys.readouterr().err
+    assert not (folder / "tensorrt").exists() and not (folder / "result.json").exists()
+
+
 def test_a_changed_file_of_the_kit_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "kit", "a100", half_file(tmp_path / "model.onnx"))
     (folder / "model.onnx").write_bytes(b"else")
@@ -135,10 +177,10 @@ def fake(monkeypatch: pytest.MonkeyPatch, sm: tuple[int, int] = (8, 0)) -> FakeT
     return trt
 
 
-def fake_kit(tmp_path: Path, off: float = 0.0) -> Path:
+def fake_kit(tmp_path: Path, off: float = 0.0, name: str = "a100") -> Path:
     """A kit whose network is the fake engine's: x + 1."""
     onnx = int8_file(tmp_path / "model.onnx")
-    folder = write(tmp_path / "kit", "a100", onnx)
+    folder = write(tmp_path / "kit", name, onnx)
     about = json.loads((folder / "kit.json").read_text())
     (folder / "parity" / "0.x.npy").rename(folder / "parity" / "0.sample.npy")
     x = np.load(folder / "parity" / "0.sample.npy")

@@ -58,3 +58,9 @@ def test_a_build_that_is_too_large_is_refused_with_both_figures() -> None:
     ):
         memory.check(5_900_000_000, 4_000_000_000, "x")
     memory.check(1, 1, "x")
+
+
+def test_messages_about_memory_are_known() -> None:
+    for said in ("Error Code 2: OutOfMemory", "std::bad_alloc", "CUDA_ERROR_OUT_OF_MEMORY (2)", "out of memory"):
+        assert memory.ran_out(said)
+    assert not memory.ran_out("no kernel for node 3")

@@ -13,6 +13,7 @@ from test_engines_builder import PROFILE, job
 
 from optimize.artifact import commit, write_json
 from optimize.engines.builder import build
+from optimize.engines.cuda import CudaError
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.network import Network
 from optimize.runner import open_runner
@@ -101,9 +102,36 @@ def test_bytes_that_are_not_the_manifests_are_never_deserialized(here: FakeTrt, 
         folder = artifact(tmp_path / name, {})
         file = next(folder.rglob(name))
         file.write_bytes(file.read_bytes() + b" ")
-        with pytest.raises(ArtifactError, match=f"{name}: missing, or not the file the manifest describes"):
+        with pytest.raises(ArtifactError, match=rf"tensorrt/.*{name} is changed: expected sha256 .* It is not read"):
             open_runner(folder, "tensorrt")
     assert FakeTrt.now.deserialized == 0
+
+
+def test_an_engine_beside_the_manifest_is_not_read(here: FakeTrt, tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "a", {})
+    place = next((folder / "tensorrt").iterdir())
+    place.rename(place.with_name("8.9-tensorrt-11.4.0"))
+    with pytest.raises(ArtifactError, match=r"engine\.json is missing: expected sha256"):
+        open_runner(folder, "tensorrt")
+    assert FakeTrt.now.deserialized == 0
+
+
+def test_a_gpu_without_enough_memory_is_one_error_and_smaller_batches_still_run(
+    here: FakeTrt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(self: FakeCuda, size: int, given: Any = FakeCuda.allocate) -> int:
+        if size > 100:
+            raise CudaError("CUDA: cuMemAlloc_v2 failed with CUDA_ERROR_OUT_OF_MEMORY (2).")
+        return int(given(self, size))
+
+    monkeypatch.setattr(FakeCuda, "allocate", allocate)
+    with open_runner(artifact(tmp_path / "a", {}), "tensorrt") as runner:
+        with pytest.raises(EnvironmentLacks, match=r"memory is not enough: CUDA: cuMemAlloc_v2 .* Use a smaller batch"):
+            runner(sample=torch.zeros(8, 1, 4, 4), timestep=torch.zeros(8))
+        assert runner(sample=torch.zeros(1, 1, 4, 4), timestep=torch.zeros(1)).shape == (1, 1, 4, 4)
+    monkeypatch.setattr(FakeTrt, "nptype", lambda *a: (_ for _ in ()).throw(CudaError("CUDA: out of memory")))
+    with pytest.raises(EnvironmentLacks, match="memory is not enough"):
+        open_runner(artifact(tmp_path / "b", {}), "tensorrt")
 
 
 def test_a_plan_that_tensorrt_does_not_load_is_one_error(here: FakeTrt, tmp_path: Path) -> None:

@@ -74,6 +74,22 @@ def test_shapes_outside_every_profile_are_one_error_that_names_them_all() -> Non
         choose([{"sample": ((1, 4), (1, 4), (2, 4))}], {"sample": (1, 4, 4)})
 
 
+def test_memory_that_runs_out_halfway_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, cuda = session(), FakeCuda.now
+    given = cuda.allocate
+
+    def allocate(size: int) -> int:
+        if size > 100:
+            raise CudaError("CUDA: cuMemAlloc_v2 failed with CUDA_ERROR_OUT_OF_MEMORY (2).")
+        return given(size)
+
+    monkeypatch.setattr(cuda, "allocate", allocate)
+    with pytest.raises(CudaError, match="OUT_OF_MEMORY"):
+        made.run(feed(8))
+    assert not cuda.memory_held
+    assert made.run(feed(1)).shape == (1, 1, 4, 4)  # what fits still runs
+
+
 def test_a_truncated_plan_quotes_tensorrt() -> None:
     with pytest.raises(EngineError, match=r"tensorrt 11.4.0 does not load the engine: magicTag does not match"):
         Session(FakeTrt(), b"{half", FakeCuda())

@@ -86,6 +86,29 @@ def test_engines_and_a_kit_stand_beside_the_onnx_file_and_the_artifact_stays_who
     assert len(verify(artifact)["exports"]["tensorrt_rtx"]["engines"]) == 2
 
 
+@installed
+def test_an_engine_that_cannot_be_made_again_leaves_the_earlier_one(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimize.errors import EnvironmentLacks
+
+    def fails(order: Any, folder: Path) -> dict[str, Any]:
+        raise EnvironmentLacks("too little memory")
+
+    asked = ask(artifact, "rtx3090", formats=("tensorrt_rtx",))
+    (row,) = export(asked, Store(artifact.parent / "store"))
+    if gpu_sm() is None:
+        assert row["status"] == "done"
+    before = verify(artifact)
+    monkeypatch.setattr("optimize.engines.export.make", fails)
+    (again,) = export(asked, Store(artifact.parent / "another store"))
+    (new,) = export(ask(artifact, "a100", formats=("tensorrt_rtx",)), Store(artifact.parent / "another store"))
+    assert (again["status"], again["reason"]) == ("refused", "too little memory") and new["status"] == "refused"
+    after = verify(artifact)
+    assert after["files"] == before["files"] and after["exports"] == before["exports"]
+    assert len(list((artifact / "tensorrt").iterdir())) == 1
+
+
 def test_an_artifact_without_onnx_gets_it_first(model: Model, tmp_path: Path) -> None:
     def write(temporary: Path) -> dict[str, Any]:
         save_model(temporary, model)

@@ -19,7 +19,7 @@ from optimize.network import Network, example_inputs
 from optimize.parity import parity
 from optimize.passes.quantize import Quantize
 from optimize.runner import open_runner, spec_parts
-from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, provider_list, refuse_fallback
+from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, output_shape, provider_list, refuse_fallback
 from optimize.runners.openvino import chosen_precision
 from optimize.runners.torch_compile import find_compiler
 from optimize.sampling import Sampler
@@ -329,6 +329,14 @@ def test_host_tensors_are_bound_where_they_lie_and_come_back_to_the_host() -> No
     x = torch.arange(6.0).view(2, 3)
     assert torch.equal(bound({"sample": x, "unused": x}), x * 2)
     assert session.ran[0]["out"] == "cpu" and set(session.ran[0]) == {"sample", "out"}
+
+
+def test_the_output_has_the_sizes_of_the_inputs_symbols() -> None:
+    dims = {"sample": ("B", 4, "H", "W"), "encoder_hidden_states": ("B", "L", 8)}
+    fed = {"sample": (2, 4, 16, 24), "encoder_hidden_states": (2, 7, 8)}
+    assert output_shape(dims, ("B", 4, "H", "W"), fed) == (2, 4, 16, 24)
+    with pytest.raises(OptimizeError, match=r"output's size 2\*H is none of the inputs' \(B, H, W, L\).*Use io host"):
+        output_shape(dims, ("B", 4, "2*H", "W"), fed)
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from optimize import environment, stages
+from optimize.context import silent
 from optimize.errors import UserError
 from optimize.recipe import load
 from optimize.targets import targets
@@ -66,3 +67,56 @@ def test_training_data_may_be_latents_with_conditions_by_input_name(tmp_path: Pa
     save_file({"text": text}, tmp_path / "d.safetensors")
     with pytest.raises(UserError, match=r"has no tensor `images` .* it holds text"):
         stages.load_data(tmp_path / "d.safetensors", "data.training")
+
+
+def on(monkeypatch: pytest.MonkeyPatch, name: str, card: str = "") -> None:
+    """This machine has a card of the class `name`."""
+    facts = {"name": card or targets()[name].title, "sm": targets()[name].sm}
+    monkeypatch.setattr(stages, "here", lambda: (targets()[name], facts))
+
+
+def test_engines_for_here_are_found_again_on_the_same_card_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from optimize.exporters.onnx import Onnx
+    from optimize.exporters.tensorrt_rtx import TensorrtRtx
+
+    exports, found = [Onnx(), TensorrtRtx()], []
+    for name, card in (("a100", "A100 40GB"), ("a100", "A100 80GB"), ("rtx3090", ""), ("rtx3090", "")):
+        on(monkeypatch, name, card)
+        found.append(str(stages.card_of(exports)))
+        assert stages.card_of([Onnx(), TensorrtRtx(targets=("a100",))]) == {}
+    assert len(set(found)) == 3 and found[2] == found[3] and "8, 6" in found[2]
+    monkeypatch.setattr(stages, "here", lambda: (targets()["cpu"], {"name": "cpu"}))
+    assert stages.card_of(exports) == {}
+
+
+def test_another_card_computes_the_export_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from optimize.exporters.tensorrt_rtx import TensorrtRtx
+    from optimize.store import Store
+
+    written: list[str] = []
+
+    def export(self: Any, model: Any, folder: Path, context: Any) -> dict[str, Any]:
+        written.append(stages.here()[1]["name"])
+        return {}
+
+    monkeypatch.setattr(TensorrtRtx, "export", export)
+    monkeypatch.setattr(stages, "open_model", lambda stage: None)
+    monkeypatch.setattr("optimize.macs.count", lambda model: {})
+    recipe = load("smoke").model_copy(update={"exports": (TensorrtRtx(),)})
+    store = Store(tmp_path)
+    made = store.stage("source", {}, lambda folder, work: {})
+    ids = set()
+    for card in ("NVIDIA A10", "NVIDIA GeForce RTX 3090", "NVIDIA A10"):
+        on(monkeypatch, "rtx3090", card)
+        ids.add(stages.export_stage(store, recipe, "final", made, [], silent).id)
+    assert written == ["NVIDIA A10", "NVIDIA GeForce RTX 3090"] and len(ids) == 2
+
+
+def test_here_of_an_exporter_is_the_recipes_target() -> None:
+    from optimize.exporters.onnx import Onnx
+    from optimize.exporters.tensorrt_rtx import TensorrtRtx
+
+    asked = TensorrtRtx(targets=("here", "v100"))
+    assert stages.meant_for(asked, "a100").targets == ("a100", "v100")
+    assert stages.meant_for(asked, "here") is asked
+    assert stages.meant_for(Onnx(), "a100") == Onnx()

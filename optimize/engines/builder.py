@@ -28,7 +28,7 @@ class Job(TypedDict):
     """What is built; plain JSON values."""
 
     onnx: str  # path of the file
-    sm: list[int]  # compute capability the engine is for
+    sm: list[int]  # compute capability the engine is for; empty: TensorRT-RTX is not told, as a probe wants it
     profiles: list[Shapes]  # of the inputs with symbolic sizes; empty where there are none
     flags: list[str]  # keys of FLAGS
     hardware_compatible: bool  # one plan for every GPU from Ampere on, at some cost
@@ -136,11 +136,11 @@ def configure(trt: Any, builder: Any, network: Any, job: Job, messages: Any) -> 
 
 def set_target(trt: Any, config: Any, job: Job) -> None:
     """Build for the SM asked for. TensorRT-RTX is told it; TensorRT builds for the GPU it finds."""
-    major, minor = job["sm"]
     if job["hardware_compatible"]:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if not hasattr(config, "set_compute_capability"):
+    if not hasattr(config, "set_compute_capability") or not job["sm"]:
         return
+    major, minor = job["sm"]
     capability = getattr(trt.ComputeCapability, f"SM{major}{minor}", None)
     config.num_compute_capabilities = 1
     if capability is None or not config.set_compute_capability(capability, 0):

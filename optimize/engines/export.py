@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,20 @@ def profiles_for(settings: EngineSettings, facts: GraphFacts, shape: Sequence[in
 
 
 def place_engine(order: Order, folder: Path, context: Context) -> dict[str, Any]:
-    """The engine in its place below `folder`: found by its content where results are kept, else built; its record."""
+    """The engine in its place below `folder`: found by its content where results are kept, else built; its record. An
+    earlier engine of the place stays until the new one is whole."""
     place = folder / FOLDER / order.name
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    if context.keep is None:
-        return make(order, place)
-    kept = context.keep("engine", order.content, lambda made: _into(order, made))
-    for file in kept.iterdir():
-        if file.name != "manifest.json":
-            link_or_copy(file, place / file.name)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-engine-") as scratch:
+        if context.keep is None:
+            make(order, Path(scratch))
+            made = Path(scratch)
+        else:
+            made = context.keep("engine", order.content, lambda kept: _into(order, kept))
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        for file in made.iterdir():
+            if file.name != "manifest.json":
+                link_or_copy(file, place / file.name)
     record: dict[str, Any] = read_json(place / RECORD)
     return record
 

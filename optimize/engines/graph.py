@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import ArtifactError
 from optimize.network import TensorSpec
+from optimize.onnx_check import check_onnx
 from optimize.onnx_file import weight_bytes
 from optimize.weights import file_sha256
 
@@ -68,11 +68,13 @@ class GraphFacts:
 
 
 def read_graph(path: Path) -> GraphFacts:
-    """Facts of an ONNX file; ArtifactError where it is missing, truncated, or keeps data outside its folder."""
+    """Facts of an ONNX file that keeps the rules of `optimize.onnx_check`; ArtifactError where it does not: missing,
+    truncated, hostile, or with data outside its folder."""
+    import onnx_ir as ir
     import onnx_ir.passes.common as passes
 
-    model = load(path)
-    files = {path.name: file_sha256(path), **{name: file_sha256(path.parent / name) for name in external(model, path)}}
+    files = {name: file_sha256(path.parent / name) for name in (path.name, *check_onnx(path))}
+    model = ir.load(path)  # its weights stay on disk until they are asked for
     stored, inputs = weight_bytes(model), tuple(_spec(value) for value in model.graph.inputs)
     passes.ShapeInferencePass()(model)
     layers: Counter[tuple[str, str]] = Counter()
@@ -83,41 +85,6 @@ def read_graph(path: Path) -> GraphFacts:
             layers[node.op_type, format] += 1
             weights_only += only
     return GraphFacts(inputs, stored, dict(layers), weights_only, files)
-
-
-def load(path: Path) -> ir.Model:
-    """The graph; its weights stay on disk until they are asked for."""
-    import onnx_ir as ir
-
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file. Export the artifact first (exports: [onnx]).")
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise what they like on broken bytes; nothing is swallowed
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{path}: not a whole ONNX file ({said}). Export it again.") from error
-    if not len(model.graph):
-        raise ArtifactError(f"{path}: not a whole ONNX file (it holds no graph). Export it again.")
-    return model
-
-
-def external(model: ir.Model, path: Path) -> list[str]:
-    """Names of the files that weights lie in beside the graph; ArtifactError for one that is elsewhere or missing."""
-    import onnx_ir as ir
-
-    values = [v.const_value for v in model.graph.initializers.values()]
-    names = sorted({str(t.location) for t in values if isinstance(t, ir.ExternalTensor)})
-    for name in names:
-        place = PurePosixPath(name.replace("\\", "/"))
-        if place.is_absolute() or ".." in place.parts or not _inside(path.parent / name, path.parent):
-            raise ArtifactError(f"{path}: its weights point to {name}, outside its folder; it is not read.")
-        if not (path.parent / name).is_file():
-            raise ArtifactError(f"{path}: its weights are in {name}, which is missing. Copy it beside the file.")
-    return names
-
-
-def _inside(file: Path, folder: Path) -> bool:
-    return file.resolve().is_relative_to(folder.resolve())
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -100,7 +100,13 @@ def cases_of(model: Model, batches: Sequence[int], levels: int = 3) -> list[dict
 
 
 def about_kit(
-    name: str, target: Target, job: dict[str, Any], expected: dict[str, int], limit: float, precision: str
+    name: str,
+    target: Target,
+    job: dict[str, Any],
+    expected: dict[str, int],
+    limit: float,
+    precision: str,
+    estimate: int = 0,
 ) -> dict[str, Any]:
     """kit.json's fields that do not depend on files: who it is for, what to install, what to build and to expect."""
     assert target.sm is not None
@@ -118,6 +124,7 @@ def about_kit(
         "job": job,
         "expected": expected,
         "limit": limit,
+        "estimate": estimate,  # bytes of memory a build takes
     }
 
 

@@ -40,9 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--module", choices=("tensorrt", "tensorrt_rtx"), help="Instead of the first one installed.")
     parser.add_argument("--calls", type=int, default=500, help="Timed calls.")
     parser.add_argument("--kit", type=Path, default=KIT, help="Folder of the kit.")
+    parser.add_argument("--sm", help="Probe: a TensorRT-RTX engine for another SM, e.g. 8.0, or untold.")
+    parser.add_argument("--any-gpu", action="store_true", help="Probe: run it whatever the GPU here is.")
     asked = parser.parse_args(arguments)
     try:
-        result = run(asked.kit, asked.module, asked.calls)
+        result = run(asked.kit, asked.module, asked.calls, asked.sm, asked.any_gpu)
     except (EngineError, CudaError) as error:
         return _fail(2, str(error))
     except Missing as error:
@@ -52,10 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if result["holds"] else 1
 
 
-def run(kit: Path, module: str | None, calls: int) -> dict[str, Any]:
+def run(kit: Path, module: str | None, calls: int, sm: str | None = None, any_gpu: bool = False) -> dict[str, Any]:
     """Build, check, time; the result as JSON values."""
     about = check_kit(kit)
+    if sm is not None:
+        about |= {"sm": parse_sm(sm), "modules": ["tensorrt_rtx"]}  # TensorRT is never told an SM
     trt = import_module(module, about["modules"])
+    check_memory(about.get("estimate", 0))
     device = gpu()
     check_lane(trt, about, device)
     plan, record = make(kit, about, trt)
@@ -68,7 +73,7 @@ def run(kit: Path, module: str | None, calls: int) -> dict[str, Any]:
         "not_checked": [],
     }
     problems = list(record["problems"])
-    if device is None or list(device.sm()) != about["sm"]:
+    if device is None or (list(device.sm()) != about["sm"] and not any_gpu):
         here = f"the GPU here is SM {_dotted(device.sm())}" if device else "there is no GPU here"
         result["not_checked"] = [
             f"{what}: {here}, the engine is for SM {_dotted(about['sm'])}" for what in ("parity", "latency")
@@ -95,6 +100,14 @@ def check_kit(kit: Path) -> dict[str, Any]:
     return about
 
 
+def parse_sm(text: str) -> list[int]:
+    """ "8.6" as [8, 6], "untold" as []."""
+    major, dot, minor = text.partition(".")
+    if text != "untold" and not (dot and major.isdecimal() and minor.isdecimal()):
+        raise EngineError(f'--sm: given "{text}". Write a compute capability such as 8.0, or untold.')
+    return [] if text == "untold" else [int(major), int(minor)]
+
+
 def import_module(asked: str | None, allowed: list[str]) -> Any:
     """The module asked for, or the first of the kit's that is installed."""
     if asked and asked not in allowed:
@@ -106,6 +119,19 @@ def import_module(asked: str | None, allowed: list[str]) -> Any:
         except ImportError as error:
             problems.append(f"{name} ({error})")
     raise Missing(f"not installed: {'; '.join(problems)}. See README.md for the versions to install.")
+
+
+def check_memory(needed: int) -> None:
+    """Refuse a build that is estimated to take more memory than there is, where the system says how much that is."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    free = next((int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable")), needed)
+    if needed > free:
+        raise Missing(
+            f"building it is estimated to take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Close other programs, or use a larger machine."
+        )
 
 
 def check_lane(trt: Any, about: dict[str, Any], device: Cuda | None) -> None:
@@ -264,7 +290,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _dotted(sm: Any) -> str:
-    return ".".join(str(n) for n in sm)
+    return ".".join(str(n) for n in sm) or "untold"
 
 
 def _fail(code: int, message: str) -> int:

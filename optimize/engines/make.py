@@ -65,6 +65,8 @@ class Order:
             "tf32": s.tf32,
             "level": s.level,
             "workspace_bytes": int(s.workspace_gb * 1e9),
+            # TensorRT takes the kernels that are fastest on the very card; TensorRT-RTX is told the SM alone
+            "gpu": modules.gpu_name() if self.module == "tensorrt" else "",
         }
 
     @property
@@ -150,7 +152,7 @@ def _built(order: Order, place: Path, what: str, limit: int, cache: str) -> dict
         raise memory.too_little(what, watch.peak, limit)
     if code == 2 and (place / "error.json").is_file():
         said_by = read_json(place / "error.json")["error"]
-        if any(word in said_by.lower() for word in ("out of memory", "bad_alloc", "outofmemory")):
+        if memory.ran_out(said_by):
             raise EnvironmentLacks(f"{what}: {said_by} Lower workspace_gb, or build on a larger GPU.")
         raise UserError(f"{what}: {said_by}")
     if code:

@@ -81,6 +81,12 @@ def check(needed: int, limit: int, what: str) -> None:
         )
 
 
+def ran_out(text: str) -> bool:
+    """Whether a message of TensorRT or CUDA says that memory was not enough."""
+    plain = text.lower().replace("_", " ")
+    return any(word in plain for word in ("out of memory", "outofmemory", "bad alloc"))
+
+
 def gb(size: float) -> str:
     """Bytes as "5.9 GB"."""
     return f"{size / 1e9:.1f} GB"

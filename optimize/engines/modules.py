@@ -59,6 +59,11 @@ def gpu_sm() -> SM | None:
     return next((tuple(g["sm"]) for g in gpus() if "sm" in g), None)
 
 
+def gpu_name() -> str:
+    """Name of the first visible GPU; empty without one."""
+    return next((str(g["name"]) for g in gpus()), "")
+
+
 def release(text: str) -> tuple[int, int]:
     """(major, minor) of a version."""
     parts = (*text.split("."), "0", "0")

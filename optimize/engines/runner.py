@@ -5,19 +5,19 @@ The manifest and the record are checked before anything is deserialized. Never r
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from optimize.artifact import MANIFEST
 from optimize.configs import Config
-from optimize.engines import cuda, modules
+from optimize.engines import cuda, memory, modules
 from optimize.engines.builder import EngineError
 from optimize.engines.make import ENGINE, RECORD
 from optimize.engines.session import Session, choose
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.network import TensorSpec
 from optimize.runner import Closing
-from optimize.weights import file_sha256, read_json
+from optimize.trust import checked, read_manifest
+from optimize.weights import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,17 +50,20 @@ def open_engine(folder: Path, module: str, options: EngineOptions) -> EngineRunn
     if options.io == "device":
         _check_torch(module)
     chosen = fitting(engines, module, str(installed), device.sm(), options.any_gpu)
-    check_bytes(folder, chosen)
+    plan = checked_plan(folder, chosen, engines[chosen]).read_bytes()
     try:
-        session = Session(modules.load_module(module), (chosen / ENGINE).read_bytes(), device, options.cuda_graphs)
-    except EngineError as error:
+        session = Session(modules.load_module(module), plan, device, options.cuda_graphs)
+    except (EngineError, cuda.CudaError) as error:
+        if memory.ran_out(str(error)):
+            raise _too_little(module, error) from error
         raise ArtifactError(f"{chosen / ENGINE}: {error} Build it again: optimize export.") from error
     return EngineRunner(session, engines[chosen], options, device)
 
 
 def records(folder: Path, module: str) -> dict[Path, dict[str, Any]]:
     """Records of an artifact's engines of this module, by folder; ArtifactError where there are none."""
-    found = {p.parent: read_json(p) for p in sorted((folder / FOLDER).glob(f"*/{RECORD}"))}
+    named = sorted(n for n in read_manifest(folder)["files"] if PurePosixPath(n).match(f"{FOLDER}/*/{RECORD}"))
+    found = {(folder / name).parent: read_json(checked(folder, name)) for name in named}
     mine = {place: record for place, record in found.items() if record["module"] == module}
     if not mine:
         raise ArtifactError(
@@ -95,17 +98,13 @@ def gpu_fits(record: dict[str, Any], sm: tuple[int, int]) -> bool:
     return record["sm"] == modules.sm_text(sm) or (record["hardware_compatible"] and sm >= (8, 0))
 
 
-def check_bytes(folder: Path, engine: Path) -> None:
-    """ArtifactError unless the engine and its record are the files that the manifest and the record name."""
-    files = read_json(folder / MANIFEST)["files"]
-    for path in (engine / RECORD, engine / ENGINE):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name not in files or file_sha256(path) != files[name]["sha256"]:
-            raise ArtifactError(
-                f"{path}: missing, or not the file the manifest describes; it is not loaded. Build it again: optimize export {folder}"
-            )
-    if read_json(engine / RECORD)["sha256"] != files[(engine / ENGINE).relative_to(folder).as_posix()]["sha256"]:
+def checked_plan(folder: Path, engine: Path, record: dict[str, Any]) -> Path:
+    """The plan of an engine; ArtifactError unless its bytes are those that the manifest and the record name."""
+    name = (engine / ENGINE).relative_to(folder).as_posix()
+    path = checked(folder, name)
+    if read_manifest(folder)["files"][name]["sha256"] != record["sha256"]:
         raise ArtifactError(f"{engine}: the record is of another engine; it is not loaded. Build it again.")
+    return path
 
 
 def _check_torch(module: str) -> None:
@@ -132,7 +131,9 @@ class EngineRunner(Closing):
         try:
             choose(session.profiles, shapes)
             return (self._on_gpu if tensors[session.inputs[0]].is_cuda else self._on_host)(session, tensors, shapes)
-        except EngineError as error:
+        except (EngineError, cuda.CudaError) as error:
+            if memory.ran_out(str(error)):
+                raise _too_little(self._record["module"], error) from error
             raise UserError(f"runner {self._record['module']}: {error}") from error
 
     def _on_host(self, session: Session, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> Tensor:
@@ -168,6 +169,12 @@ class EngineRunner(Closing):
         if self._held is not None:
             self._held.close()
         super().__exit__(*rest)
+
+
+def _too_little(module: str, error: Exception) -> EnvironmentLacks:
+    return EnvironmentLacks(
+        f"runner {module}: the GPU's memory is not enough: {error} Use a smaller batch, or end other programs on the GPU."
+    )
 
 
 def _spec(session: Session, name: str) -> TensorSpec:

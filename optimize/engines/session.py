@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from optimize.engines.builder import EngineError, logger, module_name
+from optimize.engines.cuda import CudaError
 
 Dims = tuple[int, ...]
 
@@ -98,8 +99,7 @@ class Session:
         """Give memory, graphs and the stream back."""
         self._cuda.synchronize(self.stream)
         for bound in self._bound.values():
-            for pointer in bound.buffers.values():
-                self._cuda.free(pointer)
+            self._free(bound)
             if bound.graph:
                 self._cuda.destroy(bound.graph)
         self._bound.clear()
@@ -126,9 +126,17 @@ class Session:
                 raise EngineError(f"{name} {shape} was refused: {self._messages.said()}")
         output = tuple(context.get_tensor_shape(self.output))
         bound = Bound(context, shapes, output)
-        for name, shape in (shapes | {self.output: output}).items():
-            bound.buffers[name] = self._cuda.allocate(self._bytes(name, shape))
+        try:
+            for name, shape in (shapes | {self.output: output}).items():
+                bound.buffers[name] = self._cuda.allocate(self._bytes(name, shape))
+        except CudaError:
+            self._free(bound)
+            raise
         return bound
+
+    def _free(self, bound: Bound) -> None:
+        for pointer in bound.buffers.values():
+            self._cuda.free(pointer)
 
     def _enqueue(self, bound: Bound, pointers: dict[str, int], stream: int) -> None:
         for name, pointer in pointers.items():

@@ -6,6 +6,7 @@ A captured graph wants fixed addresses, so then inputs are copied into buffers t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import OptimizeError
@@ -57,9 +58,10 @@ class BoundCalls:
 
     def __init__(self, session: Any, ort: Any, cuda_graphs: bool, index: int = 0) -> None:
         self._session, self._ort, self._graphs, self._index = session, ort, cuda_graphs, index
-        self._names = [i.name for i in session.get_inputs()]
+        self._dims = {i.name: tuple(i.shape) for i in session.get_inputs()}
+        self._names = list(self._dims)
         self._out = session.get_outputs()[0]
-        self._kept: dict[Any, tuple[Any, dict[str, Any], Any]] = {}  # bindings with fixed buffers, by place and batch
+        self._kept: dict[Any, tuple[Any, dict[str, Any], Any]] = {}  # bindings with fixed buffers, by shapes
 
     def __call__(self, tensors: dict[str, Tensor]) -> Tensor:
         """The output where the inputs lie: in host memory, or on the GPU."""
@@ -94,17 +96,18 @@ class BoundCalls:
         import torch
 
         device = f"cuda:{self._index}"
-        batch = tensors[self._names[0]].shape[0]
-        if batch not in self._kept:
+        shapes = tuple(tuple(tensors[name].shape) for name in self._names)
+        if shapes not in self._kept:
             fed = {name: tensors[name].detach().contiguous().to(device, copy=True) for name in self._names}
             output = torch.empty(self._shape(fed), dtype=torch.float32, device=device)
-            self._kept[batch] = (self._bind(fed, output), fed, output)
-        binding, inputs, output = self._kept[batch]
+            self._kept[shapes] = (self._bind(fed, output), fed, output)
+        binding, inputs, output = self._kept[shapes]
         for name in self._names:
             inputs[name].copy_(tensors[name])
         torch.cuda.current_stream().synchronize()
         options = self._ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(batch))  # one captured graph a batch size
+        number = list(self._kept).index(shapes) + 1  # one captured graph for every set of shapes
+        options.add_run_config_entry("gpu_graph_id", str(number))
         self._session.run_with_iobinding(binding, options)
         return output.clone() if on_gpu else output.cpu()
 
@@ -120,5 +123,17 @@ class BoundCalls:
         return binding
 
     def _shape(self, fed: dict[str, Tensor]) -> tuple[int, ...]:
-        batch = fed[self._names[0]].shape[0]
-        return tuple(d if isinstance(d, int) else batch for d in self._out.shape)
+        return output_shape(self._dims, tuple(self._out.shape), {n: tuple(t.shape) for n, t in fed.items()})
+
+
+def output_shape(
+    dims: Mapping[str, tuple[Any, ...]], out: tuple[Any, ...], fed: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """The output's sizes from those of the inputs: `dims` and `out` are numbers and symbols, as the session tells them."""
+    sizes = {d: n for name, shape in fed.items() for d, n in zip(dims[name], shape) if isinstance(d, str)}
+    unknown = [d for d in out if not isinstance(d, int) and d not in sizes]
+    if unknown:
+        raise OptimizeError(
+            f"runner onnxruntime: the output's size {unknown[0]} is none of the inputs' ({', '.join(sizes)}), so it cannot be bound on the GPU. Use io host without CUDA graphs."
+        )
+    return tuple(d if isinstance(d, int) else sizes[d] for d in out)

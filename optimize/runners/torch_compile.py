@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 class TorchCompile(TorchOptions):
     """Options of the compiled runner; `cuda_graphs` is Inductor's own mode "reduce-overhead"."""
 
+    autotune: bool = (
+        False  # Inductor times several kernels for each layer ("max-autotune"): minutes for a large network
+    )
+
     def open(self, folder: Path) -> CompiledRunner:
         """Load the artifact; compilation happens at the first call of each batch size. EnvironmentLacks without a C++
         compiler, or for a device, precision or policy this machine does not have."""
@@ -27,9 +31,15 @@ class TorchCompile(TorchOptions):
         find_compiler()
         from optimize.artifact import load_model
 
-        mode = "reduce-overhead" if self.cuda_graphs else "default"
         network = load_model(folder).denoiser.network
-        return CompiledRunner("torch_compile", network, self, device, lambda module: compiled(module, mode))
+        return CompiledRunner("torch_compile", network, self, device, lambda module: compiled(module, self.mode))
+
+    @property
+    def mode(self) -> str:
+        """Inductor's name of what is asked for."""
+        if self.autotune:
+            return "max-autotune" if self.cuda_graphs else "max-autotune-no-cudagraphs"
+        return "reduce-overhead" if self.cuda_graphs else "default"
 
 
 def compiled(module: Any, mode: str) -> Any:
@@ -58,3 +68,8 @@ class CompiledRunner(ModuleRunner):
     def compute(self, fed: dict[str, Tensor]) -> Tensor:
         """As the module's, cloned."""
         return super().compute(fed).clone()
+
+    def describe(self) -> dict[str, Any]:
+        """Backend facts, JSON, with Inductor's mode."""
+        options = self._options
+        return super().describe() | ({"mode": options.mode} if isinstance(options, TorchCompile) else {})
