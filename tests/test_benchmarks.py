@@ -142,3 +142,44 @@ def test_overhead_runs(tiny: Path, tmp_path: Path) -> None:
     record = json.loads(out.read_text())
     assert set(record["wrapping"]) == set(record["turn"]) == {"onnxruntime", "openvino"}, done.stderr
     assert all(0 < r["value"] < 0.5 for r in record["wrapping"].values())
+
+
+def test_a_run_of_the_engines_program_stands_once_in_its_record_however_often_it_is_written(
+    program: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines, out = program("engines"), tmp_path / "deep" / "engines.json"
+    failed = {"case": "unet-int8", "sm": "8.6", "status": "failed", "reason": "SM 8.6: no"}
+    sizes = {"weight_bytes": 10**9, "peak_memory_bytes": 4 * 10**9, "estimated_memory_bytes": 5 * 10**9}
+    layers = {"expected": {"conv int8": 9}, "found": {"conv int8": 8}}
+    done = {
+        "case": "unet-int8",
+        "sm": "8.9",
+        "status": "done",
+        "seconds": 12.34,
+        "plan_bytes": 10**8,
+        **sizes,
+        **layers,
+    }
+    for start in ("a", "b"):
+        run: dict[str, Any] = {"start": start, "rows": []}
+        engines.add(run, out, failed)
+        engines.add(run, out, done)
+    held = json.loads(out.read_text())
+    assert [r["start"] for r in held] == ["a", "b"] and all(r["rows"] == [failed, done] for r in held)
+    shown = capsys.readouterr().out
+    assert "8.6 failed: SM 8.6: no" in shown and "12.3 s" in shown and "conv int8 8/9" in shown
+
+
+@pytest.mark.slow
+def test_the_engines_program_exports_once_and_builds(tmp_path: Path) -> None:
+    from optimize.engines.modules import found_version
+
+    if found_version("tensorrt_rtx") is None:
+        pytest.skip("tensorrt-rtx is not installed")
+    options = ["--case", "tiny-sd-int8", "--scratch", str(tmp_path / "s"), "--out", str(tmp_path / "o.json")]
+    for _ in range(2):
+        done = run("engines.py", *options)
+    first, second = json.loads((tmp_path / "o.json").read_text())
+    assert first["rows"][0]["status"] == second["rows"][0]["status"] == "done", done.stdout + done.stderr
+    assert first["rows"][0]["found"]["conv int8"] == first["rows"][0]["expected"]["conv int8"] > 5
+    assert first["exports"] == second["exports"]  # found again

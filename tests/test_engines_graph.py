@@ -22,7 +22,14 @@ def quantized(x: str, name: str, of_weight: bool = False, kind: int = T.INT8) ->
     return [*nodes, helper.make_node("DequantizeLinear", [taken, "s", f"z{kind}"], [name])], name
 
 
-def save(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], dtype: int = T.FLOAT, **more: Any) -> Path:
+def save(
+    path: Path,
+    nodes: list[Any],
+    weights: dict[str, np.ndarray],
+    dtype: int = T.FLOAT,
+    out: tuple[Any, ...] = ("B", 4, 8, 8),
+    **more: Any,
+) -> Path:
     """A model of input x (B,4,8,8) and output y."""
     zeros = [helper.make_tensor(f"z{k}", k, [], [0]) for k in (T.INT8, T.FLOAT8E4M3FN)]
     kept = [numpy_helper.from_array(v, n) for n, v in weights.items()]
@@ -31,7 +38,7 @@ def save(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], dtype: in
         nodes,
         "g",
         [helper.make_tensor_value_info("x", dtype, ["B", 4, 8, 8])],
-        [helper.make_tensor_value_info("y", dtype, None)],
+        [helper.make_tensor_value_info("y", dtype, out)],
         [*kept, scale, *zeros],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)

@@ -100,7 +100,7 @@ def test_the_key_is_of_the_content_and_of_nothing_else(tmp_path: Path) -> None:
 @installed
 def test_what_tensorrt_does_not_take_is_quoted_with_its_node(tmp_path: Path) -> None:
     nodes = [helper.make_node("Det", ["x"], ["y"], name="strange")]
-    path = save(tmp_path / "m.onnx", nodes, {})
+    path = save(tmp_path / "m.onnx", nodes, {}, out=("B", 4))
     with pytest.raises(UserError, match=r"engine 8\.6-tensorrt_rtx.*does not take m\.onnx: .*Det"):
         make(order(path), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
