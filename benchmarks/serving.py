@@ -3,7 +3,7 @@
 Writes the model repository, starts the tritonserver of the wheel nvidia-pytriton in an environment of its own (made on
 first use), and asks for 500 images with 1, 4 and 16 clients by gRPC and HTTP, one image a request. Every image is
 compared with the one the library draws for that seed alone with the ONNX Runtime runner. Executions are the server's own
-count: fewer than images where requests were batched. Clients and server share the machine's cores.
+count, the warm-up's (three requests a client) among them: fewer than images where requests were batched. Clients and server share the machine's cores.
 
     python benchmarks/serving.py exported/digits [--clients 1,4,16] [--requests 500] [--out benchmarks/records/serving.json]
 """
