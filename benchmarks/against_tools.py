@@ -1,16 +1,20 @@
 """This harness against OpenVINO's benchmark_app, a plain ONNX Runtime loop and torch.utils.benchmark, interleaved.
 
-Same exported file (or module), inputs, batch, threads, and cores. In every round each of the six takes one turn, in an
-order, and on the first `threads` of the cores in an order, drawn anew; benchmark_app is a fresh process every time, since it is made to be run so. Printed is what the harness says a call
-takes over what the tool says, with the interval of the paired rounds. Exits with 1 where a ratio is off by more than 3 %.
+Same exported file (or module), inputs, batch, threads, thread settings and cores. In every round the three tools come in
+an order drawn anew, on the first `threads` of the cores in an order drawn anew; the harness takes a turn right before
+the tool's and one right after, and their mean counts. benchmark_app is a fresh process every time, since it is made to
+be run so; all other processes start anew every life, since two processes of one program differ for as long as they live.
+Printed is what the harness says a call takes over what the tool says, with the interval of the paired rounds. Exits with
+1 where a ratio is off by more than 3 %.
 
-    python benchmarks/against_tools.py exported/digits/final --torch exported/digits/distill --batch 4 --rounds 20
+    python benchmarks/against_tools.py exported/digits/final --torch exported/digits/distill --batch 16
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -43,18 +47,13 @@ def main() -> int:
         raise SystemExit("give an artifact with an exported ONNX file, e.g. exported/digits/final")
     with tempfile.TemporaryDirectory() as folder:
         inputs = _inputs(asked.artifact, asked.batch, Path(folder))
-        opened = _open(asked, inputs)
-        try:
-            taken = _rounds(asked, {name: turn for name, (turn, _) in opened.items()})
-        finally:
-            for _, close in opened.values():
-                close()
+        taken = _lives(asked, inputs)
     record = {
         "program": "against_tools",
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items()},
         "environment": environment(),
         "call_s": taken,
-        "ratios": {tool: _ratio(taken[OURS[tool]], taken[tool]) for tool in OURS},
+        "ratios": {tool: _ratio(taken[tool]) for tool in OURS},
     }
     record["holds"] = all(abs(r["value"] - 1) <= LIMIT for r in record["ratios"].values())
     _show(record)
@@ -64,21 +63,36 @@ def main() -> int:
     return 0 if record["holds"] else 1
 
 
-def _ratio(ours: list[float], tools: list[float]) -> dict[str, Any]:
-    return ratio_interval([[x] for x in ours], [[x] for x in tools]).to_json()
+def _ratio(taken: list[list[float]]) -> dict[str, Any]:
+    return ratio_interval(
+        [[(before + after) / 2] for before, _, after in taken], [[tool] for _, tool, _ in taken]
+    ).to_json()
 
 
-def _rounds(asked: argparse.Namespace, turns: dict[str, Turn]) -> dict[str, list[float]]:
-    """Median seconds of a call by participant, one a round; the first round warms up and is not kept."""
-    taken: dict[str, list[float]] = {name: [] for name in turns}
-    names = list(turns)
-    for round_ in range(asked.rounds + 1):
-        cores = drawn_cores(asked.seed, round_)[: asked.threads]
-        for index in rng.generator("against", asked.seed, round_).permutation(len(names)).tolist():
-            found = turns[names[index]](asked.calls, cores)
-            if round_:
-                taken[names[index]].append(found)
+def _lives(asked: argparse.Namespace, inputs: Path) -> dict[str, list[list[float]]]:
+    """By tool, a row a round: median seconds of a call in the harness before, in the tool, and in the harness after."""
+    taken: dict[str, list[list[float]]] = {tool: [] for tool in OURS}
+    for life in range(asked.lives):
+        opened = _open(asked, inputs)
+        try:
+            _rounds(asked, life, {name: turn for name, (turn, _) in opened.items()}, taken)
+        finally:
+            for _, close in opened.values():
+                close()
+        print(f"life {life + 1} of {asked.lives}", file=sys.stderr)
     return taken
+
+
+def _rounds(asked: argparse.Namespace, life: int, turns: dict[str, Turn], taken: dict[str, list[list[float]]]) -> None:
+    """The rounds of one life, added to what was taken; the first one warms up and is not kept."""
+    tools = list(OURS)
+    for round_ in range(asked.rounds + 1):
+        cores = drawn_cores(asked.seed, life * 1000 + round_)[: asked.threads]
+        for index in rng.generator("against", asked.seed, life, round_).permutation(len(tools)).tolist():
+            ours, tool = turns[OURS[tools[index]]], turns[tools[index]]
+            found = [turn(asked.calls, cores) for turn in (ours, tool, ours)]
+            if round_:
+                taken[tools[index]].append(found)
 
 
 def _open(asked: argparse.Namespace, inputs: Path) -> dict[str, tuple[Turn, Callable[[], None]]]:
@@ -112,7 +126,9 @@ def _harness(asked: argparse.Namespace, runner: str, folder: Path) -> tuple[Turn
 def _loop(asked: argparse.Namespace, which: str, folder: Path, inputs: Path) -> tuple[Turn, Callable[[], None]]:
     """A process that runs this file's `_serve`: a number of calls a line in, the median seconds out."""
     command = [sys.executable, __file__, "--serve", which, "--inputs", str(inputs), "--threads", str(asked.threads)]
-    process = subprocess.Popen([*command, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_threads(asked)
+    )
 
     def turn(calls: int, cores: list[int]) -> float:
         assert process.stdin is not None and process.stdout is not None
@@ -126,6 +142,11 @@ def _loop(asked: argparse.Namespace, which: str, folder: Path, inputs: Path) -> 
         process.wait()
 
     return turn, close
+
+
+def _threads(asked: argparse.Namespace) -> dict[str, str]:
+    """The environment of a tool: the thread counts that the harness sets for its workers."""
+    return {**os.environ, **{name: str(value) for name, value in thread_environment(asked.threads).items()}}
 
 
 def _benchmark_app(asked: argparse.Namespace, inputs: Path) -> Turn:
@@ -143,7 +164,8 @@ def _benchmark_app(asked: argparse.Namespace, inputs: Path) -> Turn:
 
     def turn(calls: int, cores: list[int]) -> float:
         pinned = ["taskset", "-c", ",".join(map(str, cores))] if shutil.which("taskset") else []
-        done = subprocess.run([*pinned, *command, "-niter", str(calls)], capture_output=True, text=True, timeout=300)
+        once = [*pinned, *command, "-niter", str(calls)]
+        done = subprocess.run(once, capture_output=True, text=True, timeout=300, env=_threads(asked))
         found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
         if found is None:
             raise SystemExit(f"benchmark_app ended with {done.returncode}: {done.stdout[-500:]} {done.stderr[-500:]}")
@@ -213,7 +235,8 @@ def _timer(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Callable[[
 def _show(record: dict[str, Any]) -> None:
     print(f"{'tool':24}{'tool ms':>10}{'harness ms':>12}{'ratio':>8}{'95 % interval':>18}   within {LIMIT:.0%}")
     for tool, r in record["ratios"].items():
-        times = [1e3 * float(np.median(record["call_s"][name])) for name in (tool, OURS[tool])]
+        taken = 1e3 * np.array(record["call_s"][tool])
+        times = [float(np.median(taken[:, 1])), float(np.median(taken[:, ::2]))]
         verdict = "yes" if abs(r["value"] - 1) <= LIMIT else "NO"
         if verdict == "NO" and r["low"] <= 1 + LIMIT and r["high"] >= 1 - LIMIT:
             verdict += ", though the interval reaches it: too noisy to tell"
@@ -229,8 +252,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--torch", type=Path, help="artifact folder for the torch rows; the same where not given")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--calls", type=int, default=30, help="calls in a turn")
+    parser.add_argument("--lives", type=int, default=10, help="times that the processes start anew")
+    parser.add_argument("--rounds", type=int, default=6, help="in a life")
+    parser.add_argument("--calls", type=int, default=10, help="calls in a turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON record")
     parser.add_argument("--serve", choices=("onnxruntime", "torch"), help=argparse.SUPPRESS)

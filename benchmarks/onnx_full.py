@@ -3,7 +3,7 @@
 Export and comparison run in a process of their own each, so that each peak is its own. The reference is torch's output
 for one input of reduced height and width, kept as a file between the two.
 
-    python benchmarks/onnx_full.py sdxl fp16
+    python benchmarks/onnx_full.py sdxl fp16 [--record]
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from networks import FULL
+from recorded import append
 
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 SMALL = {"H": 16, "W": 24, "L": 16, "S": 96}  # sizes of the one input that is compared
@@ -86,7 +87,7 @@ def feed(inputs: Any) -> dict[str, Any]:
 
 
 def export(name: str, precision: str, folder: Path) -> dict[str, Any]:
-    """Export into `folder`, and keep torch's output beside it."""
+    """Export into `folder`, and keep torch's output beside it. Seconds are the clock's and the processor's."""
     import torch
     from safetensors.torch import save_file
 
@@ -97,10 +98,16 @@ def export(name: str, precision: str, folder: Path) -> dict[str, Any]:
     given = feed(inputs)
     with torch.inference_mode():
         save_file({"out": raw_output(module(**nested(given))).contiguous()}, folder / "reference.safetensors")
-    start = perf_counter()
-    record = Onnx(precision=precision).export_network(module, inputs, folder, feeds=lambda: [given])
+    start, before, steps = perf_counter(), process_time(), {}
+
+    def advance(n: float, note: str) -> None:
+        step = note if note in ("traced", "cleaned") else "written"
+        steps[step] = round(perf_counter() - start, 1)
+
+    record = Onnx(precision=precision).export_network(module, inputs, folder, feeds=lambda: [given], advance=advance)
+    about = {"seconds": round(perf_counter() - start, 1), "cpu_seconds": round(process_time() - before, 1)}
     params = sum(p.numel() for p in module.parameters())
-    return {"record": record, "seconds": round(perf_counter() - start, 1), "params": params, "peak_bytes": _peak()}
+    return {"record": record, **about, "done_after_s": steps, "params": params, "peak_bytes": _peak()}
 
 
 def compare(name: str, precision: str, folder: Path) -> dict[str, Any]:
@@ -133,9 +140,13 @@ def main() -> None:
     parser.add_argument("precision", choices=list(LIMITS))
     parser.add_argument("--step", choices=["export", "compare"])
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--record", action="store_true", help="append the row to benchmarks/records/onnx_full.json")
     args = parser.parse_args()
     if args.step is None:
-        print(json.dumps(measured(args.network, args.precision)))
+        row = measured(args.network, args.precision)
+        print(json.dumps(row))
+        if args.record:
+            append("onnx_full", f"onnx_full.py {args.network} {args.precision}", [row])
         return
     step = {"export": export, "compare": compare}[args.step]
     print(json.dumps(step(args.network, args.precision, args.folder)))

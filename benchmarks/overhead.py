@@ -1,8 +1,9 @@
 """What the harness costs: around a call, in a turn, and for a suite of 40 rows.
 
 Wrapping: a runner's call with its backend replaced by one that answers at once, over the backend called as its own
-documentation does (numpy in, numpy out), alternating in one process. Turn: how much longer a turn takes than the samples it returns. Both at most 1 %. `--suite` runs `optimize
-bench` with its defaults over the given artifacts until there are 40 rows, which must take at most 10 minutes.
+documentation does (numpy in, numpy out), alternating in one process. Turn: how much longer a turn takes than the
+samples it returns. Both at most 1 %. `--suite` runs `optimize bench` with its defaults over the given artifacts until
+there are 40 rows, which must take at most 10 minutes; `--suite-only` runs nothing else.
 
     python benchmarks/overhead.py exported/digits/final [--suite exported/digits/*]
 """
@@ -18,9 +19,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from optimize import rng
-from optimize.benchmark import variants
+from optimize.benchmark import FEWEST, variants
 from optimize.environment import environment
 from optimize.measure import conditions
 from optimize.measure.measurement import Variant
@@ -28,6 +30,7 @@ from optimize.measure.statistics import ratio_interval
 from optimize.measure.timing import no_garbage_collection
 from optimize.measure.turns import Worker, bench, thread_environment
 from optimize.measure.worker import middle_inputs
+from optimize.progress import rich_progress
 
 LIMIT, ROWS, SUITE_S = 0.01, 40, 600.0
 Call = Callable[[], Any]
@@ -38,7 +41,7 @@ def main() -> int:
     asked = _arguments()
     record: dict[str, Any] = {"program": "overhead", "environment": environment(), "wrapping": {}, "turn": {}}
     record["settings"] = {k: [str(x) for x in v] if isinstance(v, list) else str(v) for k, v in vars(asked).items()}
-    for runner in ("onnxruntime", "openvino"):
+    for runner in () if asked.suite_only else ("onnxruntime", "openvino"):
         record["wrapping"][runner] = wrapping(asked.artifact, runner, asked)
         record["turn"][runner] = turn(asked.artifact, runner, asked)
     if asked.suite:
@@ -158,7 +161,8 @@ def suite(artifacts: list[Path]) -> dict[str, Any]:
     runners, batches = ("torch", "onnxruntime", "openvino"), (1, 2, 4, 8, 16)
     asked = variants(artifacts, runners, batches)[:ROWS]
     start = perf_counter()
-    rows = bench(asked, rounds=20, turn_s=0.1, warm_s=0.6)
+    with rich_progress(Console(stderr=True)) as progress:
+        rows = bench(asked, rounds=20, turn_s=0.1, warm_s=0.6, fewest=FEWEST, progress=progress)
     failed = {r.key: r.reason for r in rows if not r.done}
     return {"rows": len(rows), "failed": failed, "seconds": perf_counter() - start}
 
@@ -193,6 +197,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path, help="artifact folder with onnx/model.onnx in FP32")
     parser.add_argument("--suite", type=Path, nargs="*", default=[], help="artifact folders of the 40 rows")
+    parser.add_argument("--suite-only", action="store_true", help="no wrapping and no turns")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)

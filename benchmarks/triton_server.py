@@ -72,18 +72,18 @@ def served(python: Path, repository: Path, work: Path, ready_s: float = 60.0) ->
     backends = _backends(site, work)
     with ExitStack() as stack:
         for attempt in range(STARTS):
-            server = _start(site, repository, backends, work / f"server{attempt}.log")
+            server = _start(python, site, repository, backends, work / f"server{attempt}.log")
             stack.callback(_kill, server.process)
             if _ready(server, ready_s):
                 break
             _kill(server.process)
             said = server.log.read_text()
             if "in use" not in said or attempt == STARTS - 1:  # of a port
-                raise RuntimeError(f"tritonserver did not come up:\n{said[-3000:]}")
+                raise RuntimeError(f"tritonserver did not come up:\n{reasons(said)}\nIts whole log: {server.log}")
         yield server
 
 
-def _start(site: Path, repository: Path, backends: Path, log: Path) -> Server:
+def _start(python: Path, site: Path, repository: Path, backends: Path, log: Path) -> Server:
     http, grpc = free_ports(2)
     command = [
         site / "pytriton" / "tritonserver" / "bin" / "tritonserver",
@@ -99,17 +99,19 @@ def _start(site: Path, repository: Path, backends: Path, log: Path) -> Server:
     ]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [str(c) for c in command], stdout=out, stderr=out, env=_variables(site), start_new_session=True
+            [str(c) for c in command], stdout=out, stderr=out, env=_variables(python, site), start_new_session=True
         )
     return Server(http, grpc, process, log)
 
 
-def _variables(site: Path) -> dict[str, str]:
-    """The stub must load this interpreter's libpython, and find the environment's packages."""
+def _variables(python: Path, site: Path) -> dict[str, str]:
+    """The stub must load this interpreter's libpython, and find the environment's packages: it reads no PYTHONPATH, and
+    takes those that belong to the first `python3` on PATH."""
     library = sysconfig.get_config_var("LIBDIR")
     paths = [library, str(site / "nvidia_pytriton.libs"), os.environ.get("LD_LIBRARY_PATH", "")]
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    return kept | {"LD_LIBRARY_PATH": ":".join(p for p in paths if p), "PYTHONPATH": str(site)}
+    first = f"{python.parent}:{os.environ.get('PATH', '')}"
+    return kept | {"LD_LIBRARY_PATH": ":".join(p for p in paths if p), "PATH": first}
 
 
 def _backends(site: Path, work: Path) -> Path:
@@ -132,6 +134,13 @@ def _ready(server: Server, limit_s: float) -> bool:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.1)
     return False
+
+
+def reasons(log: str, most: int = 5) -> str:
+    """The lines of a server's log that tell of an error, without its tables; its end where none does."""
+    lines = [line for line in log.splitlines() if line.strip() and line[0] not in "|+"]
+    told = [line for line in lines if "ERROR" in line or "failed" in line or "error:" in line]
+    return "\n".join(line[:1000] for line in (told or lines)[-most:])
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

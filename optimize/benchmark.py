@@ -24,6 +24,7 @@ from optimize.sampling import SOLVERS, Sampler
 from optimize.trust import checked
 from optimize.weights import read_json
 
+FEWEST = 8  # rounds of any row's images: below six no signed-rank interval of a ratio exists
 IO: tuple[str, ...] = ("host", "device")
 
 

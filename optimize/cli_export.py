@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optimize.cli_options import console_of
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -58,12 +60,10 @@ def export(
 
     Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
     """
-    from rich.console import Console
-
     from optimize.pipelines import is_pipeline
     from optimize.progress import rich_progress
 
-    console = Console(stderr=as_json, highlight=False)
+    console = console_of(as_json)
     if is_pipeline(artifact, layout=layout, out=out, unet=unet, lora=lora):
         with rich_progress(console, quiet or as_json) as progress:
             _pipeline(artifact, layout or "optimum", out, unet, lora or [], lora_as, console, as_json, progress)

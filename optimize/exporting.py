@@ -17,7 +17,7 @@ from optimize.artifact import MANIFEST, commit, load_model, verify
 from optimize.benchmark import numbers
 from optimize.context import Context, Progress, silent
 from optimize.engines import kit, modules
-from optimize.engines.export import link_or_copy, order_for, place_engine
+from optimize.engines.export import link_or_copy, order_for, place_engine, profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.make import Order
 from optimize.engines.settings import EngineSettings
@@ -49,7 +49,7 @@ class Request:
 def export(asked: Request, store: Store, progress: Progress = silent) -> list[Row]:
     """Write what can be made here into the artifact and kits for the rest; a row for each engine, kit and refusal.
 
-    Raises UserError for a wrong artifact, target or format before any work; what one engine lacks is its row's reason."""
+    Raises UserError for a wrong artifact, target, format or size before any engine; what one engine lacks is its row's reason."""
     manifest = verify(asked.artifact)
     formats = _formats(asked)
     found = resolve(asked.targets)
@@ -98,6 +98,7 @@ def _engines(
         return made
     facts = read_graph(folder / ONNX_FILE)
     shape = tuple(read_json(folder / "sampler.json")["shape"]) if (folder / "sampler.json").is_file() else ()
+    profiles_for(asked.settings, facts, shape)  # wrong for one is wrong for all
     with context.progress("engines", len(found) * len(wanted)) as advance:
         for target in found:
             statuses = {}
@@ -149,11 +150,8 @@ def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int]
 
 def _order(target: Target, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Order:
     """The order a kit carries: profiles and flags, whatever is installed here."""
-    from optimize.engines.profiles import defaults, plan_profiles
-
     assert target.sm is not None
-    sizes = defaults(facts.inputs, settings.batch, shape) | dict(settings.sizes)
-    profiles = plan_profiles(facts.inputs, sizes, settings.exact)
+    profiles = profiles_for(settings, facts, shape)
     return Order(folder / ONNX_FILE, facts, "tensorrt", target.tensorrt or "", target.sm, profiles, settings)
 
 
@@ -176,8 +174,7 @@ def narrowest(facts: GraphFacts) -> str:
 
 def limit_of(precision: str) -> float:
     """Relative L2 that an engine may differ by, as a recipe's gates have it by default."""
-    gate = ParityGate()
-    return {"fp32": gate.fp32, "int8": gate.int8}.get(precision, gate.bf16)
+    return float(ParityGate().to_json()[precision])
 
 
 def parse_settings(batch: str, sizes: Sequence[str], **rest: Any) -> EngineSettings:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from optimize.feasibility import NARROW
 from optimize.registry import EXPORTERS, PASSES, RUNNERS
+from optimize.runner import spec_parts
 
+HALVES = ("fp16", "bf16")  # what the ONNX exporter writes besides fp32
 Spec = tuple[str, dict[str, Any]]  # a runner and its options
 
 
@@ -19,6 +21,14 @@ def runner_spec(way: str, format: str, on_gpu: bool) -> str | None:
     if format in NARROW and format not in made_formats():
         return None
     return next((_text(name, options) for name, options in _specs(way, format, on_gpu) if accepts(name, options)), None)
+
+
+def exports_for(runner: str, format: str, batches: Sequence[int]) -> list[dict[str, Any]]:
+    """The exporters, with their options, of what a runner reads to compute this format at these batch sizes, in order;
+    `runner` is a spec."""
+    name = spec_parts(runner)[0]
+    made: list[dict[str, Any]] = [{"onnx": {"precision": format} if format in HALVES else {}}]
+    return [*made, {name: {"batch": list(batches)}}] if name in EXPORTERS.names() else made
 
 
 def made_formats() -> tuple[str, ...]:
@@ -43,19 +53,21 @@ def accepts(name: str, options: dict[str, Any]) -> bool:
 
 
 def _specs(way: str, format: str, on_gpu: bool) -> Iterator[Spec]:
-    """What runners are or will be called, best first. A narrow format is in the graph: the runner is told nothing."""
+    """What runners are or will be called, best first. A narrow format is in the graph, and 16 bits are in the exported
+    file: the runner is told nothing."""
     device = {"device": "cuda"} if on_gpu else {}
     precision = {} if format in ("fp32", *NARROW) else {"precision": format}
+    beyond_file = {} if format in HALVES else precision
     if way == "torch" and format not in NARROW:
         yield from (("torch_compile", precision | device), ("torch", precision | device))
     elif way == "onnxruntime-cuda":
-        yield "onnxruntime", {"device": "cuda"} | precision
+        yield "onnxruntime", {"device": "cuda"} | beyond_file
     elif way == "onnxruntime-cpu":
-        yield "onnxruntime", precision
+        yield "onnxruntime", beyond_file
     elif way == "tensorrt":
-        yield from (("tensorrt", precision), ("onnxruntime", {"device": "tensorrt"} | precision))
+        yield from (("tensorrt", beyond_file), ("onnxruntime", {"device": "tensorrt"} | beyond_file))
     elif way == "tensorrt-rtx":
-        yield "tensorrt_rtx", precision
+        yield "tensorrt_rtx", beyond_file
     elif way == "openvino":
         yield "openvino", precision
 

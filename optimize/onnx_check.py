@@ -10,13 +10,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from optimize.errors import ArtifactError, EnvironmentLacks
 
 MEMORY = 4 * 2**30  # bytes of address space a check may take, above four times the file
 SECONDS = 60  # a check may take, above one for every 4 MB of the file
 
-_passed: dict[tuple[str, int, int, int, int], tuple[str, ...]] = {}
+Seen = tuple[str, int, int, int, int]  # a file as it was looked at: path, inode, size, times of content and inode
+
+_passed: dict[Seen, tuple[str, ...]] = {}
 
 
 def check_onnx(path: Path) -> tuple[str, ...]:
@@ -27,10 +30,20 @@ def check_onnx(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file. Give an ONNX file.")
     about = path.stat()
-    key = (str(path.absolute()), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    key: Seen = (str(path.absolute()), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
     if key not in _passed:
         _passed[key] = _isolated(path, about.st_size)
     return _passed[key]
+
+
+def passed() -> list[list[Any]]:
+    """What this process has looked at and found good, as JSON, to `vouch` for it in a process that it starts."""
+    return [[list(key), list(external)] for key, external in _passed.items()]
+
+
+def vouch(seen: list[list[Any]]) -> None:
+    """Take these files (see `passed`) as looked at, as long as their inode, size and times stay."""
+    _passed.update({tuple(key): tuple(external) for key, external in seen})
 
 
 def _isolated(path: Path, size: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Room on the disk and in memory is asked for before anything is written, and a wr
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ COPIES = 3  # of embedded weights in memory while protobuf writes them: the mess
 
 def save(graph: ir.Model, path: Path, embedded: int = EMBEDDED_BYTES) -> int:
     """Write and check `path`, with `<name>.data` beside it where the weights exceed `embedded` bytes; returns the bytes of
-    both. Raises EnvironmentLacks, before writing, where disk or memory will not do."""
+    both. They are written in a folder of their own and moved when whole. Raises EnvironmentLacks, before writing, where
+    disk or memory will not do."""
     import onnx
     import onnx_ir as ir
 
@@ -29,9 +31,11 @@ def save(graph: ir.Model, path: Path, embedded: int = EMBEDDED_BYTES) -> int:
     require_room(path.parent, size, COPIES * size if size <= embedded else _largest(graph))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = f"{path.name}.data" if size > embedded else None
-    ir.save(graph, path, external_data=beside)
-    onnx.checker.check_model(str(path), full_check=True)
-    return sum(f.stat().st_size for f in (path, path.with_name(f"{path.name}.data")) if f.is_file())
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as made:
+        ir.save(graph, Path(made) / path.name, external_data=beside)
+        onnx.checker.check_model(str(Path(made) / path.name), full_check=True)
+        written = sorted(Path(made).iterdir(), reverse=True)  # the weights before the graph that names them
+        return sum(f.replace(path.with_name(f.name)).stat().st_size for f in written)
 
 
 def weight_bytes(graph: ir.Model) -> int:

@@ -1,7 +1,6 @@
-"""Graph surgery on an exported network: clean it and store weights small (Q/DQ: see `optimize.onnx_quantize`).
+"""Graph surgery on an exported network: nodes, initializers, weights stored small (cleaning: see `onnx_clean`).
 
-The graph is onnx_ir's. Weights are kept out of constant folding while the rest is folded, so that a stored INT8 or
-FP16 tensor is never expanded again.
+The graph is onnx_ir's. Weights are turned and narrowed one at a time, when they are written.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
 
 SCOPE = "scope"  # a node's own note of the module it comes from
 NOTE = "optimize.computes_in"  # a 16-bit graph's own note
-
-
-def simplify(model: ir.Model) -> None:
-    """Fold constants, drop what is unused, merge equal subexpressions; weights (two or more dims) stay whole."""
-    from onnxscript import optimizer
-
-    weights = [v for v in model.graph.initializers.values() if v.shape is not None and len(v.shape) > 1]
-    model.graph.inputs.extend(weights)  # an initializer that is also an input is never folded
-    with quiet("onnx_ir", "onnxscript"):
-        optimizer.optimize(model)
-    del model.graph.inputs[len(model.graph.inputs) - len(weights) :]
-    transpose_weights(model)
 
 
 def narrow_doubles(model: ir.Model) -> int:
@@ -72,42 +59,22 @@ def quiet(*names: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def transpose_weights(model: ir.Model) -> None:
-    """Replace Transpose(W) by a transposed initializer: linear layers arrive as MatMul(x, Transpose(W))."""
-    for node in [n for n in model.graph if n.op_type == "Transpose"]:
-        source, result = node.inputs[0], node.outputs[0]
-        if source is None or source.name not in model.graph.initializers:
-            continue
-        assert source.const_value is not None
-        perm = tuple(node.attributes["perm"].as_ints())
-        shape = [source.const_value.shape[i] for i in perm]
-        turned = later(
-            model, f"{source.name}.T", partial(_turned, source.const_value, perm), source.const_value.dtype, shape
-        )
-        result.replace_all_uses_with(turned)
-        model.graph.remove(node, safe=True)
-    drop_unused(model)
-
-
-def _turned(tensor: Any, perm: tuple[int, ...]) -> np.ndarray:
-    return np.ascontiguousarray(tensor.numpy().transpose(perm))
-
-
 def store_16_bit(model: ir.Model, dtype: str, smallest: int = 16) -> int:
     """Store float32 initializers of at least `smallest` elements as "fp16" or "bf16" followed by a Cast; returns how many.
     Scales stay, and what 16 bits do not hold exactly: kept weights are rounded already, a table of frequencies is not."""
     import onnx_ir as ir
 
-    kinds = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+    kind = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[dtype]
     count = 0
     for value in list(model.graph.initializers.values()):
-        if value.dtype != ir.DataType.FLOAT or array(value).size < smallest or ".scale" in (value.name or ""):
-            continue
-        stored = _narrowed(array(value), kinds[dtype])
-        if not np.array_equal(stored.astype(np.float32), array(value)):
+        if (
+            value.dtype != ir.DataType.FLOAT
+            or ".scale" in (value.name or "")
+            or not _fits(array(value), kind, smallest)
+        ):
             continue
         users = list(value.uses())
-        narrow = initializer(model, f"{value.name}.{dtype}", stored)
+        narrow = narrowed(model, value, kind, f"{value.name}.{dtype}")
         wide = put(model, "Cast", [narrow], f"{value.name}.float", to=int(ir.DataType.FLOAT))
         for node, index in users:
             node.replace_input_with(index, wide)
@@ -116,8 +83,13 @@ def store_16_bit(model: ir.Model, dtype: str, smallest: int = 16) -> int:
     return count
 
 
+def _fits(x: np.ndarray, kind: ir.DataType, smallest: int) -> bool:
+    """Whether at least `smallest` numbers are all held exactly by a narrower type."""
+    return x.size >= smallest and np.array_equal(_narrowed(x, kind).astype(np.float32), x)
+
+
 def _narrowed(x: np.ndarray, dtype: ir.DataType) -> np.ndarray:
-    return x.astype(dtype.numpy())
+    return x.astype(dtype.numpy(), order="C")
 
 
 def put(
@@ -160,10 +132,22 @@ def later(
 
     if name not in model.graph.initializers:
         size = ir.Shape(shape)
-        tensor = ir.LazyTensor(lambda: ir.tensor(make(), name=name), dtype, size, name=name)
+        tensor = ir.LazyTensor(lambda: _in_order()(make(), name=name), dtype, size, name=name)
         value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=size)
         model.graph.register_initializer(value)
     return model.graph.initializers[name]
+
+
+@cache
+def _in_order() -> type[ir.Tensor]:
+    """onnx_ir's tensor, written at once: numpy writes what is not contiguous number by number."""
+    import onnx_ir as ir
+
+    class InOrder(ir.Tensor):
+        def tofile(self, file: Any) -> None:
+            ir.Tensor(np.ascontiguousarray(self.numpy()), dtype=self.dtype).tofile(file)
+
+    return InOrder
 
 
 def narrow_in_place(value: ir.Value, kind: ir.DataType) -> None:

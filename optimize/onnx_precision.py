@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optimize.onnx_graph import SCOPE, drop_unused, narrow_in_place, narrowed, quiet
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
 
 Half = Literal["fp16", "bf16"]
@@ -183,16 +184,27 @@ def _unfit(value: ir.Value | None, node: ir.Node, dtype: Half) -> bool:
     """Whether a constant is beyond the type's range, or a small one becomes zero; of a scale, becomes imprecise."""
     import numpy as np
 
-    if value is None or not is_float(value) or value.const_value is None:
+    if dtype == "bf16" or value is None or not is_float(value) or value.const_value is None:
         return False
-    if dtype == "bf16":
+    numbers = value.const_value.numpy()
+    if _largest(numbers) > 65504.0:
+        return True
+    scale = node.op_type.endswith("QuantizeLinear")
+    if numbers.size > 16 and not scale:
         return False
-    numbers = np.abs(value.const_value.numpy())
-    finite = numbers[np.isfinite(numbers)]
-    largest = float(finite.max()) if finite.size else 0.0
-    least = 6.2e-5 if node.op_type.endswith("QuantizeLinear") else 3.0e-8
-    small = finite.size <= 16 or node.op_type.endswith("QuantizeLinear")
-    return largest > 65504.0 or (small and bool(((finite > 0) & (finite < least)).any()))
+    few = np.abs(numbers[np.isfinite(numbers)])
+    return bool(((few > 0) & (few < (6.2e-5 if scale else 3.0e-8))).any())
+
+
+def _largest(numbers: np.ndarray) -> float:
+    """The largest finite |value|; only numbers that hold an infinity or NaN are copied."""
+    import numpy as np
+
+    ends = float(numbers.min(initial=0.0)), float(numbers.max(initial=0.0))
+    if not np.isfinite(ends).all():
+        finite = numbers[np.isfinite(numbers)]
+        ends = float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
+    return max(-ends[0], ends[1])
 
 
 def _between(nodes: list[ir.Node], kept: Mapping[ir.Node, str]) -> set[ir.Node]:

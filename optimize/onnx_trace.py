@@ -6,7 +6,8 @@ a network of the same structure (recovered, distilled, or a quantized one's floa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -262,6 +263,8 @@ def _torchscript(
     import onnx_ir as ir
     import torch
 
+    from optimize.onnx_stand_ins import stand_ins
+
     feed = tuple(example(inputs, wanted, module).values())
     names = [s.name for s in inputs]
     axes = {
@@ -269,7 +272,7 @@ def _torchscript(
         for s in inputs
     }
     file = io.BytesIO()
-    with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
+    with warnings.catch_warnings(record=True) as caught, torch.inference_mode(), stand_ins(module), _unlogged():
         warnings.simplefilter("always")
         torch.onnx.export(
             _positional(module, names), feed, file, dynamo=False, opset_version=min(opset, OLDER_OPSET), input_names=names,
@@ -278,6 +281,20 @@ def _torchscript(
     said = {str(w.message).splitlines()[0] for w in caught if issubclass(w.category, torch.jit.TracerWarning)}
     graph = ir.serde.deserialize_model(onnx.load_from_string(file.getvalue()))
     return _raised(graph, opset), sorted(said)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Inside the block torch does not print the whole graph of an export that fails: it means to ask whether it may, but
+    takes the function that would say so for the answer."""
+    import torch
+
+    said = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *words: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = said
 
 
 def _raised(graph: ir.Model, opset: int) -> ir.Model:

@@ -151,6 +151,7 @@ def graph_of(part: Part, opset: int) -> ir.Model:
     import torch
 
     from optimize import onnx_graph as g
+    from optimize.onnx_clean import simplify
 
     feed, names = feed_of(part), [s.name for s in part.inputs]
     with g.quiet("torch"), torch.no_grad():
@@ -163,7 +164,7 @@ def graph_of(part: Part, opset: int) -> ir.Model:
     for value in list(graph.graph.initializers.values()):
         value.name = (value.name or "").removeprefix("network.")
     g.narrow_doubles(graph)
-    g.simplify(graph)
+    simplify(graph)
     g.anonymize(graph)
     relabel(graph, part.inputs, part.outputs)
     return graph

@@ -114,7 +114,7 @@ class _Run:
             "timed": [t.model_dump(mode="json", exclude={"folder"}) for t in timed],
             "config": self.recipe.benchmark.to_json(),
             "environment": environment.key(),
-            "code": code_hash("optimize.measure.worker"),
+            "code": [code_hash(f"optimize.measure.{name}") for name in ("worker", "turns")],
         }
 
         def compute() -> Any:

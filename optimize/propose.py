@@ -15,6 +15,7 @@ from pydantic import Field
 
 from optimize.configs import Config
 from optimize.forecast import Candidate, Forecast
+from optimize.offers import exports_for
 
 SHARES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the MACs to remove
 CALLS = (16, 8, 4, 2, 1)  # network evaluations of a student
@@ -159,7 +160,8 @@ def recipe_of(
     taken = {k: base[k] for k in TAKEN if k in base}
     steps = list(_passes(option.found.candidate, settings, on_gpu))
     head = {"version": 1, "name": name, **taken, "target": target}
-    return {**head, "passes": steps, "exports": [{"onnx": {}}], "benchmark": bench, "gates": gates}
+    exports = exports_for(runners[-1], option.found.candidate.format, bench["batch"])
+    return {**head, "passes": steps, "exports": exports, "benchmark": bench, "gates": gates}
 
 
 def _passes(candidate: Candidate, settings: dict[str, Any], on_gpu: bool) -> Iterable[dict[str, Any]]:

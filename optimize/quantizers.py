@@ -101,6 +101,8 @@ def float_copy(module: nn.Module, table: Table) -> nn.Module:
         layer = plain.get_submodule(row["module"]).export()  # copies the weight
         layer.weight = dict(module.get_submodule(row["module"]).named_parameters())["weight"]
         setattr(plain.get_submodule(parent), name, layer)
+    for key in [k for k, hook in plain._state_dict_hooks.items() if getattr(hook, "func", None) is _pack]:
+        del plain._state_dict_hooks[key]  # it has no codes to give, and the older exporter reads the state
     return plain
 
 

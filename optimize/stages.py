@@ -62,6 +62,11 @@ class Variant:
         return next(iter(found.values()), "fp32")
 
     @property
+    def exported_precision(self) -> str:
+        """fp32, fp16 or bf16: the float type of the ONNX file."""
+        return self.artifact.manifest.get("exports", {}).get("onnx", {}).get("precision", "fp32")
+
+    @property
     def runners(self) -> list[str]:
         """Runner specs this machine can offer."""
         return [spec for spec, found in self.parity.items() if "refused" not in found]

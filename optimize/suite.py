@@ -57,13 +57,15 @@ def _in_full(index: int, count: int) -> bool:
 
 def fastest_fp32(recipe: Recipe) -> str:
     """The runner that draws the images of FP32 variants: the first of openvino, onnxruntime and torch that is asked for."""
-    asked = recipe.benchmark.runners
-    return next((r for r in ("openvino", "onnxruntime", EAGER) if r in asked), asked[0])
+    asked, stored = recipe.benchmark.runners, {e.precision for e in recipe.exports if e.name == "onnx"}
+    files = ("openvino", "onnxruntime") if stored <= {"fp32"} else ()  # 16 bits in the file are not FP32 anywhere
+    return next((r for r in (*files, EAGER) if r in asked), asked[0])
 
 
 def fp32_runners(source: Variant) -> list[str]:
     """Runner specs that compute the uncompressed network in FP32 here."""
-    return [spec for spec in source.runners if ":" not in spec]
+    stored = source.exported_precision == "fp32"
+    return [spec for spec in source.runners if ":" not in spec and (stored or spec.startswith("torch"))]
 
 
 def _split(recipe: Recipe, variants: list[Variant]) -> list[Timed]:

@@ -19,6 +19,7 @@ from optimize.store import Store
 from optimize.suite import EAGER, fastest_fp32, fp32_runners, split_key
 
 SCHEMA = 1
+NARROWER = ("int8", "fp8", "tf32", "fp16", "bf16")  # than fp32, as a row's precision names them
 
 
 @dataclass
@@ -210,13 +211,12 @@ def _sampler(found: Findings, name: str, variant: Variant) -> dict[str, Any]:
 
 
 def _precision(variant: Variant, spec: str) -> str:
-    """fp32, bf16, int8, fp8 or int8+bf16: the artifact's, and what the runner computes the rest in."""
+    """fp32, or all that is narrower, joined as in int8+bf16: the artifact's format, the exported file's, the runner's."""
     runner = variant.parity.get(spec, {}).get("runner", {})
-    asked = spec_parts(spec)[1].get("precision") or runner.get("precision", "")
-    rest = asked if asked in ("bf16", "fp16") else ""
-    if variant.precision != "fp32":
-        return f"{variant.precision}+{rest}" if rest else variant.precision
-    return rest or "fp32"
+    computed = runner.get("precision") or spec_parts(spec)[1].get("precision", "fp32")
+    stored = "fp32" if spec.startswith("torch") else variant.exported_precision
+    found = {variant.precision, stored, *computed.split("+")}
+    return "+".join(p for p in NARROWER if p in found) or "fp32"
 
 
 def _size(variant: Variant, spec: str) -> int:

@@ -129,7 +129,7 @@ def test_a_a_runs_adds_to_its_record_and_finds_a_large_slowdown(tiny: Path, tmp_
 @pytest.mark.slow
 def test_against_tools_compares_all_three(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "record.json"
-    done = run("against_tools.py", str(tiny), "--rounds", "6", "--calls", "20", "--out", str(out))
+    done = run("against_tools.py", str(tiny), "--lives", "2", "--rounds", "6", "--calls", "20", "--out", str(out))
     ratios = json.loads(out.read_text())["ratios"]
     assert set(ratios) == {"benchmark_app", "onnxruntime loop", "torch.utils.benchmark"}, done.stderr
     assert all(0.3 < r["value"] < 3 for r in ratios.values()) and "trtexec" in done.stdout

@@ -87,7 +87,10 @@ def test_what_is_missing_or_no_number_does_not_hold(value: float | None, holds: 
         assert check(value, 1.0, at_most=False)["holds"] is holds
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-3), ("int8", 5e-2), ("int8+bf16", 5e-2)])
+@pytest.mark.parametrize(
+    ("precision", "limit"),
+    [("fp32", 1e-3), ("tf32", 1e-2), ("fp16", 1e-2), ("int8", 5e-2), ("int8+bf16", 5e-2), ("fp8+fp16", 5e-2)],
+)
 def test_parity_is_gated_by_the_rows_precision(precision: str, limit: float) -> None:
     assert parity_gate(Gates(), {"relative_l2": limit * 0.99}, precision)["holds"]
     assert not parity_gate(Gates(), {"relative_l2": limit * 1.01}, precision)["holds"]

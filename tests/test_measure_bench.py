@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
 from optimize.artifact import commit, save_model
 from optimize.errors import UserError
 from optimize.measure.measurement import Measurement, Variant, speedup
-from optimize.measure.turns import Worker, WorkerFailed, bench, thread_environment
+from optimize.measure.turns import Worker, WorkerFailed, _looked_at, bench, thread_environment
 from optimize.model import Model
 from optimize.sampling import Guidance, Sampler
 
@@ -178,6 +179,33 @@ def test_a_slow_variant_gives_one_sample_a_round_and_its_sampler_can_be_replaced
     (found,) = bench([slow], rounds=2, turn_s=0.01, warm_s=0.1)
     assert [len(r) for r in found.image_s] == [1, 1] and found.nfe == 1
     assert found.image_latency()["p50"] < 0.09
+
+
+@pytest.mark.usefixtures("fake_runner")
+def test_slow_images_sit_out_every_other_round_when_asked(artifact: Path):
+    one = {"sampler": Sampler(steps=1, guidance=Guidance())}
+    slow = variant(artifact, "slow", seconds=0.05).model_copy(update=one)
+    fast = variant(artifact, "fast", seconds=0.0001).model_copy(update=one)
+    a, b = bench([slow, fast], rounds=8, turn_s=0.002, warm_s=0.05, calls_per_round=1, fewest=3)
+    assert [len(r) for r in a.image_s] == [1, 0] * 4 and [len(r) for r in a.call_s] == [1] * 8
+    assert [len(r) for r in b.image_s] == [1] * 8 and speedup(a, b).n == 4
+    (images,) = bench([slow], rounds=5, turn_s=0.001, warm_s=0.05, kinds=("image",), fewest=1)
+    assert [len(r) for r in images.image_s] == [1, 0, 0, 0, 1] and images.call_s == []
+    (every,) = bench([slow], rounds=4, turn_s=0.001, warm_s=0.05)
+    assert [len(r) for r in every.image_s] == [1] * 4
+
+
+def test_onnx_files_are_looked_at_once_for_all_workers_and_bad_ones_are_left_to_them(tmp_path: Path):
+    good, bad, torch_only = (tmp_path / name for name in ("good", "bad", "torch"))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    for folder in (good, bad, torch_only):
+        (folder / "onnx").mkdir(parents=True)
+        (folder / "onnx/model.onnx").write_bytes(b"\x08" if folder == bad else model.SerializeToString())
+    asked = [variant(good, "a", "onnxruntime"), variant(good, "b", "openvino"), variant(bad, "c", "onnxruntime")]
+    found = {key[0] for key, _ in _looked_at([*asked, variant(torch_only, "d", "torch"), variant(tmp_path, "e")])}
+    assert {Path(name).parts[-3] for name in found if str(tmp_path) in name} == {"good"}
 
 
 @pytest.mark.usefixtures("fake_runner")

@@ -12,7 +12,7 @@ import pytest
 from optimize import rng
 from optimize.errors import OptimizeError
 from optimize.measure import statistics, timing
-from optimize.measure.measurement import Measurement, Variant, speedup
+from optimize.measure.measurement import Measurement, Variant, paired, speedup
 
 
 def rounds_of(median_s: float, name: str, trial: int, drift: np.ndarray, samples: int = 10) -> list[list[float]]:
@@ -88,6 +88,16 @@ def test_speedup_is_per_image():
     slow, fast = measured("slow", [[2.0], [2.0]], batch=1), measured("fast", [[4.0], [4.0]], batch=16)
     assert speedup(slow, fast).value == 8.0
     assert fast.images_per_s().value == 4.0
+
+
+def test_a_ratio_pairs_the_rounds_that_both_took_and_other_figures_leave_out_those_sat_out():
+    slow = measured("slow", [[8.0], [], [40.0], [], [8.0], []])
+    fast = measured("fast", [[1.0], [99.0], [5.0], [99.0], [1.0], [99.0]])
+    ratio = speedup(slow, fast, placement=0)
+    assert paired(slow, fast) and (ratio.low, ratio.high, ratio.n) == (pytest.approx(8.0), pytest.approx(8.0), 3)
+    assert slow.image_latency()["n"] == 3 and Measurement.from_json(slow.to_json()) == slow
+    other = measured("other", [[], [2.0], [], [2.0], [], [2.0]])
+    assert not paired(slow, other) and speedup(slow, other).value == 4.0  # no round in common: medians
 
 
 def test_speedup_refuses_unlike_environments_and_failed_rows():

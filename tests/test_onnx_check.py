@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -381,3 +382,16 @@ def test_a_missing_onnx_is_said_with_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.setattr(onnx_check.subprocess, "run", answering('print(\'{"lacks": "No module named onnx"}\')'))
     with pytest.raises(EnvironmentLacks, match=r"No module named onnx. Install it: pip install onnx"):
         check_onnx(written(tmp_path, network()))
+
+
+def test_a_process_takes_what_another_looked_at_until_the_file_changes(tmp_path: Path, monkeypatch: Any) -> None:
+    path = written(tmp_path, network())
+    check_onnx(path)
+    seen = json.loads(json.dumps([entry for entry in onnx_check.passed() if entry[0][0] == str(path)]))
+    monkeypatch.setattr(onnx_check, "_passed", {})
+    monkeypatch.setattr(onnx_check, "_isolated", lambda *_: pytest.fail("looked at again"))
+    onnx_check.vouch(seen)
+    assert check_onnx(path) == ()
+    monkeypatch.setattr(onnx_check, "_isolated", lambda *_: ("looked at again",))
+    written(tmp_path, network(doc_string="changed"))
+    assert check_onnx(path) == ("looked at again",)

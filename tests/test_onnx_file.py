@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import weakref
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from optimize.errors import EnvironmentLacks
+from optimize.exporters.onnx import Onnx
+from optimize.network import TensorSpec
 from optimize.onnx_file import require_room, save, weight_bytes
+from optimize.onnx_graph import later, narrow_in_place, put
 
 
 def graph() -> ir.Model:
@@ -50,3 +59,77 @@ def test_too_little_disk_or_memory_is_said_before_anything_is_written(tmp_path: 
     with pytest.raises(EnvironmentLacks, match=r"of memory, .* are free\. Close other programs"):
         require_room(tmp_path, 0, 10**15)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        (
+            ("psutil.virtual_memory", SimpleNamespace(available=10**6)),
+            r"takes about 0\.1 GB of memory, 0\.0 GB are free",
+        ),
+        (("shutil.disk_usage", SimpleNamespace(free=10**6)), r"takes about 0\.1 GB of disk, 0\.0 GB are free"),
+    ],
+)
+def test_an_export_without_room_is_one_clear_error_and_leaves_nothing(
+    lacking: tuple[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lacking[0], lambda *place: lacking[1])
+    inputs = (TensorSpec("input", ("B", 8)),)
+    with pytest.raises(EnvironmentLacks, match=message):
+        Onnx(exporter="torchscript").export_network(torch.nn.Linear(8, 8), inputs, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written_whole(tmp_path: Path) -> None:
+    def full() -> ir.TensorProtocol:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    broken = graph()
+    weight = broken.graph.initializers["w"]
+    weight.const_value = ir.LazyTensor(full, ir.DataType.FLOAT, ir.Shape([1000]), name="w")
+    for embedded in (3999, 4001):
+        with pytest.raises(OSError, match="No space"):
+            save(broken, tmp_path / "model.onnx", embedded)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_onnx_refuses_is_not_left_behind(tmp_path: Path) -> None:
+    broken = graph()
+    broken.graph[0].op_type = "NoSuchOperator"
+    with pytest.raises(onnx.checker.ValidationError, match="NoSuchOperator"):
+        save(broken, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_earlier_file_is_replaced_whole(tmp_path: Path) -> None:
+    save(graph(), tmp_path / "model.onnx", embedded=3999)
+    size = save(graph(), tmp_path / "model.onnx", embedded=3999)
+    assert size == sum(f.stat().st_size for f in tmp_path.iterdir())
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+def test_weights_turned_and_narrowed_are_read_one_at_a_time_when_they_are_written(tmp_path: Path) -> None:
+    held, most = set(), 0
+
+    def numbers(i: int) -> np.ndarray:
+        nonlocal most
+        made = np.full((64, 32), i, np.float32)
+        held.add(i)
+        weakref.finalize(made, held.discard, i)
+        most = max(most, len(held))
+        return made
+
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 20}, name="network"), ir_version=10)
+    for i in range(8):
+        later(model, f"w{i}", partial(numbers, i), ir.DataType.FLOAT, [64, 32])
+        weight = model.graph.initializers[f"w{i}"]
+        put(model, "Identity", [weight], f"y{i}").shape = ir.Shape([64, 32])
+        model.graph.outputs.append(model.graph.node(f"Identity.y{i}").outputs[0])
+        model.graph.outputs[-1].type = ir.TensorType(ir.DataType.FLOAT16)
+        narrow_in_place(weight, ir.DataType.FLOAT16)
+    assert most == 0  # none was made yet
+    save(model, tmp_path / "model.onnx", embedded=0)
+    assert most <= 2 and not held
+    stored = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert [float(onnx.numpy_helper.to_array(t)[3, 5]) for t in stored] == list(range(8))

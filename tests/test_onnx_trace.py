@@ -87,6 +87,16 @@ def test_a_network_that_defeats_the_exporter_asked_for_is_an_error() -> None:
         trace(Branching(), "dynamo")
 
 
+def test_an_operator_that_no_exporter_has_is_named_in_one_message_and_nothing_is_printed(capfd: Any) -> None:
+    class Bessel(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(self.block(x))
+
+    with pytest.raises(UserError, match=r"no exporter can trace Bessel\..*torchscript: .*special_bessel_j0"):
+        trace(Bessel(), "torchscript")
+    assert capfd.readouterr().out == ""
+
+
 def test_a_dim_that_the_network_fixes_is_named_and_has_its_own_size() -> None:
     made = trace(Rows(), "dynamo")
     assert made.record["fixed"] == {"H": 4} and made.record["symbols"] == ["B", "W"]

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from optimize.recipe import load
+from optimize.registry import EXPORTERS
 from optimize.sampling import Sampler
-from optimize.suite import split_key, suite
+from optimize.suite import fastest_fp32, fp32_runners, split_key, suite
 
 
 def a_variant(name: str, runners: tuple[str, ...]) -> Any:
     sampling = {"sampler": Sampler(steps=2).to_json(), "nfe": 2}
-    return SimpleNamespace(name=name, runners=runners, folder=Path(name), sampling=sampling, precision="fp32")
+    return SimpleNamespace(
+        name=name, runners=runners, folder=Path(name), sampling=sampling, precision="fp32", exported_precision="fp32"
+    )
 
 
 def timed(io: tuple[str, ...], graphs: tuple[bool, ...], fair: bool = False) -> list[Any]:
@@ -48,6 +51,14 @@ def test_fair_rows_have_policies_as_well():
     keys = {r.key for r in timed(("device",), (True,), fair=True)}
     assert "fair/onnxruntime@cuda/4+device+graphs" in keys
     assert "fair/openvino/4" in keys
+
+
+def test_a_16_bit_file_is_not_taken_for_fp32():
+    recipe, variant = load("smoke"), a_variant("baseline", ("torch", "openvino", "onnxruntime"))
+    assert fastest_fp32(recipe) == "openvino" and fp32_runners(variant) == ["torch", "openvino", "onnxruntime"]
+    halved = recipe.model_copy(update={"exports": (EXPORTERS.get("onnx")(precision="fp16"),)})
+    variant.exported_precision = "fp16"
+    assert fastest_fp32(halved) == "torch" and fp32_runners(variant) == ["torch"]
 
 
 @pytest.mark.parametrize("policy", ["", "+device", "+device+graphs"])

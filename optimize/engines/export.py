@@ -16,7 +16,7 @@ from optimize.context import Context
 from optimize.engines import modules
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.make import RECORD, Order, make
-from optimize.engines.profiles import defaults, plan_profiles
+from optimize.engines.profiles import Shapes, defaults, plan_profiles
 from optimize.engines.runner import FOLDER
 from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, UserError
@@ -56,10 +56,14 @@ def order_for(
         raise EnvironmentLacks(
             f"{modules.TITLES[module]} is not installed. pip install {modules.PACKAGES[module]}, or make a build kit."
         )
-    profiles = plan_profiles(
-        facts.inputs, defaults(facts.inputs, settings.batch, shape) | dict(settings.sizes), settings.exact
-    )
+    profiles = profiles_for(settings, facts, shape)
     return Order(onnx_file(folder), facts, module, installed, target.sm, profiles, settings)
+
+
+def profiles_for(settings: EngineSettings, facts: GraphFacts, shape: Sequence[int]) -> list[Shapes]:
+    """The settings' profiles of this network at `shape`; UserError for sizes of a dimension that it does not have."""
+    sizes = defaults(facts.inputs, settings.batch, shape) | dict(settings.sizes)
+    return plan_profiles(facts.inputs, sizes, settings.exact)
 
 
 def place_engine(order: Order, folder: Path, context: Context) -> dict[str, Any]:

@@ -124,10 +124,11 @@ class Onnx(Config):
     def _finish(self, made: Traced, module: nn.Module, rounding: Rounding, feeds: Feeds) -> dict[str, Any]:
         """Clean the graph, quantize it, give it its precision; the record of all three."""
         from optimize import onnx_graph as g
+        from optimize.onnx_clean import simplify
         from optimize.onnx_quantize import quantize_layers
 
         nodes, doubles = {"traced": len(made.graph.graph)}, g.narrow_doubles(made.graph)
-        g.simplify(made.graph)
+        simplify(made.graph)
         nodes["cleaned"] = len(made.graph.graph)
         lowered = self.precision != "fp32"
         about = self._lowered(made.graph, module, feeds) if lowered else {"precision": "fp32"}

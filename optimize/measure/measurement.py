@@ -43,7 +43,7 @@ class Measurement:
     `cold` holds what happens once (process_s, import_s, load_s, first_call_s, first_image_s), `memory` bytes, `runner`
     the runner's own description with the clock, `conditions` one entry a turn (see `conditions.between`; `gpu` as NVML
     saw it), `energy` joules of `images` images and what counted them, or the reason why nothing did. Rounds with the
-    same `bench` were interleaved.
+    same `bench` were interleaved; a round that a slow variant sat out is an empty list.
     """
 
     variant: Variant
@@ -115,7 +115,7 @@ class Measurement:
     def _samples(self, name: str) -> list[list[float]]:
         if not self.done:
             raise OptimizeError(f"{self.key}: not measured ({self.reason})")
-        return getattr(self, name)
+        return [taken for taken in getattr(self, name) if taken]
 
     def to_json(self) -> dict[str, Any]:
         """Raw samples, everything recorded, and the derived figures under `derived`; JSON values."""
@@ -154,8 +154,10 @@ def speedup(
             raise OptimizeError(
                 f"{other.key} against {baseline.key}: {name} differ ({unlike(a, b)}). Measure both in one bench."
             )
-    above, below = (m._samples(f"{what}_s") for m in (baseline, other))
-    ratio = statistics.ratio_interval(above, below, seed=seed, paired=paired(baseline, other, what))
+    apart = [m._samples(f"{what}_s") for m in (baseline, other)]
+    common = _common(baseline, other, what)
+    above, below = common or apart
+    ratio = statistics.ratio_interval(above, below, seed=seed, paired=bool(common))
     scale = other.variant.batch / baseline.variant.batch
     if (baseline.bench, baseline.key) != (other.bench, other.key):
         ratio = statistics.widened(ratio, placement)
@@ -164,8 +166,16 @@ def speedup(
 
 def paired(one: Measurement, other: Measurement, what: str = "image") -> bool:
     """Whether the rounds of the two were interleaved, so that a ratio may be taken round by round."""
-    above, below = (m._samples(f"{what}_s") for m in (one, other))
-    return one.bench == other.bench and len(above) == len(below)
+    return bool(_common(one, other, what))
+
+
+def _common(one: Measurement, other: Measurement, what: str) -> list[list[list[float]]]:
+    """The samples of both in the rounds that have some of either; nothing where the rounds are not the same."""
+    above, below = (getattr(m, f"{what}_s") for m in (one, other))
+    if one.bench != other.bench or len(above) != len(below):
+        return []
+    both = [(a, b) for a, b in zip(above, below, strict=True) if a and b]
+    return [list(side) for side in zip(*both, strict=True)]
 
 
 def unlike(a: dict[str, Any], b: dict[str, Any]) -> str:

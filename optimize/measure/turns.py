@@ -30,7 +30,10 @@ from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.measure import conditions
 from optimize.measure.measurement import KINDS, Measurement, Variant
 from optimize.measure.nvml import Gpu, Watch
+from optimize.onnx_check import passed
+from optimize.runner import onnx_file
 
+SLOW = 10  # turns that a batch of images may take before its variant sits rounds out
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -44,12 +47,15 @@ def bench(
     timeout_s: float = 600.0,
     seed: int = 0,
     kinds: Sequence[str] = KINDS,
+    fewest: int | None = None,
     progress: Progress = silent,
 ) -> list[Measurement]:
     """One Measurement a variant, in the given order; `kinds` may leave out calls or images.
 
     A turn takes up to `calls_per_round` network calls and as many batches of images, each kind for about `turn_s`
-    seconds but at least once, so slow variants give one sample a round. `warm_s` limits each kind of warm-up. A worker
+    seconds but at least once, so slow variants give one sample a round; with `fewest` below `rounds`, a variant whose
+    batch of images takes more than ten turns draws them in every 2nd, 4th, ... round only, in `fewest` rounds or more,
+    and has an empty list for the others. `warm_s` limits each kind of warm-up. A worker
     that answers nothing for `timeout_s` is killed. Raises UserError for keys given twice; nothing else of a variant
     raises: a failed one has status "failed" and a reason, one that this machine cannot run "refused".
     """
@@ -63,7 +69,9 @@ def bench(
             for round_ in range(rounds):
                 cores = drawn_cores(seed, round_)
                 for index in rng.generator("bench", seed, round_).permutation(len(rows)).tolist():
-                    rows[index].turn(calls_per_round, turn_s, kinds, cores)
+                    every = rows[index].every(turn_s, rounds // fewest if fewest else 1)
+                    due = [kind for kind in kinds if kind != "image" or round_ % every == 0]
+                    rows[index].turn(calls_per_round, turn_s, due, cores)
                     advance(1, rows[index].variant.key)
         with ThreadPoolExecutor(len(rows) or 1) as pool:
             return list(pool.map(_Row.close, rows))
@@ -73,11 +81,12 @@ def bench(
 
 
 def _open_all(rows: list[_Row], warm_s: float, advance: Advance) -> None:
-    """Start the workers, as many at a time as there are cores, since starting is mostly single-threaded imports; what
-    computes waits for its turn."""
+    """Start the workers, as many at a time as there are cores, since starting is mostly single-threaded imports, beside
+    the one that warms up: what computes waits for its turn."""
     alone = threading.Lock()
-    with ThreadPoolExecutor(environment.cores()) as pool:
-        waiting = {pool.submit(row.open, warm_s, alone): row for row in rows}
+    checked = _looked_at([row.variant for row in rows])
+    with ThreadPoolExecutor(environment.cores() + 1) as pool:
+        waiting = {pool.submit(row.open, warm_s, alone, checked): row for row in rows}
         try:
             for done in as_completed(waiting):
                 done.result()
@@ -87,6 +96,15 @@ def _open_all(rows: list[_Row], warm_s: float, advance: Advance) -> None:
             for row in rows:
                 row.kill()
             raise
+
+
+def _looked_at(variants: list[Variant]) -> list[list[Any]]:
+    """The ONNX files of the variants that are safe to parse, looked at once here and not by every worker. One that is
+    not is left to its workers, whose rows then say why."""
+    for folder in dict.fromkeys(v.folder for v in variants if not v.runner.startswith("torch")):
+        with suppress(OptimizeError):
+            onnx_file(Path(folder))
+    return passed()
 
 
 def _check(variants: list[Variant], rounds: int, calls: int) -> None:
@@ -114,11 +132,12 @@ class _Row:
         self.gpu: Gpu | None = None
         self.found: dict[str, Any] = {"call_s": [], "image_s": [], "memory": {}, "conditions": []}
 
-    def open(self, warm_s: float, alone: threading.Lock) -> None:
-        """Start the worker and load; then, holding `alone`, make the first call and warm up."""
+    def open(self, warm_s: float, alone: threading.Lock, checked: list[list[Any]]) -> None:
+        """Start the worker and load, `checked` ONNX files without a look (see `_looked_at`); then, holding `alone`, make
+        the first call and warm up."""
         self.found["threads"] = thread_environment(self.variant.threads)
         self.worker = Worker(self.found["threads"], self.timeout_s)
-        opened = self._ask({"do": "open", "variant": self.variant.to_json()})
+        opened = self._ask({"do": "open", "variant": self.variant.to_json(), "checked": checked})
         with alone:
             warmed = self._ask({"do": "warm", "limit_s": warm_s})
         if opened is None or warmed is None or self.worker is None:
@@ -126,6 +145,14 @@ class _Row:
         cold = {"process_s": self.worker.start_s, **opened.pop("cold"), **warmed.pop("cold")}
         self.gpu = _gpu(opened.pop("gpu"))
         self.found |= opened | warmed | {"cold": cold}
+
+    def every(self, turn_s: float, at_most: int) -> int:
+        """The images of every how many rounds are timed: the least power of two that brings their share of a round below
+        ten turns, up to `at_most`. Powers of two, so that two variants that sit out have rounds in common."""
+        every, images = 1, self.found["image_s"]
+        while images and images[0] and sum(images[0]) > SLOW * turn_s * every and 2 * every <= at_most:
+            every *= 2
+        return every
 
     def turn(self, calls: int, limit_s: float, kinds: Sequence[str], cores: Sequence[int]) -> None:
         """Samples of one round, and the conditions they were taken under; on the first of `cores` where the variant has
@@ -140,6 +167,8 @@ class _Row:
             taken = self._ask({"do": "turn", "calls": calls, "limit_s": limit_s, "kinds": list(kinds)})
         for name, values in (taken or {}).items():
             self.found[name].append(values)
+        if taken is not None and "image" not in kinds and self.found["image_s"]:
+            self.found["image_s"].append([])  # sat out
         gpu = {"gpu": watch.summary()} if watch else {}
         self.found["conditions"].append(conditions.between(before, conditions.now()) | gpu)
 

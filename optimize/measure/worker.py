@@ -23,6 +23,7 @@ from optimize import environment
 from optimize.errors import EnvironmentLacks, OptimizeError
 from optimize.measure import energy, memory, timing
 from optimize.measure.measurement import KINDS, Variant
+from optimize.onnx_check import vouch
 from optimize.registry import RUNNERS
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
         answer: dict[str, Any]
         for request in map(json.loads, requests):
             if request["do"] == "open":
+                vouch(request.get("checked", []))
                 subject = opened.enter_context(Subject(Variant(**request["variant"])))
                 answer = subject.opened
             elif subject is None:

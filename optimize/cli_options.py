@@ -1,0 +1,22 @@
+"""Options that several commands share, and where they print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Exported = Annotated[Path, typer.Option(help="Folder that results go to.")]
+PriceTable = Annotated[Path | None, typer.Option("--prices", help="Price table instead of the shipped one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def console_of(stderr: bool = False) -> Console:
+    """A console on stdout, or on stderr where stdout is for JSON."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
