@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from networks import FULL, TINY
 
@@ -46,14 +46,15 @@ FIGURES = ("seconds", "process_seconds", "peak_memory_bytes", "estimated_memory_
            "problems", "targets")  # fmt: skip
 ONNX = "onnx/model.onnx"
 
-# case -> (network of benchmarks/networks.py, format of quantized layers, SMs); floats compute in FP16
-CASES: dict[str, tuple[str, str, tuple[tuple[int, int], ...]]] = {
-    "unet-fp16": ("sd15", "", SMS),
-    "unet-int8": ("sd15", "int8", SMS),
-    "transformer-fp8": ("dit_xl_2", "fp8", ((8, 9),)),
-    "flux-fp8": ("flux_shaped", "fp8", ((8, 9),)),
+# case -> (network of benchmarks/networks.py, what floats compute in, format of quantized layers, SMs)
+CASES: dict[str, tuple[str, Literal["fp16", "fp32"], str, tuple[tuple[int, int], ...]]] = {
+    "unet-fp16": ("sd15", "fp16", "", SMS),
+    "unet-int8": ("sd15", "fp16", "int8", SMS),
+    "transformer-fp8": ("dit_xl_2", "fp16", "fp8", ((8, 9),)),
+    "flux-fp8": ("flux_shaped", "fp16", "fp8", ((8, 9),)),
 }
-CASES |= {f"tiny-{n}-{f or 'fp16'}": (n, f, ((8, 9),)) for n in TINY for f in ("", "int8", "fp8")}
+CASES |= {f"tiny-{n}-{f or 'fp16'}": (n, "fp16", f, ((8, 9),)) for n in TINY for f in ("", "int8", "fp8")}
+CASES |= {f"tiny-{n}-{f}-fp32": (n, "fp32", f, ((8, 9),)) for n in TINY for f in ("int8", "fp8")}
 
 
 def export(case: str, folder: Path, traces: Path) -> dict[str, Any]:
@@ -61,12 +62,12 @@ def export(case: str, folder: Path, traces: Path) -> dict[str, Any]:
     traced graph of a network for the other cases."""
     from optimize.exporters.onnx import Onnx, Rounding
 
-    name, format, _ = CASES[case]
+    name, precision, format, _ = CASES[case]
     start = time.perf_counter()
     module, inputs, given = network(name)
     made = time.perf_counter()
     rounding = Rounding(quantized(module, format), "fp16", module) if format else None
-    record = Onnx(precision="fp16", symbolic=("B",), embedded_bytes=0).export_network(
+    record = Onnx(precision=precision, symbolic=("B",), embedded_bytes=0).export_network(
         module, inputs, folder, structure=name, keep=keeper(traces), rounding=rounding, feeds=lambda: [given]
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -202,7 +203,7 @@ def build_all(args: argparse.Namespace, scratch: Path) -> None:
         "rows": [],
     }
     for case in args.case:
-        sms = [sm for sm in SMS if case == "digits" or sm in CASES[case][2]]
+        sms = [sm for sm in SMS if case == "digits" or sm in CASES[case][3]]
         try:
             path = args.artifact / ONNX if case == "digits" else exported(case, scratch)
         except OptimizeError as error:

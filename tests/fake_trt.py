@@ -224,6 +224,9 @@ class FakeCuda:
             self.log.append("work")
             work()
 
+    def make_current(self) -> None:
+        self.log.append("current")
+
     def name(self) -> str:
         return "Some GPU"
 

@@ -116,6 +116,7 @@ def test_a_kit_for_hopper_is_for_tensorrt_alone_and_probes_plans_of_other_sms(
         assert result["parity"][0]["holds"] and result["not_checked"] == [] and result["gpu"]["sm"] == "9.0"
         assert (folder / "tensorrt" / folder_name / "model.engine").is_file()
         assert trt.config.num_compute_capabilities == (0 if asked == "untold" else 1)
+        assert result["engine"]["targets"] == ["8.0"] and result["engine"]["timing_cache"] == "none"
     assert kit_script.main(["--kit", str(folder), "--sm", "8.0"]) == 0
     assert len(json.loads((folder / "result.json").read_text())["not_checked"]) == 2
 

@@ -74,6 +74,25 @@ def test_shapes_outside_every_profile_are_one_error_that_names_them_all() -> Non
         choose([{"sample": ((1, 4), (1, 4), (2, 4))}], {"sample": (1, 4, 4)})
 
 
+def test_a_tensor_that_numpy_has_no_type_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nptype(self: FakeTrt, dtype: str) -> object:
+        raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
+
+    monkeypatch.setattr(FakeTrt, "nptype", nptype)
+    with pytest.raises(EngineError, match=r"sample is float32, which numpy has no type for\. Export .* in float32"):
+        session()
+
+
+def test_every_call_makes_the_gpu_current_first() -> None:
+    made, cuda = session(), FakeCuda.now
+    cuda.log.clear()
+    made.run(feed(1))
+    assert cuda.log[0] == "current"
+    cuda.log.clear()
+    made.close()
+    assert cuda.log[0] == "current"
+
+
 def test_memory_that_runs_out_halfway_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     made, cuda = session(), FakeCuda.now
     given = cuda.allocate

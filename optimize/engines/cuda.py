@@ -26,7 +26,12 @@ class Cuda:
         self._library = library or load()
         self._do("cuInit", 0)
         self.device = self._out("cuDeviceGet", ctypes.c_int(), index)
-        self._do("cuCtxSetCurrent", self._pointer("cuDevicePrimaryCtxRetain", self.device))
+        self._context = self._pointer("cuDevicePrimaryCtxRetain", self.device)
+        self.make_current()
+
+    def make_current(self) -> None:
+        """Let the calling thread use this GPU; a new thread has no context of its own."""
+        self._do("cuCtxSetCurrent", _p(self._context))
 
     def name(self) -> str:
         """The GPU's name."""

@@ -152,10 +152,11 @@ def check_lane(trt: Any, about: dict[str, Any], device: Cuda | None) -> None:
 def make(kit: Path, about: dict[str, Any], trt: Any) -> tuple[bytes, dict[str, Any]]:
     """Build, check the precisions, write the engine with its record."""
     name = trt.__name__.partition(".")[0]
-    cache = kit / f"timing-{name}-{trt.__version__}-sm{''.join(map(str, about['sm']))}.cache"
-    job: Job = about["job"] | {"onnx": str(kit / about["onnx"]), "sm": about["sm"], "timing_cache": str(cache)}
+    told = name == "tensorrt_rtx"  # the SM; it has no timing caches
+    cache = "" if told else str(kit / f"timing-{name}-{trt.__version__}-sm{''.join(map(str, about['sm']))}.cache")
+    job: Job = about["job"] | {"onnx": str(kit / about["onnx"]), "sm": about["sm"], "timing_cache": cache}
     plan, facts = build(trt, job)
-    found = read_plan(plan)[0] if name == "tensorrt_rtx" else inspected(trt, plan)
+    found, targets = read_plan(plan) if told else (inspected(trt, plan), [_dotted(about["sm"])])
     record = {
         "module": name,
         "version": trt.__version__,
@@ -168,7 +169,8 @@ def make(kit: Path, about: dict[str, Any], trt: Any) -> tuple[bytes, dict[str, A
         "profiles": about["job"]["profiles"],
         "expected": about["expected"],
         "found": found,
-        "problems": compare(about["expected"], found, name == "tensorrt_rtx"),
+        "targets": targets,
+        "problems": compare(about["expected"], found, told),
     }
     folder = kit / "tensorrt" / f"{record['sm']}-{name}-{trt.__version__}"
     folder.mkdir(parents=True, exist_ok=True)

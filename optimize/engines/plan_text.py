@@ -21,20 +21,24 @@ LAYER = re.compile(
 ACCELERATORS = re.compile(rb"accelerators=\{sm(\d+)(\d) \}")
 TYPES = {b"int8": "int8", b"fp8_e4m3": "fp8", b"fp8_e5m2": "fp8", b"half": "fp16", b"bf16": "bf16", b"bfloat": "bf16",
          b"bfloat16": "bf16", b"float": "fp32", b"tf32": "fp32"}  # fmt: skip
+KINDS = (("conv", "convolutions"), ("matmul", "matrix products"))
 NARROWER = ("fp8", "int8", "fp16", "bf16", "fp32")  # a layer that moves to the right has lost precision's gain
 TOLD = {"int8": "int8", "fp8": "fp8", "half": "fp16", "fp16": "fp16", "bf16": "bf16", "float": "fp32", "fp32": "fp32"}
 
 
 def read_plan(plan: Any) -> tuple[dict[str, int], list[str]]:
-    """(layers by kind and format, SMs) of a TensorRT-RTX plan (bytes or a map of them). Layers that TensorRT runs as
-    one, such as the projections of an attention's input, count once, and so does a layer of several profiles."""
+    """(layers by kind and format, SMs) of a TensorRT-RTX plan (bytes or a map of them). Products that TensorRT runs as
+    one, such as the projections of an attention's input, bear all their names, "MatMul_1+MatMul_2", and count each; a
+    layer of several profiles counts once. The two products of an attention disappear in a kernel without a name."""
     types = {name: TYPES.get(kind, kind.decode()) for name, kind in TENSOR.findall(plan)}
     layers: dict[tuple[str, bytes], list[str]] = {}
     for op, name, inputs in LAYER.findall(plan):
         kind = "conv" if op.startswith((b"corr", b"deconv")) else "matmul"
         both = [types.get(x, "unknown") for x in re.findall(rb'"([^"]+)"', inputs)[:2]]
         layers.setdefault((kind, name), []).extend(both)
-    found = Counter(f"{kind} {widest(both)}" for (kind, _), both in layers.items())
+    found: Counter[str] = Counter()
+    for (kind, name), both in layers.items():
+        found[f"{kind} {widest(both)}"] += name.count(b"+") + 1
     sms = sorted({(int(a), int(b)) for a, b in ACCELERATORS.findall(plan)})
     return dict(sorted(found.items())), [f"{a}.{b}" for a, b in sms]
 
@@ -75,18 +79,17 @@ def inspected(trt: Any, plan: bytes) -> dict[str, int]:
 def compare(expected: dict[str, int], found: dict[str, int], exact: bool = True) -> list[str]:
     """What of the graph's precision an engine lost, as sentences; empty where nothing, or where it does not tell.
 
-    More layers wider than the graph asks are always a loss; with `exact` (plans that tell every convolution), so is a
-    convolution in INT8 or FP8 that is missing. Products may be fewer, since several run as one."""
+    More layers wider than the graph asks are always a loss; with `exact` (plans that tell every layer), so is one in INT8
+    or FP8 that is missing. Of the wider products some may be missing: attention's run in a kernel of its own."""
     if not found:
         return []
     problems = []
     for name in ("int8", "fp8"):
-        asked, made = expected.get(f"conv {name}", 0), found.get(f"conv {name}", 0)
-        if asked and (made < asked if exact else not made):
-            problems.append(f"{asked} convolutions of the graph are {name}, the engine computes {made} of them in it.")
-        if expected.get(f"matmul {name}", 0) and not found.get(f"matmul {name}", 0) and exact:
-            problems.append(f"the graph has matrix products in {name}, the engine has none.")
-    for kind, words in (("conv", "convolutions"), ("matmul", "matrix products")):
+        for kind, words in KINDS:
+            asked, made = expected.get(f"{kind} {name}", 0), found.get(f"{kind} {name}", 0)
+            if asked and (made < asked if exact else kind == "conv" and not made):
+                problems.append(f"{asked} {words} of the graph are {name}, the engine computes {made} of them in it.")
+    for kind, words in KINDS:
         for start, limit in ((2, "16 bit or more"), (4, "fp32")):
             asked, made = (sum(counts.get(f"{kind} {f}", 0) for f in NARROWER[start:]) for counts in (expected, found))
             if made > asked:

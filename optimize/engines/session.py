@@ -42,13 +42,14 @@ class Session:
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         self.inputs = [n for n in names if self.engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self.output = next(n for n in names if n not in self.inputs)
-        self.dtypes = {n: np.dtype(trt.nptype(self.engine.get_tensor_dtype(n))) for n in names}
+        self.dtypes = {n: self._dtype(n) for n in names}
         self.profiles = [self._profile(i) for i in range(self.engine.num_optimization_profiles)]
         self._bound: dict[Any, Bound] = {}
         self.stream = cuda.stream()
 
     def run(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """The output for arrays in host memory, as a new array."""
+        """The output for arrays in host memory, as a new array. Any thread may call, one at a time."""
+        self._cuda.make_current()
         fed = {n: np.ascontiguousarray(arrays[n], self.dtypes[n]) for n in self.inputs}
         bound = self.bind({n: a.shape for n, a in fed.items()})
         for name, array in fed.items():
@@ -61,6 +62,7 @@ class Session:
 
     def run_on_gpu(self, pointers: dict[str, int], shapes: dict[str, Dims], output: int, stream: int) -> None:
         """Put the output of tensors that lie on the GPU at `output`, in the order of `stream`."""
+        self._cuda.make_current()
         bound = self.bind(shapes)
         if self._graphs:  # a graph has fixed addresses: copy in and out
             for name in self.inputs:
@@ -73,6 +75,7 @@ class Session:
 
     def output_shape(self, shapes: dict[str, Dims]) -> Dims:
         """Shape of the output for these input shapes."""
+        self._cuda.make_current()
         return self.bind(shapes).output_shape
 
     def bind(self, shapes: dict[str, Dims]) -> Bound:
@@ -97,6 +100,7 @@ class Session:
 
     def close(self) -> None:
         """Give memory, graphs and the stream back."""
+        self._cuda.make_current()
         self._cuda.synchronize(self.stream)
         for bound in self._bound.values():
             self._free(bound)
@@ -105,6 +109,15 @@ class Session:
         self._bound.clear()
         self._cuda.destroy_stream(self.stream)
         self.engine = self._runtime = None
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        kind = self.engine.get_tensor_dtype(name)
+        try:
+            return np.dtype(self._trt.nptype(kind))
+        except TypeError as error:  # BF16, FP8
+            raise EngineError(
+                f"{name} is {kind}, which numpy has no type for. Export the network with inputs and outputs in float32."
+            ) from error
 
     def _profile(self, index: int) -> dict[str, tuple[Dims, Dims, Dims]]:
         found = {}
