@@ -8,13 +8,24 @@ import networks
 import pytest
 import torch
 from diffusers.models.unets.unet_1d_blocks import Downsample1d, Upsample1d
-from torch import nn
+from torch import Tensor, nn
 
 from optimize.network import TensorSpec
 from optimize.onnx_stand_ins import stand_ins
 from optimize.onnx_trace import Tracing, traced
 
 SIGNAL = (TensorSpec("x", ("B", 4, "L"), sizes=(("L", 16),)),)
+
+
+class Resampled(nn.Module):
+    """Half the length and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = Downsample1d("cubic"), Upsample1d("cubic")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
 
 
 @pytest.mark.parametrize("kernel", ["linear", "cubic", "lanczos3"])
@@ -45,13 +56,13 @@ def test_a_root_mean_square_norm_written_out_is_torchs(over: Any, options: dict[
 
 def test_modules_are_themselves_again_after_an_error() -> None:
     module = nn.Sequential(Downsample1d(), nn.Linear(4, 4))
-    with pytest.raises(RuntimeError, match="shape"), stand_ins(module):
+    with pytest.raises(RuntimeError, match="Padding size"), stand_ins(module):
         module(torch.randn(3, 4, 5, 5))
     assert not any("forward" in vars(part) for part in module.modules())
 
 
 def test_the_older_exporter_writes_resampled_signals_with_a_symbolic_length() -> None:
-    made = traced(nn.Sequential(Downsample1d("cubic"), Upsample1d("cubic")), SIGNAL, Tracing(18, "torchscript"), {})
+    made = traced(Resampled(), SIGNAL, Tracing(18, "torchscript"), {})
     assert made.record["symbols"] == ["B", "L"]
     assert {n.attributes["group"].as_int() for n in made.graph.graph if n.op_type.startswith("Conv")} == {4}
 
