@@ -145,7 +145,7 @@ def _in_order() -> type[ir.Tensor]:
 
     class InOrder(ir.Tensor):
         def tofile(self, file: Any) -> None:
-            ir.tensor(np.ascontiguousarray(self.numpy())).tofile(file)
+            ir.Tensor(np.ascontiguousarray(self.numpy()), dtype=self.dtype).tofile(file)
 
     return InOrder
 
