@@ -7,6 +7,7 @@ from typing import Any
 import networks
 import pytest
 import torch
+from diffusers.models.transformers import transformer_flux
 from diffusers.models.unets.unet_1d_blocks import Downsample1d, Upsample1d
 from torch import Tensor, nn
 
@@ -52,6 +53,19 @@ def test_a_root_mean_square_norm_written_out_is_torchs(over: Any, options: dict[
     with stand_ins(module):
         assert "forward" in vars(module)
         torch.testing.assert_close(module(x), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"sequence_dim": 1}, {"use_real_unbind_dim": -2}])
+def test_a_rotary_embedding_is_diffusers_own(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    x, angles = torch.randn(2, 5, 5, 8), torch.randn(5, 8)
+    own = transformer_flux.apply_rotary_emb
+    wanted = own(x, (angles.cos(), angles.sin()), **options)
+    with stand_ins(nn.Identity()):
+        assert transformer_flux.apply_rotary_emb is not own
+        found = transformer_flux.apply_rotary_emb(x, (angles.cos(), angles.sin()), **options)
+    assert transformer_flux.apply_rotary_emb is own
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_modules_are_themselves_again_after_an_error() -> None:
