@@ -170,16 +170,33 @@ def _by_either(
     if how.exporter == "dynamo":
         raise UserError(f"exporter: dynamo cannot trace {name} ({reason}). Use auto or torchscript.")
     unproven = problems and how.symbolic is None and kept & spatial(inputs)
-    kept = kept - spatial(inputs) if unproven else kept
-    try:
-        graph, warned = _torchscript(module, inputs, how.opset, kept)
-    except _failures() as error:
-        raise UserError(
-            f"onnx: no exporter can trace {name}. dynamo: {reason}. torchscript: {_said(error)}. "
-            "Rewrite the part of its forward that is named, or export a part of it."
-        ) from error
-    about = {"exporter": "torchscript", "reason": reason, "warnings": warned}
-    return Traced(graph, about | ({"fixed_because": UNPROVEN} if unproven else {})), kept
+    return _by_the_older(module, inputs, how, (kept, [kept - spatial(inputs)] if unproven else fewer), reason)
+
+
+def _by_the_older(
+    module: nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    how: Tracing,
+    wanted: tuple[set[str], list[set[str]]],
+    reason: str,
+) -> tuple[Traced, set[str]]:
+    """The older exporter's graph with the first of the sets of dims that it can be traced with, out of all `kept`."""
+    kept, sets = wanted
+    problems: list[BaseException] = []
+    for some in map(set, dict.fromkeys(map(frozenset, sets))):
+        try:
+            graph, warned = _torchscript(module, inputs, how.opset, some)
+        except _failures() as error:
+            problems.append(error)
+            continue
+        about: dict[str, Any] = {"exporter": "torchscript", "reason": reason, "warnings": warned}
+        if some < kept:
+            about["fixed_because"] = _said(problems[0]) if problems else UNPROVEN
+        return Traced(graph, about), some
+    raise UserError(
+        f"onnx: no exporter can trace {type(module).__name__}. dynamo: {reason}. torchscript: {_said(problems[0])}. "
+        "Rewrite the part of its forward that is named, or export a part of it."
+    ) from problems[0]
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -22,13 +22,15 @@ from optimize.onnx_trace import Tracing, traced
 SLOW = ("sdxl", "flux", "unet1d", "controlnet")
 
 
-def named(name: str, exporter: str) -> tuple[ir.Model, tuple[TensorSpec, ...]]:
-    """The graph of a tiny network as traced, and its inputs."""
+def named(name: str, exporter: str) -> tuple[ir.Model, list[dict[str, Tensor]]]:
+    """The graph of a tiny network as traced, and inputs at its own sizes and at larger ones where dims are symbolic."""
     model = networks.model(networks.TINY[name])
     inputs = opened(model.inputs, ("H", "W", "L"))
-    graph = traced(model.module, inputs, Tracing(20, exporter), {}).graph  # type: ignore[arg-type]
-    narrow_doubles(graph)
-    return graph, inputs
+    made = traced(model.module, inputs, Tracing(20, exporter), {})  # type: ignore[arg-type]
+    narrow_doubles(made.graph)
+    own = {s: n for s, n in sizes_of(inputs).items() if s != "B"}
+    larger = {s: n * 3 // 2 for s, n in own.items() if s in made.record["symbols"] and n % 16 == 0}
+    return made.graph, [example_inputs(inputs, 2, **own), example_inputs(inputs, 1, **own | larger)]
 
 
 def outcome(graph: ir.Model, feed: dict[str, Tensor], folder: Path) -> np.ndarray:
@@ -52,9 +54,7 @@ def outcome(graph: ir.Model, feed: dict[str, Tensor], folder: Path) -> np.ndarra
     ],
 )
 def test_cleaned_graphs_compute_what_traced_ones_do(name: str, exporter: str, tmp_path: Path) -> None:
-    graph, inputs = named(name, exporter)
-    own = {s: n for s, n in sizes_of(inputs).items() if s != "B"}
-    feeds = [example_inputs(inputs, 2, **own), example_inputs(inputs, 1, **{s: n + n // 2 * (n % 16 == 0) for s, n in own.items()})]  # fmt: skip
+    graph, feeds = named(name, exporter)
     before, nodes = [outcome(graph, f, tmp_path) for f in feeds], len(graph.graph)
     simplify(graph)
     assert len(graph.graph) < 0.8 * nodes
@@ -63,6 +63,17 @@ def test_cleaned_graphs_compute_what_traced_ones_do(name: str, exporter: str, tm
         assert found.shape == wanted.shape
         # merged constants and products of constants may be rounded once less
         assert np.linalg.norm(found - wanted) <= 2e-6 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(("name", "exporter"), [("pixart", "torchscript"), ("dit", "dynamo")])
+def test_onnxslim_finds_next_to_nothing_more_and_changes_no_result(name: str, exporter: str, tmp_path: Path) -> None:
+    onnxslim = pytest.importorskip("onnxslim")
+    graph, feeds = named(name, exporter)
+    simplify(graph)
+    slimmed = ir.from_proto(onnxslim.slim(ir.to_proto(graph)))
+    assert 0.9 * len(graph.graph) <= len(slimmed.graph) <= len(graph.graph)
+    for feed in feeds:
+        np.testing.assert_array_equal(outcome(slimmed, feed, tmp_path), outcome(graph, feed, tmp_path))
 
 
 class Untidy(nn.Module):

@@ -7,14 +7,26 @@ from typing import Any
 import networks
 import pytest
 import torch
+from diffusers.models.transformers import transformer_flux
 from diffusers.models.unets.unet_1d_blocks import Downsample1d, Upsample1d
-from torch import nn
+from torch import Tensor, nn
 
 from optimize.network import TensorSpec
 from optimize.onnx_stand_ins import stand_ins
 from optimize.onnx_trace import Tracing, traced
 
 SIGNAL = (TensorSpec("x", ("B", 4, "L"), sizes=(("L", 16),)),)
+
+
+class Resampled(nn.Module):
+    """Half the length and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = Downsample1d("cubic"), Upsample1d("cubic")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
 
 
 @pytest.mark.parametrize("kernel", ["linear", "cubic", "lanczos3"])
@@ -43,15 +55,28 @@ def test_a_root_mean_square_norm_written_out_is_torchs(over: Any, options: dict[
         torch.testing.assert_close(module(x), wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"sequence_dim": 1}, {"use_real_unbind_dim": -2}])
+def test_a_rotary_embedding_is_diffusers_own(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    x, angles = torch.randn(2, 5, 5, 8), torch.randn(5, 8)
+    own = transformer_flux.apply_rotary_emb
+    wanted = own(x, (angles.cos(), angles.sin()), **options)
+    with stand_ins(nn.Identity()):
+        assert transformer_flux.apply_rotary_emb is not own
+        found = transformer_flux.apply_rotary_emb(x, (angles.cos(), angles.sin()), **options)
+    assert transformer_flux.apply_rotary_emb is own
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_modules_are_themselves_again_after_an_error() -> None:
     module = nn.Sequential(Downsample1d(), nn.Linear(4, 4))
-    with pytest.raises(RuntimeError, match="shape"), stand_ins(module):
+    with pytest.raises(RuntimeError, match="Padding size"), stand_ins(module):
         module(torch.randn(3, 4, 5, 5))
     assert not any("forward" in vars(part) for part in module.modules())
 
 
 def test_the_older_exporter_writes_resampled_signals_with_a_symbolic_length() -> None:
-    made = traced(nn.Sequential(Downsample1d("cubic"), Upsample1d("cubic")), SIGNAL, Tracing(18, "torchscript"), {})
+    made = traced(Resampled(), SIGNAL, Tracing(18, "torchscript"), {})
     assert made.record["symbols"] == ["B", "L"]
     assert {n.attributes["group"].as_int() for n in made.graph.graph if n.op_type.startswith("Conv")} == {4}
 

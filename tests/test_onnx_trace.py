@@ -107,6 +107,9 @@ def test_a_network_that_runs_at_its_own_size_alone_is_traced_there() -> None:
     made = trace(Table())
     assert made.record["fixed"] == {"H": 4, "W": 4} and shapes(made)[0] == ["B", 2, 4, 4]
     assert "must match" in made.record["fixed_because"]
+    older = trace(Table(), "torchscript")
+    assert older.record["fixed"] == {"H": 4, "W": 4} and shapes(older)[0] == ["B", 2, 4, 4]
+    assert "must match" in older.record["fixed_because"]
 
 
 def test_a_dim_asked_for_that_the_network_fixes_is_an_error() -> None:
