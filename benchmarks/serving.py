@@ -3,9 +3,9 @@
 Writes the model repository, starts the tritonserver of the wheel nvidia-pytriton in an environment of its own (made on
 first use), and asks for 500 images with 1, 4 and 16 clients by gRPC and HTTP, one image a request. Every image is
 compared with the one the library draws for that seed alone with the ONNX Runtime runner. Executions are the server's own
-count: fewer than images where requests were batched. Clients and server share the machine's cores.
+count, the warm-up's (three requests a client) among them: fewer than images where requests were batched. Clients and server share the machine's cores.
 
-    python benchmarks/serving.py exported/digits/final [--clients 1,4,16] [--requests 500] [--out serving.json]
+    python benchmarks/serving.py exported/digits [--clients 1,4,16] [--requests 500] [--out benchmarks/records/serving.json]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from triton_server import CACHE, Server, environment, served
+from triton_server import CACHE, SERVER, Server, environment, served
 
 from optimize.environment import environment as machine
 from optimize.measure.statistics import percentiles
+from optimize.serving._drawing import find_artifact
+from optimize.trust import MANIFEST
+from optimize.weights import read_json
 
 CLIENT = Path(__file__).with_name("triton_client.py")
 TOLERANCE = 1e-5  # of images in [-1, 1]: float32 rounding of the network at another batch size
@@ -32,8 +36,10 @@ TOLERANCE = 1e-5  # of images in [-1, 1]: float32 rounding of the network at ano
 def main() -> int:
     """Measure, print, write the record; 0 where no image is wrong."""
     asked = _arguments()
-    record: dict[str, Any] = {"program": "serving", "date": datetime.date.today().isoformat()}
-    record |= {"environment": machine(), "artifact": str(asked.artifact), "tolerance": TOLERANCE}
+    record: dict[str, Any] = {"date": datetime.date.today().isoformat(), "environment": machine()}
+    record["command"] = shlex.join(["python", "benchmarks/serving.py", *sys.argv[1:]])
+    identity = read_json(find_artifact(asked.artifact) / MANIFEST).get("id", "")
+    record |= {"artifact": str(asked.artifact), "id": identity, "tolerance": TOLERANCE, "server": list(SERVER)}
     record["settings"] = {
         "max_batch": asked.max_batch,
         "queue_delay_us": asked.queue_delay_us,
@@ -43,9 +49,15 @@ def main() -> int:
         record["rows"] = measure(asked, Path(work))
     _show(record)
     if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(record) + "\n")
+        append(asked.out, record)
     return 1 if any(row["wrong"] for row in record["rows"]) else 0
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a run to the file, a list of runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = json.loads(path.read_text()) if path.is_file() else []
+    path.write_text(json.dumps([*held, record], indent=1) + "\n")
 
 
 def measure(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
@@ -73,7 +85,6 @@ def library_images(artifact: Path, count: int, batch: int = 1) -> np.ndarray:
     """Images (N,C,H,W) of seeds 0..N-1 as the library draws them, `batch` at a time."""
     from optimize.artifact import load_model
     from optimize.runner import open_runner
-    from optimize.serving._drawing import find_artifact
 
     folder = find_artifact(artifact)
     with open_runner(folder, "onnxruntime") as runner:
@@ -141,7 +152,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--queue-delay-us", type=int, default=2000)
     parser.add_argument("--threads", type=int, help="of ONNX Runtime in the server; all cores by default")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the server's environment is kept")
-    parser.add_argument("--out", type=Path, help="JSON record")
+    parser.add_argument("--out", type=Path, help="JSON file that the record is added to")
     return parser.parse_args()
 
 

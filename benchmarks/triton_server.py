@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optimize" / "triton"
+SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its tritonserver is 2.51
 STARTS = 3  # attempts; another process may take a port between its choice and its use
 
 
 def environment(cache: Path = CACHE) -> Path:
     """The Python of an environment with tritonserver, tritonclient and the ONNX Runtime installed here; made from the
     package index where it is not there yet, by one process at a time."""
-    wanted = ["nvidia-pytriton==0.7.0", "numpy==1.26.4", f"onnxruntime=={version('onnxruntime')}"]
+    wanted = [*SERVER, f"onnxruntime=={version('onnxruntime')}"]
     folder = cache / f"python{sys.version_info.major}.{sys.version_info.minor}"
     python, ready = folder / "bin" / "python", folder / "ready.json"
     cache.mkdir(parents=True, exist_ok=True)

@@ -25,3 +25,9 @@ def test_a_port_without_dims_beside_the_batch_is_reshaped() -> None:
 def test_batched_wants_a_free_first_dimension_everywhere() -> None:
     free, fixed = Port(name="a", type="T", dims=(-1, 3)), Port(name="b", type="T", dims=(2, 3))
     assert batched([free]) and not batched([free, fixed]) and not batched([Port(name="c", type="T", dims=())])
+
+
+def test_inputs_whose_free_first_dims_differ_are_not_stacked() -> None:
+    """Positions that all samples share have a free first dim as well, and it is not the batch."""
+    latents, positions = (Port(name=n, type="T", dims=(-1, 3), first=f) for n, f in (("a", "B"), ("b", "S")))
+    assert batched([latents, latents]) and not batched([latents, positions])

@@ -48,9 +48,8 @@ def served(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     Onnx().export(tiny_model, tmp_path, Context())
     (tmp_path / "onnx").rename(tmp_path / "1")
     (tmp_path / "1" / "sampler.json").write_text(json.dumps(sampler_json(tiny_model)))
-    config = {
-        "parameters": {k: {"string_value": v} for k, v in (("over", "session"), ("device", "cpu"), ("threads", "1"))}
-    }
+    options = {"over": "session", "device": "cpu", "threads": "1", "latents": "sample", "time": "timestep"}
+    config = {"parameters": {k: {"string_value": v} for k, v in (options | {"pixels": "yes"}).items()}}
     made = _model.TritonPythonModel()
     made.initialize({"model_repository": str(tmp_path), "model_version": "1", "model_config": json.dumps(config)})
     return made
@@ -96,6 +95,36 @@ def test_a_bad_request_gets_an_error_and_the_others_their_images(served: _model.
     assert np.array_equal(served.execute([{"seed": [5]}])[0].outputs["images"], good.outputs["images"])
     assert last.outputs["images"].shape == (1, 1, 16, 16)
     assert served.execute([{"seed": [-1]}])[0].error
+
+
+def test_a_request_without_seeds_or_with_other_counts_is_refused_alone(served: _model.TritonPythonModel) -> None:
+    """The server lets a request without its one obligatory input pass where others are optional."""
+    none, uneven, good = served.execute([{"label": [3]}, {"seed": [1, 2], "label": [3]}, {"seed": [5]}])
+    assert "seed: this model draws from seeds; give one an image" in none.error
+    assert "label: 1 given for 2 seeds; give one each" in uneven.error
+    assert good.error is None and good.outputs["images"].shape == (1, 1, 16, 16)
+
+
+def test_images_that_are_not_finite_are_an_error_of_their_request(served: _model.TritonPythonModel) -> None:
+    inner = served.loop._network
+
+    def call(feed: dict[str, np.ndarray]) -> np.ndarray:
+        raw = np.array(inner(feed))
+        raw[feed["class_labels"] == 7] = np.nan
+        return raw
+
+    served.loop._network = call
+    bad, good = served.execute([{"seed": [7]}, {"seed": [5]}])
+    assert "the network's output is not finite" in bad.error
+    assert good.error is None and np.isfinite(good.outputs["images"]).all()
+
+
+def test_what_the_runtime_refuses_is_told_to_its_requests(served: _model.TritonPythonModel) -> None:
+    def call(feed: dict[str, np.ndarray]) -> np.ndarray:
+        raise RuntimeError("no memory")
+
+    served.loop._network = call
+    assert [a.error for a in served.execute([{"seed": [7]}, {"seed": [5]}])] == ["RuntimeError: no memory"] * 2
 
 
 def test_falling_back_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,14 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
+import torch
 
 from optimize.artifact import commit, load_model, save_model
 from optimize.context import Context
@@ -105,6 +108,8 @@ def test_the_page_and_what_is_served(url: str) -> None:
     [
         ("/v1/images?seed=-1", 400, 'seed: "-1" given, allowed whole numbers from 0'),
         ("/v1/images?seed=x", 400, 'seed: "x" given'),
+        ("/v1/images?seed=" + "9" * 5000, 400, 'seed: "9999'),
+        ("/v1/images?seed=%D9%A3", 400, 'seed: "٣" given, allowed whole numbers'),
         ("/v1/images?count=65", 400, 'count: "65" given, allowed whole numbers from 1 to 64'),
         ("/v1/images?count=0", 400, 'count: "0" given'),
         ("/v1/images?seed=9223372036854775807&count=2", 400, "seed:"),
@@ -122,6 +127,60 @@ def test_bad_requests_are_errors_that_help_and_the_server_stays_up(url: str, pat
     got, kind, body = get(url + path)
     assert (got, kind) == (status, "application/json") and said in json.loads(body)["error"]
     assert get(f"{url}/v1/images?seed=1")[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_other_methods_are_refused_as_json(url: str, method: str) -> None:
+    request = urllib.request.Request(f"{url}/v1/images", b"{}", method=method)
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(request, timeout=60)
+    assert raised.value.code == 405
+    assert json.loads(raised.value.read())["error"] == f"{method}: this server answers GET and HEAD alone."
+
+
+def test_a_head_request_gets_the_headers_alone(url: str) -> None:
+    request = urllib.request.Request(f"{url}/v1/images?count=2", method="HEAD")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200 and int(answer.headers["Content-Length"]) > 100 and answer.read() == b""
+
+
+def test_what_a_runner_raises_is_told_to_the_one_who_asked(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(Drawing, "draw", fail)
+    status, kind, body = get(f"{url}/v1/images?seed=1")
+    assert (status, kind) == (500, "application/json")
+    assert json.loads(body)["error"] == "drawing failed: RuntimeError: no memory left"
+    monkeypatch.undo()
+    assert get(f"{url}/v1/images?seed=1")[0] == 200
+
+
+def test_latents_are_scaled_to_be_seen_and_samples_of_two_dims_are_grey() -> None:
+    latents = np.zeros((2, 4, 2, 2), np.float32)
+    latents[0, 0, 0, 0], latents[1, 2, 1, 1] = -8.0, 0.5
+    seen = quick.pixels(latents, None)
+    assert seen.shape == (2, 2, 2, 4) and seen[0, 0, 0, 0] == 0 and seen[1, 1, 1, 2] == 255 and seen[0, 1, 1, 1] == 128
+    line = quick.pixels(np.array([[[0.5, -0.5, 0.0]]], np.float32), 0.5)
+    assert line.shape == (1, 1, 3, 1) and line[0, 0, :, 0].tolist() == [255, 0, 128]
+
+
+def test_a_model_that_is_told_tensors_draws_with_its_own_conditions(tmp_path: Path) -> None:
+    model = networks.model(networks.TINY["sd"], Sampler(steps=1))
+    rows = {"encoder_hidden_states": torch.randn(2, 7, 32)}
+    model = replace(model, conditions=rows)
+
+    def write(temporary: Path) -> dict[str, Any]:
+        save_model(temporary, model)
+        return {"id": "an id"}
+
+    commit(tmp_path / "final", write)
+    with Drawing(tmp_path / "final", "torch") as drawing:
+        drawn = drawing.draw([0, 1])
+        assert np.array_equal(drawn.images, model.sample([0, 1]).numpy()) and drawn.labels is None
+        assert np.abs(drawn.images).max() > 1 and drawing.describe()["latents"] is True
+        with pytest.raises(UserError, match="class: this model is not class-conditional"):
+            drawing.draw([0], 3)
 
 
 def test_concurrent_requests_get_their_own_images(url: str) -> None:
@@ -198,13 +257,18 @@ def test_what_is_not_installed_is_passed_over_and_nothing_at_all_is_said(
         Drawing(run)
 
 
-def test_an_altered_artifact_is_not_loaded(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "onnx/model.onnx", "sampler.json", "structure.json"])
+def test_an_altered_artifact_is_not_loaded(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     import shutil
 
     shutil.copytree(run / "final", tmp_path / "final")
-    path = tmp_path / "final" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(ArtifactError, match=r"model.safetensors is changed"):
+    path = tmp_path / "final" / name
+    found = path.read_bytes()
+    path.write_bytes(found[:-9] + bytes([found[-9] ^ 1]) + found[-8:])
+    monkeypatch.setattr(_drawing, "open_runner", lambda *a, **k: pytest.fail("it was opened"))
+    with pytest.raises(ArtifactError, match=rf"{name} is changed: expected sha256"):
         Drawing(tmp_path / "final")
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
-from optimize.artifact import commit, save_model, verify
+from optimize.artifact import commit, sampler_json, save_model, verify
 from optimize.context import Context
 from optimize.errors import ArtifactError, UserError
 from optimize.exporters.onnx import Onnx
@@ -24,6 +28,7 @@ from optimize.passes.quantize import Quantize
 from optimize.runner import open_runner
 from optimize.sampling import Guidance, Sampler
 from optimize.serving import _repository
+from optimize.serving._config import Port
 from optimize.serving._repository import Serving, engines, write_repository
 from optimize.serving.triton import make_repository
 from optimize.sources.diffusers import DiffusersSource
@@ -95,7 +100,10 @@ def test_a_loop_over_the_servers_own_network_holds_no_file_of_it(
     write_repository(run / "final", tmp_path, Serving(model="m", over="onnxruntime", max_batch=6))
     said = config(protobuf, tmp_path / "m").parameters
     about = {k: said[k].string_value for k in said}
-    assert about == {"over": "m-onnx", "output": "out_sample", "largest": "6"}
+    assert about == {
+        "over": "m-onnx", "output": "out_sample", "largest": "6",
+        "latents": "sample", "time": "timestep", "pixels": "yes",
+    }  # fmt: skip
     assert not (tmp_path / "m" / "1" / "model.onnx").exists() and (tmp_path / "m-onnx" / "1" / "model.onnx").is_file()
     with pytest.raises(ArtifactError, match="no engine of the module tensorrt"):
         write_repository(run / "final", tmp_path / "b", Serving(over="tensorrt"))
@@ -157,6 +165,8 @@ def test_an_engines_record_gives_its_profiles_and_its_largest_batch(
     assert list(made.instance_group[0].profile) == ["0", "1"]
     with pytest.raises(UserError, match="max_batch 16 given, and the engines take batches up to 8"):
         write_repository(tmp_path / "made", tmp_path / "b", Serving(models=("tensorrt",)))
+    with pytest.raises(UserError, match="profiles: 2 given, an engine has 0 to 1"):
+        write_repository(tmp_path / "made", tmp_path / "c", Serving(models=("tensorrt",), max_batch=8, profiles=(0, 2)))
 
 
 def test_an_artifact_without_engines_says_which_there_are(run: Path, tmp_path: Path) -> None:
@@ -197,10 +207,10 @@ sys.path.insert(0, sys.argv[1])
 import model as served
 import numpy as np
 from pathlib import Path
-from sampling.loop import Loop
+from sampling.loop import Asked, Loop
 folder = Path(sys.argv[1])
 loop = Loop(json.loads((folder / "sampler.json").read_text()), served.network(folder / "model.onnx", "cpu", 1, 0))
-np.save(sys.argv[2], loop.draw(np.arange(6)))
+np.save(sys.argv[2], loop.draw(Asked(np.arange(6))))
 """
 
 
@@ -242,14 +252,97 @@ def test_a_folder_with_other_files_is_left_alone(run: Path, tmp_path: Path) -> N
 
 
 def test_an_altered_artifact_is_not_served(run: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(run / "final", tmp_path / "final")
     path = tmp_path / "final" / "onnx" / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match=r"onnx/model.onnx is changed"):
         make_repository(tmp_path / "final", tmp_path / "models")
     assert not (tmp_path / "models").exists()
+
+
+FOLDER = "tensorrt/8.0-tensorrt-11.4"
+
+
+@pytest.fixture(scope="module")
+def whole(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with every file that a repository may take."""
+
+    def write(temporary: Path) -> dict[str, Any]:
+        shutil.copytree(run / "final", temporary, dirs_exist_ok=True)
+        (temporary / FOLDER).mkdir(parents=True)
+        (temporary / FOLDER / "model.engine").write_bytes(b"plan" * 8)
+        (temporary / FOLDER / "engine.json").write_text(json.dumps({"profiles": []}) + " " * 16)
+        return {"id": "an id"}
+
+    folder = tmp_path_factory.mktemp("whole") / "final"
+    commit(folder, write)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "sampler.json", f"{FOLDER}/model.engine", f"{FOLDER}/engine.json"])
+def test_what_differs_from_the_manifest_is_neither_read_nor_copied(whole: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(whole, tmp_path / "final")
+    serving = Serving(models=("sampling", "onnxruntime", "tensorrt"))
+    write_repository(tmp_path / "final", tmp_path / "sound", serving)
+    path = tmp_path / "final" / name
+    found = path.read_bytes()
+    altered = found[:-9] + bytes([found[-9] ^ 1]) + found[-8:]
+    path.write_bytes(altered)
+    with pytest.raises(ArtifactError, match=rf"{name} is changed: expected sha256"):
+        write_repository(tmp_path / "final", tmp_path / "out", serving)
+    assert altered not in [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    with pytest.raises(ArtifactError, match=rf"{name} is changed"):
+        make_repository(tmp_path / "final", tmp_path / "models", models=("sampling",))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_file_that_the_manifest_does_not_name_is_not_copied(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "final", tmp_path / "final")
+    (tmp_path / "final" / "onnx" / "added.bin").write_bytes(b"added")
+    write_repository(tmp_path / "final", tmp_path / "out", Serving())
+    assert not list((tmp_path / "out").rglob("added.bin"))
+    with pytest.raises(ArtifactError, match=r"onnx/added.bin is added"):
+        make_repository(tmp_path / "final", tmp_path / "models")
+
+
+def test_a_network_told_tensors_takes_them_from_the_client_or_from_what_is_kept(
+    protobuf: ModuleType, tmp_path: Path
+) -> None:
+    """A tiny Stable Diffusion U-Net, with the conditions of its artifact and without."""
+    bare = networks.model(networks.TINY["sd"], Sampler(steps=1, guidance=Guidance(cfg=2.0)))
+    rows = {"encoder_hidden_states": torch.randn(3, 7, 32), "null.encoder_hidden_states": torch.randn(1, 7, 32)}
+    for name, model in (("bare", bare), ("told", replace(bare, conditions=rows))):
+        write_repository(artifact(tmp_path / name, model), tmp_path / f"{name}-models", Serving(model="m"))
+        made = config(protobuf, tmp_path / f"{name}-models" / "m")
+        ports = {i.name: (list(i.dims), i.optional) for i in made.input}
+        assert ports == {
+            "seed": ([1], False),
+            "guidance": ([1], True),
+            "encoder_hidden_states": ([-1, 32], name == "told"),
+            "null.encoder_hidden_states": ([-1, 32], True),
+        }
+        assert [(o.name, list(o.dims)) for o in made.output] == [("images", [4, 16, 16])]  # latents are no pixels
+        kept = tmp_path / f"{name}-models" / "m" / "1" / "conditions.npz"
+        assert kept.is_file() == (name == "told")
+    with np.load(kept, allow_pickle=False) as found:
+        assert all(np.array_equal(found[name], rows[name].numpy()) for name in rows)
+
+
+def test_a_network_with_shared_inputs_is_drawn_from_in_a_session_alone() -> None:
+    model = networks.model(networks.TINY["flux"], Sampler(steps=1))
+    about, shared = sampler_json(model), ("img_ids", "txt_ids")
+    inputs = [
+        Port(name=s.name, type="TYPE_FP32", dims=(-1, 3), first="S" if s.name in shared else "B") for s in model.inputs
+    ]
+    kept = {"img_ids": np.zeros((64, 3)), "txt_ids": np.zeros((7, 3))}
+    assert _repository._problems(about, kept, inputs, inputs[:1], Serving()) == []
+    (said,) = _repository._problems(about, kept, inputs, inputs[:1], Serving(over="onnxruntime"))
+    assert "all samples share its img_ids, txt_ids, which a server cannot stack. Use over: session" in said
+    (said,) = _repository._problems(about, {}, inputs, inputs[:1], Serving())
+    assert "nothing says what img_ids, txt_ids are. Give them in the source's conditions" in said
+    asked, given = _repository._ports(about, kept)
+    ports = {port.name: port.optional for port in asked}
+    assert ports["guidance"] is False and "img_ids" not in ports and given[0].dims == (-1, 64, 16) and len(given) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,20 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
+import torch
 
 from optimize.artifact import commit, save_model
 from optimize.context import Context
 from optimize.exporters.onnx import Onnx
+from optimize.runner import open_runner
 from optimize.sampling import Guidance, Sampler
 from optimize.serving.triton import make_repository
 from optimize.sources.diffusers import DiffusersSource
@@ -93,10 +97,11 @@ def test_a_single_client_gets_the_librarys_images_bit_for_bit(
     assert programs[1].judged(found, programs[1].library_images(artifact, 4))["identical"] == 4
 
 
-def infer(server: Any, **inputs: tuple[str, list[Any]]) -> tuple[int, dict[str, Any]]:
-    """A request as JSON over plain HTTP."""
-    given = [{"name": k, "datatype": t, "shape": [len(v), 1], "data": v} for k, (t, v) in inputs.items()]
-    body = json.dumps({"inputs": given, "outputs": [{"name": "pixels"}]}).encode()
+def infer(server: Any, output: str = "pixels", **inputs: tuple[str, Any]) -> tuple[int, dict[str, Any]]:
+    """A request as JSON over plain HTTP; a list is a number a sample."""
+    arrays = {k: (t, np.array(v).reshape(len(v), *np.shape(v)[1:] or (1,))) for k, (t, v) in inputs.items()}
+    given = [{"name": k, "datatype": t, "shape": a.shape, "data": a.tolist()} for k, (t, a) in arrays.items()]
+    body = json.dumps({"inputs": given, "outputs": [{"name": output}]}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{server.http}/v2/models/served/infer", body)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -129,13 +134,44 @@ def test_several_seeds_a_label_and_a_weight_go_in_one_request(server: Any) -> No
         ({"seed": ("INT64", [1]), "guidance": ("FP64", [-2.0])}, "guidance: -2.0 given"),
         ({"seed": ("FP32", [1.5])}, "data-type"),
         ({"seed": ("INT64", list(range(9)))}, "batch-size must be <= 8"),
-        ({"label": ("INT64", [1])}, "seed"),
+        ({"label": ("INT64", [1])}, "seed: this model draws from seeds"),
+        ({"seed": ("INT64", [1, 2]), "label": ("INT64", [1])}, "batch size does not match other inputs"),
     ],
 )
 def test_a_bad_request_is_an_error_and_the_server_stays_up(server: Any, inputs: dict[str, Any], said: str) -> None:
     status, answer = infer(server, **inputs)
     assert status >= 400 and said in answer["error"], answer
     assert infer(server, seed=("INT64", [1]))[0] == 200 and server.process.poll() is None
+
+
+def test_a_network_told_tensors_draws_the_librarys_latents(
+    programs: tuple[ModuleType, ModuleType], python: Path, tmp_path: Path
+) -> None:
+    """A tiny Stable Diffusion U-Net, guided: text states from the client, the unconditional ones kept with the model."""
+    model = networks.model(networks.TINY["sd"], Sampler(steps=2, guidance=Guidance(cfg=1.5)))
+    text, null = torch.randn(2, 7, 32), torch.randn(1, 7, 32)
+    name = "encoder_hidden_states"
+    model = replace(model, conditions={name: text, f"null.{name}": null})
+
+    def write(folder: Path) -> dict[str, Any]:
+        save_model(folder, replace(model, conditions={f"null.{name}": null}))
+        Onnx().export(model, folder, Context())
+        return {"id": "an id"}
+
+    commit(tmp_path / "final", write)
+    make_repository(tmp_path / "final", tmp_path / "models", model="served", models=("sampling",), threads=1)
+    with open_runner(tmp_path / "final", "onnxruntime", threads=1) as runner:
+        expected = model.with_network(runner).sample([0, 1]).numpy()
+    with programs[0].served(python, tmp_path / "models", tmp_path) as server:
+        status, answer = infer(server, "images", seed=("INT64", [0, 1]), **{name: ("FP32", text.numpy())})
+        assert status == 200, answer
+        found = np.array(answer["outputs"][0]["data"], np.float32).reshape(expected.shape)
+        assert np.array_equal(found, expected) and np.abs(expected).max() > 1
+        status, answer = infer(server, "images", seed=("INT64", [0]))
+        assert status >= 400 and f"missing required input(s) ['{name}']" in answer["error"]
+        wrong = {name: ("FP32", text.numpy()[:1, :5])}
+        status, answer = infer(server, "images", seed=("INT64", [0]), **wrong)
+        assert status >= 400 and f"{name}: its shape is (5, 32)" in answer["error"]
 
 
 NETWORK = """
@@ -191,7 +227,9 @@ def test_the_benchmark_prints_a_row_for_every_load(python: Path, artifact: Path,
     command += ["--protocols", "grpc", "--cache", str(cache), "--out", str(tmp_path / "r.json"), "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    (record,) = json.loads((tmp_path / "r.json").read_text())
+    rows, said = record["rows"], record["command"]
+    assert said.startswith("python benchmarks/serving.py") and record["id"] == "an id"
     assert [(r["clients"], r["wrong"], r["images"]) for r in rows] == [(1, 0, 20), (4, 0, 20)]
     assert all(r["latency_ms"]["p99"] >= r["latency_ms"]["p50"] > 0 and r["per_second"] > 0 for r in rows)
     assert "requests/s" in done.stdout

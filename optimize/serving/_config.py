@@ -32,6 +32,7 @@ class Port(Config):
     type: str
     dims: tuple[int, ...]
     optional: bool = False
+    first: str = ""  # the file's name of a free first dim: inputs that all samples share have another than the batch's
 
     def fields(self, batched: bool) -> dict[str, Any]:
         """The message ModelInput or ModelOutput.
@@ -47,8 +48,9 @@ class Port(Config):
 
 
 def batched(ports: Sequence[Port]) -> bool:
-    """Whether the first dimension of every port is free, so that requests can be stacked along it."""
-    return all(port.dims and port.dims[0] == -1 for port in ports)
+    """Whether the first dimension of every port is free and the same, so that requests can be stacked along it."""
+    free = all(port.dims and port.dims[0] == -1 for port in ports)
+    return free and len({port.first for port in ports}) == 1
 
 
 def text(fields: dict[str, Any], indent: str = "") -> str:

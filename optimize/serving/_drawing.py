@@ -62,8 +62,8 @@ def _measured(folder: Path) -> list[tuple[float, str]]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images (N,C,H,W) float32 in [-1, 1], the label of each (None for a model without classes), seconds taken; `first`
-    of its batch size, where runners set themselves up within these seconds."""
+    """Samples (N,C,H,W), (N,C,L) or (N,L,C) float32, images in [-1, 1], the label of each (None for a model without
+    classes), seconds taken; `first` of its batch size, where runners set themselves up within these seconds."""
 
     images: np.ndarray
     labels: list[int] | None
@@ -116,14 +116,15 @@ class Drawing:
             raise UserError("class: this model is not class-conditional; leave it out")
         if label is not None and not 0 <= label < about.classes:
             raise UserError(f"class: {label} given, allowed 0 to {about.classes - 1}")
-        labels = self.model.labels(seeds) if label is None else torch.full((len(seeds),), label)
+        told = self.model.condition(seeds) if label is None else torch.full((len(seeds),), label)
         with self._lock, torch.inference_mode():
             noise, start = self.model.noise(seeds), perf_counter()
-            drawn = sample(self.model.sampler, self.model.denoiser, noise, labels).clamp(-1, 1).float()
+            drawn, limit = sample(self.model.sampler, self.model.denoiser, noise, told), self.model.limit
+            drawn = (drawn if limit is None else drawn.clamp(-limit, limit)).float()
             seconds = perf_counter() - start
             first = len(seeds) not in self._seen
             self._seen.add(len(seeds))
-        return Drawn(drawn.numpy(), None if labels is None else labels.tolist(), seconds, first)
+        return Drawn(drawn.numpy(), told.tolist() if about.kind == "class" else None, seconds, first)
 
     def describe(self) -> dict[str, Any]:
         """What is served, JSON."""
@@ -135,6 +136,7 @@ class Drawing:
             "runner": self.runner,
             "why": self.why,
             "shape": list(self.model.shape),
+            "latents": self.model.limit is None,
             "classes": conditioning.classes if conditioning.kind == "class" else 0,
             "solver": sampler.solver,
             "steps": sampler.steps,

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from optimize.serving._loop import Loop
+from optimize.serving._loop import NULL, Asked, Loop, joined
 
-Asked = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
+KEPT = "conditions.npz"  # the conditions that lie with the model, by name of the network's input
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -27,22 +27,59 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         options = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         about = json.loads((folder / "sampler.json").read_text())
+        kept = dict(np.load(folder / KEPT, allow_pickle=False)) if (folder / KEPT).is_file() else {}
         if options["over"] == "session":
             gpu = int(args.get("model_instance_device_id") or 0)
             call = network(folder / "model.onnx", options["device"], int(options["threads"]), gpu)
         else:
             call = called(options["over"], options["output"], int(options["largest"]))
-        self.loop = Loop(about, call)
+        self.loop = Loop(about, call, (options["latents"], options["time"]), kept)
+        told = [tensor["name"] for tensor in about["conditioning"].get("tensors", ())]
+        self.tensors = [*told, *(NULL + name for name in told)]
+        self.own = [name for name in ("seed", "label", "guidance") if name not in told]
+        self.seen = options["pixels"] == "yes"
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request: its images, or an error that leaves the others alone."""
         import triton_python_backend_utils as pb
 
-        asked = [_inputs(pb, request) for request in requests]
-        refused = [self.loop.refusal(*a) for a in asked]
-        good = [a for a, why in zip(asked, refused) if why is None]
-        drawn = iter(_shares(self.loop, good))
-        return [_response(pb, next(drawn)) if why is None else _error(pb, why) for why in refused]
+        answers: list[Any] = [None] * len(requests)
+        batches: dict[Any, list[tuple[int, Asked]]] = {}
+        for i, request in enumerate(requests):
+            asked, why = self._asked(pb, request)
+            if asked is None or why is not None:
+                answers[i] = _error(pb, str(why))
+            else:
+                shapes = tuple((name, value.shape[1:]) for name, value in asked.tensors.items())
+                batches.setdefault(shapes, []).append((i, asked))
+        for together in batches.values():
+            made = self._answers(pb, [asked for _, asked in together])
+            for (i, _), answer in zip(together, made):
+                answers[i] = answer
+        return answers
+
+    def _answers(self, pb: Any, asked: list[Asked]) -> list[Any]:
+        """A response a request, drawn together; where that fails, the reason to each of them."""
+        try:
+            images = _shares(self.loop, asked)
+        except Exception as error:  # noqa: BLE001 - the runtime's own errors; requests of other shapes go on
+            return [_error(pb, f"{type(error).__name__}: {error}") for _ in asked]
+        return [_response(pb, each, self.seen) for each in images]
+
+    def _asked(self, pb: Any, request: Any) -> tuple[Asked | None, str | None]:
+        """A request with all that it left out, or why it is refused."""
+        found = {n: pb.get_input_tensor_by_name(request, n) for n in (*self.own, *self.tensors)}
+        given = {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
+        if "seed" not in given:  # the server lets it pass where another input is optional
+            return None, "seed: this model draws from seeds; give one an image"
+        count = len(given["seed"])
+        for name, value in given.items():
+            if len(value) != count:
+                return None, f"{name}: {len(value)} given for {count} seeds; give one each"
+        flat = {name: given.pop(name).reshape(-1) for name in self.own if name in given}
+        asked = Asked(flat["seed"], flat.get("label"), flat.get("guidance"), given)
+        why = self.loop.refusal(asked)
+        return (None, why) if why else (self.loop.complete(asked), None)
 
 
 def network(path: Path, device: str, threads: int, gpu: int) -> Any:
@@ -53,6 +90,8 @@ def network(path: Path, device: str, threads: int, gpu: int) -> Any:
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the server's own threads want the cores
+    if device == "cpu":  # fused INT8 products saturate on CPUs without VNNI
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     wanted: Any = (PROVIDERS[device], {"device_id": gpu}) if device == "cuda" else PROVIDERS[device]
     session = onnxruntime.InferenceSession(str(path), settings, providers=[wanted])
     found = session.get_providers()[0]
@@ -85,27 +124,19 @@ def called(model: str, output: str, largest: int) -> Any:
 
 def _shares(loop: Loop, asked: list[Asked]) -> list[np.ndarray]:
     """The images of each request, drawn together."""
-    if not asked:
-        return []
-    whole = [loop.complete(*a) for a in asked]
-    labels = [each for _, each, _ in whole if each is not None]  # of all, or of none where there are no classes
-    seeds, weights = np.concatenate([w[0] for w in whole]), np.concatenate([w[2] for w in whole])
-    images = loop.draw(seeds, np.concatenate(labels) if labels else None, weights)
-    return np.split(images, np.cumsum([len(w[0]) for w in whole])[:-1])
+    images = loop.draw(joined(asked))
+    return np.split(images, np.cumsum([len(a.seeds) for a in asked])[:-1])
 
 
-def _inputs(pb: Any, request: Any) -> Asked:
-    """Seeds, labels and weights of a request, each (n,); None for what it leaves out."""
-    found = [pb.get_input_tensor_by_name(request, n) for n in ("seed", "label", "guidance")]
-    seeds, labels, weights = (None if t is None else t.as_numpy().reshape(-1) for t in found)
-    return seeds, labels, weights  # type: ignore[return-value]  # the server refuses a request without seeds
-
-
-def _response(pb: Any, images: np.ndarray) -> Any:
-    """`images` (n,C,H,W) float32 in [-1, 1] as drawn, and `pixels` (n,H,W,C) uint8, rounded."""
-    pixels = np.rint((images.astype(np.float64) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
-    both = {"images": images, "pixels": pixels}
-    return pb.InferenceResponse([pb.Tensor(n, np.ascontiguousarray(v)) for n, v in both.items()])
+def _response(pb: Any, images: np.ndarray, seen: bool) -> Any:
+    """`images` (n, ...) float32 as drawn, and of pictures `pixels` (n,H,W,C) uint8, rounded; an error where the network
+    gave numbers that are not finite."""
+    if not np.isfinite(images).all():
+        return _error(pb, "the network's output is not finite for this request")
+    made = {"images": images}
+    if seen:
+        made["pixels"] = np.rint((images.astype(np.float64) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pb.InferenceResponse([pb.Tensor(n, np.ascontiguousarray(v)) for n, v in made.items()])
 
 
 def _error(pb: Any, why: str) -> Any:

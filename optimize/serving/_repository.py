@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from optimize import rng
+from optimize.artifact import CONDITIONS
 from optimize.configs import Config
 from optimize.errors import ArtifactError, UserError
+from optimize.onnx_check import check_onnx
 from optimize.ops import solvers
 from optimize.runner import onnx_file
 from optimize.serving import _loop, _model
 from optimize.serving._config import TYPES, Port, Word, batched, parameters, text
-from optimize.weights import read_json
+from optimize.trust import MANIFEST, checked
+from optimize.weights import read_json, read_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Kind = Literal["sampling", "onnxruntime", "tensorrt"]
 SUFFIX = {"sampling": "", "onnxruntime": "-onnx", "tensorrt": "-tensorrt"}
@@ -72,8 +79,9 @@ class Serving(Config):
 def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, Any]:
     """Write the repository of the artifact's exported network into the empty or new folder `out`.
 
-    Returns {models: {name: kind}, backends, max_batch, lowered}. Raises ArtifactError where the artifact lacks
-    what a model needs, UserError for a sampling loop that is not known.
+    Returns {models: {name: kind}, max_batch, lowered}. Every file is compared with the artifact's manifest before it is
+    read or copied. Raises ArtifactError where one differs or what a model needs is lacking, UserError for a sampling
+    loop that is not known.
     """
     path = onnx_file(artifact)
     inputs, outputs = ports(path)
@@ -93,6 +101,12 @@ def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, A
         (version.parent / "config.pbtxt").write_text(text({"name": name, **fields}) + "\n")
         made[name] = kind
     return {"models": made, "max_batch": serving.max_batch, "lowered": lowered}
+
+
+def own(artifact: Path, name: str) -> Path:
+    """A file of the artifact with the bytes its manifest names (ArtifactError otherwise), or, of one that is still being
+    written and has no manifest, the file."""
+    return checked(artifact, name) if os.path.lexists(artifact / MANIFEST) else artifact / name
 
 
 def _kinds(artifact: Path, serving: Serving) -> tuple[Kind, ...]:
@@ -119,12 +133,13 @@ def _port(value: Any, path: Path) -> Port:
     if type not in TYPES:
         raise ArtifactError(f"{path}: {value.name} is {type}, which Triton cannot take. Allowed: {', '.join(TYPES)}.")
     dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
-    return Port(name=value.name, type=TYPES[type], dims=dims)
+    first = tensor.shape.dim[0].dim_param if dims and dims[0] == -1 else ""
+    return Port(name=value.name, type=TYPES[type], dims=dims, first=first)
 
 
 def _network(path: Path, to: Path, serving: Serving) -> list[str]:
-    """Put the ONNX file, and the weights beside it, at `to`, changed as the onnxruntime runner changes it; returns what
-    was changed."""
+    """Put the checked ONNX file, and its external files, at `to`, changed as the onnxruntime runner changes it; returns
+    what was changed."""
     if serving.device == "cpu" and serving.int8 == "widen" and b"QuantizeLinear" in path.read_bytes():
         import onnx_ir as ir
 
@@ -135,8 +150,10 @@ def _network(path: Path, to: Path, serving: Serving) -> list[str]:
         large = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value) > 2_000_000_000
         ir.save(graph, to, external_data="model.onnx.data" if large else None)
         return said
-    for file in path.parent.iterdir():
-        shutil.copyfile(file, to.parent / file.name)
+    shutil.copyfile(path, to)
+    for name in check_onnx(path):
+        (to.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path.parent / name, to.parent / name)
     return []
 
 
@@ -194,18 +211,23 @@ def _engines(
         )
     for capability, path in plans.items():
         files[capability] = f"model.sm{capability.replace('.', '')}.plan"
-        shutil.copyfile(path, version / files[capability])
+        shutil.copyfile(own(artifact, path.relative_to(artifact).as_posix()), version / files[capability])
     fields = _common(inputs, outputs, serving, [], gpu=True)
-    fields["instance_group"][0]["profile"] = [str(p) for p in _profiles(plans, serving)]
+    fields["instance_group"][0]["profile"] = [str(p) for p in _profiles(artifact, plans, serving)]
     names = [{"key": capability, "value": file} for capability, file in files.items()]
     return {"platform": "tensorrt_plan", "backend": "tensorrt", "cc_model_filenames": names} | fields
 
 
-def _profiles(plans: dict[str, Path], serving: Serving) -> tuple[int, ...]:
-    """The profiles in use, from the records beside the engines; UserError where max_batch is above what they take."""
-    records = [read_json(p.parent / "engine.json")["profiles"] for p in plans.values() if _recorded(p)]
-    used = serving.profiles or tuple(range(max([1, *(len(r) for r in records)])))
+def _profiles(artifact: Path, plans: dict[str, Path], serving: Serving) -> tuple[int, ...]:
+    """The profiles in use, from the records beside the engines; UserError for one that is not there, or
+    where max_batch is above what they take."""
+    places = [p.parent.relative_to(artifact) / "engine.json" for p in plans.values()]
+    records = [read_json(own(artifact, p.as_posix()))["profiles"] for p in places if (artifact / p).is_file()]
+    records = [record for record in records if record]
+    used = serving.profiles or tuple(range(min((len(r) for r in records), default=1)))
     for record in records:
+        if max(used) >= len(record):
+            raise UserError(f"triton: profiles: {max(used)} given, an engine has 0 to {len(record) - 1}.")
         inputs = [shapes for i, profile in enumerate(record) if i in used for shapes in profile.values()]
         largest = max((shapes["max"][0] for shapes in inputs), default=serving.max_batch)
         if largest < serving.max_batch:
@@ -215,41 +237,91 @@ def _profiles(plans: dict[str, Path], serving: Serving) -> tuple[int, ...]:
     return used
 
 
-def _recorded(engine: Path) -> bool:
-    return (engine.parent / "engine.json").is_file()
-
-
 def _sampling(
     artifact: Path, version: Path, inputs: list[Port], outputs: list[Port], serving: Serving
 ) -> dict[str, Any]:
-    """The loop as a Python model: seed, and where the model has them label and guidance, to images."""
-    about = read_json(artifact / "sampler.json")
-    problems = _loop.refusals(about, [port.name for port in inputs])
-    if not batched([*inputs, *outputs]):
-        problems.append("the network's batch is fixed, and the loop draws batches of any size")
+    """The loop as a Python model: seed, and where the model has them label, guidance and tensors, to images."""
+    about = read_json(own(artifact, "sampler.json"))
+    kept = conditions(artifact, about)
+    problems = _problems(about, kept, inputs, outputs, serving)
     if problems:
         raise UserError(f"triton: the sampling loop cannot draw from {artifact}: {'; '.join(problems)}.")
     (version / "sampler.json").write_text(json.dumps(about, indent=1) + "\n")
+    if kept:
+        _save(version / _model.KEPT, kept)
     write_code(version)
-    asked, given = _ports(about)
+    asked, given = _ports(about, kept)
+    said = {"latents": inputs[0].name, "time": inputs[1].name, "pixels": "yes" if len(given) > 1 else "no"}
     if serving.over == "session":
-        said = {"over": "session", "device": serving.device, "threads": str(serving.threads or 0)}
+        said |= {"over": "session", "device": serving.device, "threads": str(serving.threads or 0)}
     else:
         name = serving.model + SUFFIX[serving.over]
-        said = {"over": name, "output": outputs[0].name, "largest": str(serving.max_batch)}
+        said |= {"over": name, "output": outputs[0].name, "largest": str(serving.max_batch)}
     return {"backend": "python"} | _common(asked, given, serving, parameters(said))
 
 
-def _ports(about: dict[str, Any]) -> tuple[list[Port], list[Port]]:
-    """What a client sends and gets: one seed an image; CHW float32 in [-1, 1], and HWC uint8."""
-    channels, height, width = about["shape"]
+def _problems(
+    about: dict[str, Any], kept: dict[str, np.ndarray], inputs: list[Port], outputs: list[Port], serving: Serving
+) -> list[str]:
+    """Why the loop cannot be served."""
+    found = _loop.refusals(about, [port.name for port in inputs])
+    if any(not port.dims or port.dims[0] != -1 for port in (*inputs[:2], *outputs)):
+        found.append("the network's batch is fixed, and the loop draws batches of any size")
+    shared = [t["name"] for t in about["conditioning"].get("tensors", ()) if not _loop.batched(t)]
+    if shared and serving.over != "session":
+        found.append(f"all samples share its {', '.join(shared)}, which a server cannot stack. Use over: session")
+    lacking = [name for name in shared if name not in kept]
+    if lacking:
+        found.append(f"nothing says what {', '.join(lacking)} are. Give them in the source's conditions")
+    return found
+
+
+def conditions(artifact: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The conditions that lie with the model, by name of the network's input: the artifact's own, and constants. Normal
+    numbers, which stand in for text in measurements, are none."""
+    from optimize.network import TensorSpec, stand_in
+
+    kept = {}
+    for value in about["conditioning"].get("tensors", ()):
+        spec = TensorSpec.from_json(value)
+        if spec.fill != "normal":
+            kept[spec.name] = stand_in(spec, spec.shape(1)).astype(spec.dtype)
+    if (artifact / CONDITIONS).is_file():
+        kept |= {name: tensor.numpy() for name, tensor in read_tensors(own(artifact, CONDITIONS)).items()}
+    return kept
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import numpy as np
+
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def _ports(about: dict[str, Any], kept: dict[str, np.ndarray]) -> tuple[list[Port], list[Port]]:
+    """What a client sends and gets: one seed an image; samples as they are drawn, and of pictures HWC uint8."""
+    conditioning, shape = about["conditioning"], tuple(about["shape"])
+    told = [t for t in conditioning.get("tensors", ()) if _loop.batched(t)]
     asked = [Port(name="seed", type="TYPE_INT64", dims=(-1, 1))]
-    if about["conditioning"]["kind"] == "class":
+    if conditioning["kind"] == "class":
         asked.append(Port(name="label", type="TYPE_INT64", dims=(-1, 1), optional=True))
-    if about["conditioning"]["null"] is not None and about["sampler"]["guidance"]["folded"] is None:
+    folded = about["sampler"]["guidance"]["folded"] is not None
+    if _loop.guidable(conditioning) and not folded and "guidance" not in [t["name"] for t in told]:
         asked.append(Port(name="guidance", type="TYPE_FP64", dims=(-1, 1), optional=True))
-    images = Port(name="images", type="TYPE_FP32", dims=(-1, channels, height, width))
-    return asked, [images, Port(name="pixels", type="TYPE_UINT8", dims=(-1, height, width, channels))]
+    for tensor in told:
+        asked.append(_told(tensor, tensor["name"], tensor["name"] in kept))
+        if tensor["name"] in conditioning.get("nulled", ()) and not folded:
+            asked.append(_told(tensor, _loop.NULL + tensor["name"], True))
+    given = [Port(name="images", type="TYPE_FP32", dims=(-1, *shape))]
+    if about["limit"] == 1.0 and len(shape) == 3:
+        given.append(Port(name="pixels", type="TYPE_UINT8", dims=(-1, *shape[1:], shape[0])))
+    return asked, given
+
+
+def _told(tensor: dict[str, Any], name: str, optional: bool) -> Port:
+    """An input for a tensor that the network is told, as sampler.json describes it."""
+    dims = tuple(-1 if isinstance(d, str) else d for d in tensor["dims"])
+    kind = {"int64": "TYPE_INT64"}.get(tensor.get("dtype", "float32"), "TYPE_FP32")
+    return Port(name=name, type=kind, dims=dims, optional=optional)
 
 
 def write_code(version: Path) -> None:

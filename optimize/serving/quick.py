@@ -71,29 +71,47 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The page, /v1/model, /v1/images, or an error as JSON."""
-        parts = urlsplit(self.path)
         try:
-            if parts.path == "/":
-                self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
-            elif parts.path == "/v1/model":
-                self._json(self.drawing.describe())
-            elif parts.path == "/v1/images":
-                self._images(parts.query)
-            else:
-                allowed = "/, /v1/model, /v1/images"
-                self._json({"error": f"{parts.path}: no such page. Allowed: {allowed}."}, HTTPStatus.NOT_FOUND)
+            self._answer()
         except UserError as error:
             self._json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
+        except ConnectionError:
+            self.close_connection = True  # nobody is there to be told
+        except Exception as error:  # whatever a runner raises, the one who asked is told
+            log.exception("%s", self.path)
+            said = f"drawing failed: {type(error).__name__}: {error}"
+            self._json({"error": said}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    do_HEAD = do_GET
+
+    def _answer(self) -> None:
+        parts = urlsplit(self.path)
+        if parts.path == "/":
+            self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
+        elif parts.path == "/v1/model":
+            self._json(self.drawing.describe())
+        elif parts.path == "/v1/images":
+            self._images(parts.query)
+        else:
+            allowed = "/, /v1/model, /v1/images"
+            self._json({"error": f"{parts.path}: no such page. Allowed: {allowed}."}, HTTPStatus.NOT_FOUND)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the standard library refuses (a method, a malformed request) as JSON too; the connection ends."""
+        said = f"{self.command}: this server answers GET and HEAD alone." if code == 501 else message or str(code)
+        self.close_connection = True
+        self._json({"error": said}, HTTPStatus.METHOD_NOT_ALLOWED if code == 501 else HTTPStatus(code))
 
     def _images(self, query: str) -> None:
         seeds, label, format = asked(query)
         drawn = self.drawing.draw(seeds, label)
+        seen = pixels(drawn.images, self.drawing.model.limit)
         if format == "png":
-            self._send(png(sheet(pixels(drawn.images))), "image/png")
+            self._send(png(sheet(seen)), "image/png")
             return
         each = [
             {"seed": seed, "class": drawn.labels and drawn.labels[i], "png": base64.b64encode(png(image)).decode()}
-            for i, (seed, image) in enumerate(zip(seeds, pixels(drawn.images)))
+            for i, (seed, image) in enumerate(zip(seeds, seen))
         ]
         about = {"runner": self.drawing.runner, "id": self.drawing.manifest.get("id", ""), "first": drawn.first}
         self._json({**about, "latency_ms": drawn.seconds * 1e3, "nfe": self.drawing.model.nfe, "images": each})
@@ -106,8 +124,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """One line a request in the package's log, not on the terminal."""
@@ -130,16 +151,25 @@ def asked(query: str) -> tuple[list[int], int | None, str]:
 
 
 def _number(text: str, name: str, low: int, high: int) -> int:
-    if not text.isdecimal() or not low <= int(text) <= high:
-        raise UserError(f'{name}: "{text}" given, allowed whole numbers from {low} to {high}')
+    digits = text.isascii() and text.isdigit() and len(text) < 20
+    if not digits or not low <= int(text) <= high:
+        raise UserError(f'{name}: "{text[:40]}" given, allowed whole numbers from {low} to {high}')
     return int(text)
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-    """(N,H,W,C) uint8 of images (N,C,H,W) in [-1, 1]."""
+def pixels(samples: np.ndarray, limit: float | None = 1.0) -> np.ndarray:
+    """(N,H,W,C) uint8 of images (N,C,H,W) within +-`limit`; of latents, which have none, each scaled by its own largest
+    number. A sample of two dims is a grey picture with a line for its first."""
     import numpy as np
 
-    return np.rint((images.astype(np.float64) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+    values = samples.astype(np.float64)
+    if values.ndim == 3:
+        values = values[:, None]
+    if limit is None:
+        values /= np.maximum(np.abs(values).max((1, 2, 3), keepdims=True), 1e-12)
+    else:
+        values /= limit
+    return np.rint((values + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def sheet(images: np.ndarray) -> np.ndarray:
