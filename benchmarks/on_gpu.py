@@ -22,6 +22,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -297,16 +298,21 @@ def _figures(measured: Measurement, network: str, batch: int, way: Way) -> Row:
 
 def _roofline(network: str, batch: int, format: str, call_s: float) -> Row:
     """Seconds at the listed peaks of this device, and the share of them that was reached; or why there is none."""
+    target, facts = here()
+    if not target.peak_tflops:
+        return {"reason": f"the peaks of {target.title} are not listed"}
+    found = predict(_layers(network, batch), target, format, PEAKS, memory_gb(facts))
+    return {"seconds": found.seconds, "share": found.seconds / call_s, "rates": PEAKS.name, "target": target.name}
+
+
+@lru_cache
+def _layers(network: str, batch: int) -> list[Any]:
     from optimize.layers import layers
     from optimize.models.components import skeleton
     from optimize.network import example_inputs
 
-    target, facts = here()
-    if not target.peak_tflops:
-        return {"reason": f"the peaks of {target.title} are not listed"}
     module, inputs = skeleton({**FULL, **TINY}[network])
-    found = predict(layers(module, feed=example_inputs(inputs, batch)), target, format, PEAKS, memory_gb(facts))
-    return {"seconds": found.seconds, "share": found.seconds / call_s, "rates": PEAKS.name, "target": target.name}
+    return layers(module, feed=example_inputs(inputs, batch))
 
 
 def _status(error: Exception) -> str:
