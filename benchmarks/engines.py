@@ -29,7 +29,7 @@ from networks import FULL, TINY
 from optimize import environment
 from optimize.artifact import commit, write_json
 from optimize.configs import digest
-from optimize.engines.graph import read_graph
+from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.make import Order, make
 from optimize.engines.memory import gb
 from optimize.engines.modules import found_version, sm_text
@@ -156,9 +156,9 @@ def exported(case: str, scratch: Path) -> Path:
     return place / ONNX
 
 
-def measure(case: str, path: Path, sm: tuple[int, int], sample: tuple[int, ...], scratch: Path) -> dict[str, Any]:
+def measure(case: str, path: Path, facts: GraphFacts, sm: tuple[int, int], scratch: Path) -> dict[str, Any]:
     """Build one engine; a row of figures, or of the reason it failed."""
-    settings, facts = EngineSettings(batch=(1, 4)), read_graph(path)
+    settings, sample = EngineSettings(batch=(1, 4)), (1, 16, 16) if case == "digits" else (4, 64, 64)
     profiles = plan_profiles(facts.inputs, defaults(facts.inputs, settings.batch, sample))
     order = Order(path, facts, MODULE, str(found_version(MODULE)), sm, profiles, settings)
     about = {"case": case, "sm": sm_text(sm), "module": MODULE, "version": order.version}
@@ -211,10 +211,10 @@ def build_all(args: argparse.Namespace, scratch: Path) -> None:
             continue
         if case != "digits":
             run["exports"][case] = read_json(path.parents[1] / "export.json")
+        facts = read_graph(path)
         for sm in sms:
             if not args.sm or sm_text(sm) in args.sm:
-                sample = (1, 16, 16) if case == "digits" else (4, 64, 64)
-                add(run, args.out, measure(case, path, sm, sample, scratch))
+                add(run, args.out, measure(case, path, facts, sm, scratch))
 
 
 def add(run: dict[str, Any], out: Path, row: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,14 @@ def prepare(name: str, kind: str, folder: Path, traces: Path, batches: tuple[int
             return about
         write_json(place / "structure.json", model.structure.to_json())
         write_json(place / "sampler.json", sampler_json(model))
-        about["exports"] = {"onnx": onnx(model, kind, given, place, traces)}
+        about["exports"] = {"onnx": onnx(name, model, kind, given, place, traces)}
         return about | engines_of(model, kind, place, batches)
 
     commit(folder, write)
 
 
-def onnx(model: Any, kind: str, given: Any, place: Path, traces: Path) -> dict[str, Any]:
-    """`place/onnx/model.onnx`, its batch symbolic; the export's record."""
+def onnx(name: str, model: Any, kind: str, given: Any, place: Path, traces: Path) -> dict[str, Any]:
+    """`place/onnx/model.onnx`, its batch symbolic; the export's record. Traces are those of `engines.py --scratch`."""
     from engines import keeper, quantized
 
     from optimize.exporters.onnx import Onnx, Rounding
@@ -68,7 +69,7 @@ def onnx(model: Any, kind: str, given: Any, place: Path, traces: Path) -> dict[s
     precision: Any = "fp16" if narrow else kind
     rounding = Rounding(quantized(model.module, kind), "fp16", model.module) if narrow else None
     exporter = Onnx(precision=precision, symbolic=("B",), embedded_bytes=0)
-    about = {"structure": model.structure.to_json(), "keep": keeper(traces), "rounding": rounding}
+    about = {"structure": name, "keep": keeper(traces), "rounding": rounding}
     return exporter.export_network(model.module, model.inputs, place, feeds=lambda: [given], **about)
 
 
@@ -110,8 +111,9 @@ class Preparer:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._over = True
-            for process in self._running:
-                os.killpg(process.pid, signal.SIGKILL)
+            for process in list(self._running):
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.killpg(process.pid, signal.SIGKILL)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     @property

@@ -20,7 +20,9 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from networks import FULL, TINY
 from optimize import environment
 from optimize.artifact import write_json_atomically
 from optimize.benchmark import append, numbers
+from optimize.engines.memory import available
 from optimize.errors import EnvironmentLacks, OptimizeError
 from optimize.gpus import gpus
 from optimize.measure.devices import here, memory_gb
@@ -42,6 +45,8 @@ ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
 PEAKS = Rates(name="listed peaks", compute={"default": 1.0}, bandwidth=1.0, overhead_s=0.0, spread=0.0, samples=2)
 PROBES = ("own", "8.0", "8.6", "8.9", "untold")  # SMs that a kit's engine is built for by TensorRT-RTX
+TESTS_SHARE = 0.4  # of the time that tests may take
+WORKER_BYTES = 40 * 10**9  # of memory for each artifact that is made at once: SDXL's takes half of it
 SECONDS = (30.0, 60.0, 120.0, 240.0)  # that a group of each tier should have left
 
 
@@ -88,6 +93,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self._start = args, time.monotonic()
+        self.preparer: Any = None
         stamp = time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())
         self.path = args.out / f"on_gpu-{environment.device_class()}-{stamp}.json"
         self.raw = self.path.with_suffix(".measurements.jsonl")
@@ -142,14 +148,18 @@ def missing(device: str) -> str:
 
 
 def tests(run: Run) -> Iterator[Row]:
-    """The tests marked gpu: how many passed, failed and were skipped, and what the latter two say."""
+    """The tests marked gpu: how many passed, failed and were skipped, and what the latter two say. They may take a part
+    of the time alone."""
+    seconds = max(min(run.left, 60 * run.args.minutes * TESTS_SHARE), 1.0)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=", f"--junitxml={report}", "tests"]
+        command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-o", "addopts=", f"--junitxml={report}", "tests"]
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(run.left, 1))
-        except subprocess.TimeoutExpired:
-            raise OptimizeError(f"not done when the time was over ({run.args.minutes:g} minutes)") from None
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+            so_far = ", ".join(f"{said.count(f' {word} ')} {word.lower()}" for word in ("PASSED", "FAILED", "SKIPPED"))
+            raise OptimizeError(f"not done after {seconds:.0f} s; so far {so_far}") from None
         if not report.is_file():
             raise OptimizeError(f"pytest ended with code {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}")
         found = list(ET.parse(report).getroot().iter("testcase"))
@@ -209,16 +219,25 @@ def planned_bench(args: argparse.Namespace) -> list[tuple[str, int, list[Way]]]:
     return [(n, b, [w for w in ways if w.tier == t]) for t, n, b in product(tiers, args.networks, args.batches)]
 
 
-def bench_all(run: Run) -> Iterator[Row]:
-    """Latency, memory and roofline of every network, batch and way, those of one tier in turns."""
-    groups = planned_bench(run.args)
-    wanted = [(network, way.kind) for network, _, ways in groups for way in ways]
+@contextmanager
+def preparing(run: Run) -> Iterator[None]:
+    """Inside the block the artifacts that the bench wants are made, while other parts run; nothing where it cannot run."""
+    if "bench" not in run.args.parts or missing(run.args.device):
+        yield
+        return
+    wanted = [(network, way.kind) for network, _, ways in planned_bench(run.args) for way in ways]
+    workers = min(environment.cores() // 4, available() // WORKER_BYTES)
     with tempfile.TemporaryDirectory(dir=run.args.scratch) as folder:
         root = Path(folder)
         traces = run.args.traces or root / "traces"
-        with Preparer(wanted, root, traces, tuple(run.args.batches), environment.cores() // 4) as preparer:
-            for network, batch, ways in groups:
-                yield from _group(run, preparer, network, batch, ways)
+        with Preparer(wanted, root, traces, tuple(run.args.batches), workers) as run.preparer:
+            yield
+
+
+def bench_all(run: Run) -> Iterator[Row]:
+    """Latency, memory and roofline of every network, batch and way, those of one tier in turns."""
+    for network, batch, ways in planned_bench(run.args):
+        yield from _group(run, run.preparer, network, batch, ways)
 
 
 def _group(run: Run, preparer: Preparer, network: str, batch: int, ways: list[Way]) -> Iterator[Row]:
@@ -233,7 +252,7 @@ def _group(run: Run, preparer: Preparer, network: str, batch: int, ways: list[Wa
     if not chosen:
         return
     beside = preparer.busy
-    limit = max(run.left / (2 if len(chosen) > 1 else 1), 1.0)  # of one answer of a worker
+    limit = max(run.left / len(chosen), 30.0)  # of one answer of a worker: they warm up one after another
     made = bench([v for _, v in chosen.values()], rounds=5, calls_per_round=20, turn_s=0.5, warm_s=1.0, timeout_s=limit, kinds=("call",))  # fmt: skip
     append(run.raw, made)
     for measured in made:
@@ -279,16 +298,21 @@ def _figures(measured: Measurement, network: str, batch: int, way: Way) -> Row:
 
 def _roofline(network: str, batch: int, format: str, call_s: float) -> Row:
     """Seconds at the listed peaks of this device, and the share of them that was reached; or why there is none."""
+    target, facts = here()
+    if not target.peak_tflops:
+        return {"reason": f"the peaks of {target.title} are not listed"}
+    found = predict(_layers(network, batch), target, format, PEAKS, memory_gb(facts))
+    return {"seconds": found.seconds, "share": found.seconds / call_s, "rates": PEAKS.name, "target": target.name}
+
+
+@lru_cache
+def _layers(network: str, batch: int) -> list[Any]:
     from optimize.layers import layers
     from optimize.models.components import skeleton
     from optimize.network import example_inputs
 
-    target, facts = here()
-    if not target.peak_tflops:
-        return {"reason": f"the peaks of {target.title} are not listed"}
     module, inputs = skeleton({**FULL, **TINY}[network])
-    found = predict(layers(module, feed=example_inputs(inputs, batch)), target, format, PEAKS, memory_gb(facts))
-    return {"seconds": found.seconds, "share": found.seconds / call_s, "rates": PEAKS.name, "target": target.name}
+    return layers(module, feed=example_inputs(inputs, batch))
 
 
 def _status(error: Exception) -> str:
@@ -342,8 +366,9 @@ def main(given: list[str] | None = None) -> int:
             parser.error(f"{kind}: {wrong[0]} is not known. Allowed: {', '.join(known)}")
     args.out.mkdir(parents=True, exist_ok=True)
     run = Run(args)
-    for part in args.parts:
-        guarded(run, part)
+    with preparing(run):
+        for part in args.parts:
+            guarded(run, part)
     run.write()
     found = {row["status"] for row in run.record["rows"]}
     print(f"{run.path}: {len(run.record['rows'])} rows in {run.record['seconds']:.0f} s")

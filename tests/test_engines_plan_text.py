@@ -36,7 +36,7 @@ PLAN = b"\n".join(
         layer("corrltn", "Conv_3", "h", "w"),
         layer("fully_connected", "MatMul_1", "e", "e", "f"),
         layer("fully_connected", "MatMul_4+MatMul_6+MatMul_5", "e", "e", "f"),
-        layer("fully_connected", "MatMul_4+MatMul_6+MatMul_5", "e", "e", "f"),
+        layer("fully_connected", "MatMul_4+MatMul_6", "e", "e", "f"),  # another kernel for other shapes
         layer("fully_connected", "MatMul_2", "f", "f"),
         layer("fully_connected", "MatMul_3", "f", "nowhere"),
         layer("pointwise", "Add", "x", "w"),
@@ -60,7 +60,7 @@ def test_layers_are_counted_by_the_formats_of_their_operands_and_sms_named(tmp_p
         ({"conv fp8": 1, "conv fp16": 1}, {"conv fp16": 2}, "1 convolutions of the graph are fp8"),
         ({"matmul int8": 2}, {"matmul fp16": 2}, "2 matrix products of the graph are int8, the engine computes 0"),
         ({"matmul fp8": 6, "matmul fp16": 4}, {"matmul fp8": 5, "matmul fp16": 1}, "6 matrix products of the graph are fp8"),
-        ({"matmul int8": 2, "matmul fp16": 1}, {"matmul int8": 1, "matmul fp16": 2}, "2 matrix products in 16 bit or more"),
+        ({"matmul int8": 2, "matmul fp16": 1}, {"matmul int8": 1, "matmul fp16": 2}, "2 convolutions and matrix products in 16 bit or more"),
         ({"conv fp16": 2}, {"conv fp16": 1, "conv fp32": 1}, "computes 1 convolutions in fp32, the graph asks for 0"),
     ],
 )  # fmt: skip
@@ -74,6 +74,7 @@ def test_lost_precision_is_said(expected: dict[str, int], found: dict[str, int],
         ({"conv int8": 3, "conv fp32": 1}, {"conv int8": 3, "conv fp32": 1}),
         ({"matmul int8": 6, "matmul fp16": 4}, {"matmul int8": 6}),  # the others inside an attention kernel
         ({"conv fp16": 2}, {"conv int8": 1, "conv fp16": 1}),
+        ({"conv fp16": 3, "matmul fp16": 1}, {"conv fp16": 2, "matmul fp16": 2}),  # one tap: computed as a product
         ({"conv fp16": 2}, {}),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,13 +79,44 @@ def test_a_part_that_breaks_is_a_row_and_the_next_part_goes_on(
     monkeypatch.setattr(program, "PARTS", {"tests": lacks, "kits": breaks, "bench": program.bench_all})
     monkeypatch.setattr(program, "missing", lambda device: "")
     assert (
-        program.main(["--out", str(tmp_path), "--minutes", "0", "--parts", "tests,kits,bench", "--networks", "sd15"])
-        == 1
+        program.main(["--out", str(tmp_path), "--minutes", "0", "--parts", "tests,kits,bench", "--networks", "sd"]) == 1
     )
     rows = record(tmp_path)["rows"]
     assert rows[0] == {"part": "tests", "name": "tests", "status": "refused", "reason": "pytest is not installed"}
     assert rows[1]["status"] == "done" and rows[2]["reason"] == "ValueError: no such thing"
     assert all(r["reason"].startswith("no time: 0 s of 0 minutes were left") for r in rows[3:]) and len(rows) > 30
+
+
+XML = """<testsuites><testsuite><testcase classname="tests.test_a" name="one"/>
+<testcase classname="tests.test_a" name="two"><skipped message="no tensorrt"/></testcase>{more}</testsuite></testsuites>"""
+WRONG = """<testcase classname="tests.test_b" name="three"><failure message="assert 1 == 2">text</failure></testcase>"""
+
+
+@pytest.mark.parametrize(("more", "status"), [("", "done"), (WRONG, "failed")])
+def test_outcomes_of_the_marked_tests_are_counted(
+    program: Any, monkeypatch: pytest.MonkeyPatch, more: str, status: str
+) -> None:
+    def ran(command: list[str], **options: Any) -> SimpleNamespace:
+        report = next(part.partition("=")[2] for part in command if part.startswith("--junitxml="))
+        Path(report).write_text(XML.format(more=more))
+        return SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    monkeypatch.setattr(program.subprocess, "run", ran)
+    (row,) = program.tests(SimpleNamespace(args=asked(program), left=100.0))
+    assert row["status"] == status and row["passed"] == 1 and row["skipped"] == ["tests.test_a::two: no tensorrt"]
+    assert row["failure"] == (["tests.test_b::three: assert 1 == 2"] if more else [])
+
+
+def test_tests_that_take_too_long_say_how_far_they_came(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = b"a PASSED [1%]\nb PASSED [2%]\nc FAILED [3%]"
+
+    def slow(command: list[str], **options: Any) -> None:
+        assert options["timeout"] == pytest.approx(60 * 9 * 0.4)
+        raise subprocess.TimeoutExpired(command, options["timeout"], output=said)
+
+    monkeypatch.setattr(program.subprocess, "run", slow)
+    with pytest.raises(OptimizeError, match=r"not done after 216 s; so far 2 passed, 1 failed, 0 skipped"):
+        list(program.tests(SimpleNamespace(args=asked(program), left=500.0)))
 
 
 @pytest.mark.slow

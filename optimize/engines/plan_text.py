@@ -28,17 +28,17 @@ TOLD = {"int8": "int8", "fp8": "fp8", "half": "fp16", "fp16": "fp16", "bf16": "b
 
 def read_plan(plan: Any) -> tuple[dict[str, int], list[str]]:
     """(layers by kind and format, SMs) of a TensorRT-RTX plan (bytes or a map of them). Products that TensorRT runs as
-    one, such as the projections of an attention's input, bear all their names, "MatMul_1+MatMul_2", and count each; a
-    layer of several profiles counts once. The two products of an attention disappear in a kernel without a name."""
+    one, such as the projections of an attention's input, bear all their names, "MatMul_1+MatMul_2", and count each; what
+    stands in several kernels counts once. The two products of an attention disappear in a kernel without a name, and a
+    convolution of one tap in a float format may become a product."""
     types = {name: TYPES.get(kind, kind.decode()) for name, kind in TENSOR.findall(plan)}
     layers: dict[tuple[str, bytes], list[str]] = {}
     for op, name, inputs in LAYER.findall(plan):
         kind = "conv" if op.startswith((b"corr", b"deconv")) else "matmul"
         both = [types.get(x, "unknown") for x in re.findall(rb'"([^"]+)"', inputs)[:2]]
-        layers.setdefault((kind, name), []).extend(both)
-    found: Counter[str] = Counter()
-    for (kind, name), both in layers.items():
-        found[f"{kind} {widest(both)}"] += name.count(b"+") + 1
+        for node in name.split(b"+"):
+            layers.setdefault((kind, node), []).extend(both)
+    found = Counter(f"{kind} {widest(both)}" for (kind, _), both in layers.items())
     sms = sorted({(int(a), int(b)) for a, b in ACCELERATORS.findall(plan)})
     return dict(sorted(found.items())), [f"{a}.{b}" for a, b in sms]
 
@@ -89,10 +89,14 @@ def compare(expected: dict[str, int], found: dict[str, int], exact: bool = True)
             asked, made = expected.get(f"{kind} {name}", 0), found.get(f"{kind} {name}", 0)
             if asked and (made < asked if exact else kind == "conv" and not made):
                 problems.append(f"{asked} {words} of the graph are {name}, the engine computes {made} of them in it.")
-    for kind, words in KINDS:
-        for start, limit in ((2, "16 bit or more"), (4, "fp32")):
-            asked, made = (sum(counts.get(f"{kind} {f}", 0) for f in NARROWER[start:]) for counts in (expected, found))
+    for start, limit in ((2, "16 bit or more"), (4, "fp32")):
+        for kinds, words in ((("conv",), "convolutions"), (("conv", "matmul"), "convolutions and matrix products")):
+            asked, made = (_count(counts, kinds, NARROWER[start:]) for counts in (expected, found))
             if made > asked:
                 problems.append(f"the engine computes {made} {words} in {limit}, the graph asks for {asked}.")
-                break
+                return problems
     return problems
+
+
+def _count(counts: dict[str, int], kinds: tuple[str, ...], formats: tuple[str, ...]) -> int:
+    return sum(counts.get(f"{kind} {format}", 0) for kind in kinds for format in formats)
