@@ -13,7 +13,6 @@ the library's own exporter and the quantize pass's own choice of layers. Rows co
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -25,15 +24,16 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from networks import FULL, TINY
+from recorded import put
 
 from optimize import environment
 from optimize.artifact import commit, write_json
 from optimize.configs import digest
+from optimize.engines.export import profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.make import Order, make
 from optimize.engines.memory import gb
 from optimize.engines.modules import found_version, sm_text
-from optimize.engines.profiles import defaults, plan_profiles
 from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError
 from optimize.weights import read_json
@@ -159,7 +159,7 @@ def exported(case: str, scratch: Path) -> Path:
 def measure(case: str, path: Path, facts: GraphFacts, sm: tuple[int, int], scratch: Path) -> dict[str, Any]:
     """Build one engine; a row of figures, or of the reason it failed."""
     settings, sample = EngineSettings(batch=(1, 4)), (1, 16, 16) if case == "digits" else (4, 64, 64)
-    profiles = plan_profiles(facts.inputs, defaults(facts.inputs, settings.batch, sample))
+    profiles = profiles_for(settings, facts, sample)
     order = Order(path, facts, MODULE, str(found_version(MODULE)), sm, profiles, settings)
     about = {"case": case, "sm": sm_text(sm), "module": MODULE, "version": order.version}
     about |= {"weight_bytes": facts.weight_bytes, "expected": facts.expected}
@@ -180,16 +180,6 @@ def line(row: dict[str, Any]) -> str:
     sizes = (gb(row["weight_bytes"]), gb(row["peak_memory_bytes"]), gb(row["estimated_memory_bytes"]))
     plan = f"{row['plan_bytes'] / 1e6:,.1f} MB"
     return f"{start}{row['seconds']:>9.1f} s{sizes[0]:>10}{sizes[1]:>10}{sizes[2]:>10}{plan:>13}  {layers}"
-
-
-def record_row(path: Path, run: dict[str, Any]) -> None:
-    """Put a run at the end of the record, or in the place of its own earlier state (same start)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = json.loads(path.read_text()) if path.is_file() else []
-    held = [r for r in held if r.get("start") != run["start"]]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps([*held, run], indent=1) + "\n")
-    temporary.replace(path)
 
 
 def build_all(args: argparse.Namespace, scratch: Path) -> None:
@@ -221,7 +211,7 @@ def add(run: dict[str, Any], out: Path, row: dict[str, Any]) -> None:
     """Print a row, and put it into the run and its record."""
     run["rows"].append(row)
     print(line(row), flush=True)
-    record_row(out, run)
+    put(out, run)
 
 
 def main() -> None:

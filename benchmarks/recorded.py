@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from optimize.artifact import write_text_atomically
 from optimize.environment import environment
 
 FOLDER = Path(__file__).parent / "records"
@@ -14,9 +15,15 @@ FOLDER = Path(__file__).parent / "records"
 
 def append(name: str, command: str, rows: list[dict[str, Any]], folder: Path = FOLDER) -> Path:
     """Put a run's rows at the end of the record `<name>.json`; returns its path."""
-    path = folder / f"{name}.json"
+    run = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "command": command, "environment": environment()}
+    return put(folder / f"{name}.json", run | {"rows": rows})
+
+
+def put(path: Path, run: dict[str, Any]) -> Path:
+    """Put a run at the end of a record, or in the place of its own earlier state where it tells its `start`; the file is
+    replaced whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = json.loads(path.read_text()) if path.is_file() else []
-    run = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "command": command, "environment": environment()}
-    path.write_text(json.dumps([*held, run | {"rows": rows}], indent=1) + "\n")
+    others = [r for r in held if "start" not in run or r.get("start") != run["start"]]
+    write_text_atomically(path, json.dumps([*others, run], indent=1) + "\n")
     return path

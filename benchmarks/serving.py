@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recorded import put
 from triton_server import CACHE, SERVER, Server, environment, served
 
 from optimize.environment import environment as machine
@@ -49,15 +50,8 @@ def main() -> int:
         record["rows"] = measure(asked, Path(work))
     _show(record)
     if asked.out:
-        append(asked.out, record)
+        put(asked.out, record)
     return 1 if any(row["wrong"] for row in record["rows"]) else 0
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a run to the file, a list of runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = json.loads(path.read_text()) if path.is_file() else []
-    path.write_text(json.dumps([*held, record], indent=1) + "\n")
 
 
 def measure(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:

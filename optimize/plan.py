@@ -15,6 +15,7 @@ from optimize.measure.devices import here
 from optimize.quality.config import FeatureNetwork
 from optimize.quality.networks import imported
 from optimize.recipe import Recipe
+from optimize.runner import reads_weights
 from optimize.schedule import from_diffusers
 from optimize.subject import DENOISERS
 from optimize.targets import Target, targets
@@ -32,7 +33,7 @@ def check(recipe: Recipe) -> None:
         allowed = ", ".join(dict.fromkeys(("here", "cpu", found)))
         problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: {allowed}.')
     problems += [f"{where}: {judged.text}" for where, judged in _judged(recipe, "impossible")]
-    if not recipe.exports and any(not s.startswith("torch") for s in recipe.benchmark.runners):
+    if not recipe.exports and any(not reads_weights(s) for s in recipe.benchmark.runners):
         problems.append("exports: none, but benchmark.runners asks for runners of exported files. Add `- onnx: {}`.")
     if problems:
         raise UserError("\n".join([f"recipe {recipe.name}:", *(f"  {p}" for p in problems)]))

@@ -69,6 +69,11 @@ def spec_parts(spec: str) -> tuple[str, dict[str, Any]]:
     return name, ({"precision": precision} if precision else {}) | ({"device": device} if device else {})
 
 
+def reads_weights(spec: str) -> bool:
+    """Whether a runner (its name or spec) computes from an artifact's weights in torch, not from an exported file."""
+    return spec.startswith("torch")
+
+
 def onnx_file(folder: Path) -> Path:
     """`onnx/model.onnx` of an artifact folder, safe to parse: it and its external files are those of the manifest, where
     the folder has one, and keep the rules of `optimize.onnx_check`. ArtifactError otherwise, or where it was not exported."""

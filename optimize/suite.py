@@ -14,7 +14,7 @@ from optimize.measure.measurement import Measurement, policy_text
 from optimize.measure.measurement import Variant as Timed
 from optimize.recipe import Recipe
 from optimize.registry import RUNNERS
-from optimize.runner import spec_parts
+from optimize.runner import reads_weights, spec_parts
 from optimize.sampling import Guidance, Sampler
 from optimize.stages import Variant
 
@@ -65,7 +65,7 @@ def fastest_fp32(recipe: Recipe) -> str:
 def fp32_runners(source: Variant) -> list[str]:
     """Runner specs that compute the uncompressed network in FP32 here."""
     stored = source.exported_precision == "fp32"
-    return [spec for spec in source.runners if ":" not in spec and (stored or spec.startswith("torch"))]
+    return [spec for spec in source.runners if ":" not in spec and (stored or reads_weights(spec))]
 
 
 def _split(recipe: Recipe, variants: list[Variant]) -> list[Timed]:

@@ -13,7 +13,7 @@ from optimize.gates import check, hold, parity_gate, quality_gates
 from optimize.measure.devices import device_class
 from optimize.measure.measurement import Measurement, policy_text, speedup
 from optimize.recipe import QualityConfig, Recipe
-from optimize.runner import spec_parts
+from optimize.runner import reads_weights, spec_parts
 from optimize.stages import Variant
 from optimize.store import Store
 from optimize.suite import EAGER, fastest_fp32, fp32_runners, split_key
@@ -214,7 +214,7 @@ def _precision(variant: Variant, spec: str) -> str:
     """fp32, or all that is narrower, joined as in int8+bf16: the artifact's format, the exported file's, the runner's."""
     runner = variant.parity.get(spec, {}).get("runner", {})
     computed = runner.get("precision") or spec_parts(spec)[1].get("precision", "fp32")
-    stored = "fp32" if spec.startswith("torch") else variant.exported_precision
+    stored = "fp32" if reads_weights(spec) else variant.exported_precision
     found = {variant.precision, stored, *computed.split("+")}
     return "+".join(p for p in NARROWER if p in found) or "fp32"
 
@@ -223,7 +223,7 @@ def _size(variant: Variant, spec: str) -> int:
     """Bytes of the file this runner loads: ONNX where there is one, else the weights."""
     files = variant.artifact.manifest["files"]
     onnx = sum(f["bytes"] for n, f in files.items() if n.startswith("onnx/"))
-    return onnx if onnx and not spec.startswith("torch") else files["model.safetensors"]["bytes"]
+    return onnx if onnx and not reads_weights(spec) else files["model.safetensors"]["bytes"]
 
 
 def _final(found: Findings, rows: list[dict[str, Any]]) -> dict[str, Any] | None:

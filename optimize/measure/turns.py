@@ -31,7 +31,7 @@ from optimize.measure import conditions
 from optimize.measure.measurement import KINDS, Measurement, Variant
 from optimize.measure.nvml import Gpu, Watch
 from optimize.onnx_check import passed
-from optimize.runner import onnx_file
+from optimize.runner import onnx_file, reads_weights
 
 SLOW = 10  # turns that a batch of images may take before its variant sits rounds out
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -101,7 +101,7 @@ def _open_all(rows: list[_Row], warm_s: float, advance: Advance) -> None:
 def _looked_at(variants: list[Variant]) -> list[list[Any]]:
     """The ONNX files of the variants that are safe to parse, looked at once here and not by every worker. One that is
     not is left to its workers, whose rows then say why."""
-    for folder in dict.fromkeys(v.folder for v in variants if not v.runner.startswith("torch")):
+    for folder in dict.fromkeys(v.folder for v in variants if not reads_weights(v.runner)):
         with suppress(OptimizeError):
             onnx_file(Path(folder))
     return passed()

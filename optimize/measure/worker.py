@@ -25,6 +25,7 @@ from optimize.measure import energy, memory, timing
 from optimize.measure.measurement import KINDS, Variant
 from optimize.onnx_check import vouch
 from optimize.registry import RUNNERS
+from optimize.runner import open_runner, reads_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,6 @@ class Subject:
         import torch
 
         from optimize.artifact import model_around
-        from optimize.runner import open_runner
 
         imported, resident, folder = perf_counter(), memory.resident_bytes(), Path(self.variant.folder)
         self._stack.enter_context(torch.inference_mode())
@@ -180,7 +180,7 @@ def _on_disk(folder: Path, runner: str) -> tuple[str, dict[str, int]]:
     sizes = {name: f["bytes"] for name, f in manifest["files"].items()}
     exported = sum(n for name, n in sizes.items() if name.startswith("onnx/"))
     weights = sizes.get("model.safetensors", 0)
-    return manifest.get("id", ""), {"file_bytes": weights if runner.startswith("torch") else exported or weights}
+    return manifest.get("id", ""), {"file_bytes": weights if reads_weights(runner) else exported or weights}
 
 
 def _gpu(device: str) -> str | int | None:
