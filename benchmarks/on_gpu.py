@@ -33,13 +33,13 @@ from networks import FULL, TINY
 from optimize import environment
 from optimize.artifact import write_json_atomically
 from optimize.benchmark import append, numbers
-from optimize.engines.memory import available
 from optimize.errors import EnvironmentLacks, OptimizeError
 from optimize.gpus import gpus
 from optimize.measure.devices import here, memory_gb
 from optimize.measure.measurement import Measurement, Variant
 from optimize.measure.roofline import Rates, predict
 from optimize.measure.turns import bench
+from optimize.room import available
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
