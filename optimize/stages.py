@@ -225,9 +225,9 @@ def meant_for(export: Any, target: str) -> Any:
 
 
 def card_of(exports: Sequence[Any]) -> dict[str, Any]:
-    """The GPU found, where one of the exports builds for `here`: another card must not get the first one's engine. Empty
-    where all are built for named targets, or without a GPU."""
-    if not any("here" in getattr(e, "targets", ()) for e in exports):
+    """The GPU found, where one of the exports builds for `here` or on the card it finds: another card must not get the
+    first one's engine. Empty where all are built ahead of time for named targets, or without a GPU."""
+    if not any("here" in getattr(e, "targets", ()) or getattr(e, "of_the_card", False) for e in exports):
         return {}
     target, facts = here()
     return {"gpu": [target.name, facts["name"], list(facts.get("sm", ()))]} if target.cuda else {}

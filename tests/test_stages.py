@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from optimize import environment, stages
 from optimize.context import silent
 from optimize.errors import UserError
 from optimize.recipe import load
+from optimize.sampling import Sampler
 from optimize.targets import targets
 
 
@@ -87,6 +89,45 @@ def test_engines_for_here_are_found_again_on_the_same_card_only(monkeypatch: pyt
     assert len(set(found)) == 3 and found[2] == found[3] and "8, 6" in found[2]
     monkeypatch.setattr(stages, "here", lambda: (targets()["cpu"], {"name": "cpu"}))
     assert stages.card_of(exports) == {}
+
+
+def test_engines_whose_kernels_are_timed_are_of_the_card_whatever_class_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from optimize.exporters.tensorrt import Tensorrt
+
+    found = []
+    for card in ("NVIDIA A10", "NVIDIA GeForce RTX 3090"):
+        on(monkeypatch, "rtx3090", card)
+        found.append(stages.card_of([Tensorrt(targets=("rtx3090",))])["gpu"])
+    assert found[0] != found[1]
+
+
+class Keys:
+    """A store that only notes what its stages depend on."""
+
+    def __init__(self) -> None:
+        self.noted: list[dict[str, Any]] = []
+
+    def stage(self, name: str, key: dict[str, Any], compute: Any) -> Any:
+        self.noted.append(key)
+        return SimpleNamespace(folder=Path())
+
+
+@pytest.mark.parametrize("name", ["parity", "images"])
+def test_what_runs_on_a_gpu_is_found_again_on_the_same_card_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another card may refuse a runner, and rounds otherwise."""
+    monkeypatch.setattr(stages, "read_json", lambda path: {})
+    store: Any = Keys()
+    variant: Any = SimpleNamespace(id="x", name="v")
+    for card in ("NVIDIA A10", "NVIDIA GeForce RTX 3090", "NVIDIA A10"):
+        monkeypatch.setattr(environment, "gpus", lambda card=card: ({"name": card, "sm": (8, 6)},))
+        if name == "parity":
+            stages._parity_stage(store, "v", variant, ["torch"], 1, silent)
+        else:
+            stages.images_stage(store, variant, "torch", Sampler(steps=1), 4, 2, silent)
+    first, other, again = store.noted
+    assert first == again != other
 
 
 def test_another_card_computes_the_export_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
