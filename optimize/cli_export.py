@@ -31,10 +31,20 @@ def export(
     ] = None,
     exact: Annotated[bool, typer.Option(help="A further profile tuned for each combination of sizes.")] = False,
     flag: Annotated[
-        list[str] | None, typer.Option(help="TensorRT flags, e.g. stream_weights. Repeat for more.")
+        list[str] | None,
+        typer.Option(
+            help="refit, refit_identical, refit_individual, strip_weights, stream_weights, version_compatible or "
+            "sparse_weights. Repeat for more."
+        ),
     ] = None,
     hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: one engine from SM 8.0 on.")] = False,
     level: Annotated[int, typer.Option(min=0, max=5, help="How long TensorRT looks for faster kernels.")] = 3,
+    tf32: Annotated[bool, typer.Option(help="FP32 layers may round their inputs to TF32.")] = False,
+    workspace_gb: Annotated[float, typer.Option(min=0.001, help="Scratch memory of a kernel on the GPU.")] = 4.0,
+    precision_lost: Annotated[
+        str, typer.Option(help="error, or warn: keep an engine that computes wider than its graph asks.")
+    ] = "error",
+    minutes: Annotated[float, typer.Option(min=0.001, help="A build may take at most.")] = 60.0,
     memory_gb: Annotated[float | None, typer.Option(min=0.001, help="A build may take at most.")] = None,
     kits: Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")] = None,
     kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
@@ -83,6 +93,10 @@ def export(
             flags=flag or [],
             hardware_compatible=hardware_compatible,
             level=level,
+            tf32=tf32,
+            workspace_gb=workspace_gb,
+            precision_lost=precision_lost,
+            minutes=minutes,
             memory_gb=memory_gb,
         ),
         kits=(kits or artifact.parent / "kits") if kit else None,

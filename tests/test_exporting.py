@@ -177,9 +177,14 @@ def test_the_table_shows_found_beside_expected(capsys: pytest.CaptureFixture[str
     done = row | {"status": "done", "seconds": 12.3, "peak_memory_bytes": 2 * 10**9, "plan_bytes": 10**6, "path": "p"}
     done |= {"expected": {"int8": 3, "fp32": 1}, "found": {"int8": 2, "fp32": 2}, "problems": ["2 of 3"]}
     lost = row | {"status": "refused", "reason": "because"}
-    assert cells(done)["layers found/expected"] == "int8 2/3, fp32 2/1"
-    print_engines([done, lost], Console(width=160))
+    kit = row | {"what": "kit", "status": "done", "path": "k", "expected": {"int8": 3}}
+    file = {"target": "", "what": "onnx", "status": "done", "path": "f"}
+    print_engines([done, lost, kit, file], Console(width=80))
     shown = capsys.readouterr().out
+    assert "a100 TensorRT-RTX 1.7.1: p (layers found/expected: int8 2/3, fp32 2/1)" in shown
+    assert "a100 build kit: k (layers: int8 3)" in shown and "onnx: f\n" in shown
+    for text in cells(done).values():  # nothing is cut off in 80 columns
+        assert text in shown
     assert "TensorRT-RTX 1.7.1" in shown and "refused: a100 TensorRT-RTX 1.7.1: because" in shown and "! a100" in shown
 
 
