@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
 
+from optimize import environment
+from optimize.engines import modules
 from optimize.engines.modules import Wish, refuse
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 
@@ -62,3 +65,60 @@ def test_versions_that_are_too_old_or_have_a_known_fault_are_refused() -> None:
 )
 def test_what_works_is_not_refused(module: str, version: str, wish: Wish, gpu: Any) -> None:
     assert refuse(module, version, wish, gpu) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("module", "installed", "found"),
+    [
+        ("tensorrt", {"tensorrt": "11.4.0"}, "11.4.0"),
+        ("tensorrt", {"tensorrt-cu12": "10.4.0", "tensorrt-rtx": "1.7.1"}, "10.4.0"),  # the pin of a V100's kit
+        ("tensorrt_rtx", {"tensorrt-rtx-cu13": "1.7.1.116"}, "1.7.1.116"),
+        ("tensorrt", {"tensorrt-rtx": "1.7.1"}, None),
+    ],
+)
+def test_a_module_is_found_under_every_name_pip_knows_it_by(
+    module: str, installed: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(environment, "version", version)
+    environment.versions.cache_clear()
+    try:
+        assert modules.found_version(module) == found
+    finally:
+        environment.versions.cache_clear()
+
+
+class Card:
+    """A GPU as the driver tells of it."""
+
+    def sm(self) -> tuple[int, int]:
+        return (9, 0)
+
+    def name(self) -> str:
+        return "NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("told", "driver", "sm", "name"),
+    [
+        (({"name": "A10", "sm": (8, 6)}, {"name": "T4", "sm": (7, 5)}), Card(), (8, 6), "A10"),
+        (({"name": "H200"}, {"name": "T4", "sm": (7, 5)}), Card(), (9, 0), "H200"),  # without nvidia-ml-py
+        ((), Card(), (9, 0), "NVIDIA H200"),
+        (({"name": "H200"},), None, None, "H200"),
+        ((), None, None, ""),
+    ],
+)
+def test_the_first_gpu_is_told_by_nvml_else_by_the_driver(
+    told: Any, driver: Any, sm: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modules, "gpus", lambda: told)
+    monkeypatch.setattr("optimize.engines.cuda.gpu", lambda: driver)
+    modules._asked.cache_clear()
+    try:
+        assert (modules.gpu_sm(), modules.gpu_name()) == (sm, name)
+    finally:
+        modules._asked.cache_clear()

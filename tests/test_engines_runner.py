@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,61 @@ def test_compatible_engines_run_on_what_they_are_compatible_with(here: FakeTrt, 
             assert runner.describe()["engine"]["key"] == "k"
     with open_runner(artifact(tmp_path / "any", {"sm": "8.0"}), "tensorrt", any_gpu=True) as runner:
         assert runner.describe()["engine"]["sm"] == "8.0"
+
+
+def with_onnx(folder: Path, **record: Any) -> Path:
+    """An artifact with an engine and the ONNX file that it names."""
+    model = tiny_onnx(folder.with_suffix(".onnx"))
+    given = {"onnx": {"model.onnx": file_sha256(model)}, **record}
+
+    def write(temporary: Path) -> dict[str, Any]:
+        shutil.copytree(artifact(folder.with_suffix(".engine"), given) / "tensorrt", temporary / "tensorrt")
+        (temporary / "onnx").mkdir()
+        shutil.copy(model, temporary / "onnx" / "model.onnx")
+        return {"id": "x"}
+
+    commit(folder, write)
+    return folder
+
+
+def tiny_onnx(path: Path) -> Path:
+    """y = x + 1."""
+    from onnx import TensorProto, helper, save
+
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    save(
+        helper.make_model(helper.make_graph([helper.make_node("Add", ["x", "one"], ["y"])], "g", [x], [y], [one])), path
+    )
+    return path
+
+
+def test_an_engine_without_weights_gets_them_from_the_file_it_was_built_from(here: FakeTrt, tmp_path: Path) -> None:
+    folder = with_onnx(tmp_path / "a", flags=["strip_weights"])
+    with open_runner(folder, "tensorrt") as runner:
+        assert runner(sample=torch.zeros(1, 1, 4, 4), timestep=torch.zeros(1)).shape == (1, 1, 4, 4)
+    assert FakeTrt.now.engines[0].weights == str(folder / "onnx" / "model.onnx")
+    with open_runner(with_onnx(tmp_path / "b"), "tensorrt"):
+        assert FakeTrt.now.engines[-1].weights == ""
+
+
+def test_an_engine_without_weights_gets_none_of_another_file(here: FakeTrt, tmp_path: Path) -> None:
+    folder = with_onnx(tmp_path / "a", flags=["strip_weights"], onnx={"model.onnx": "0" * 64})
+    with pytest.raises(ArtifactError, match=r"it holds no weights, and model\.onnx is not the file it was built from"):
+        open_runner(folder, "tensorrt")
+    assert FakeTrt.now.deserialized == 0
+
+
+def test_streamed_weights_stay_on_the_gpu_as_far_as_the_option_says(here: FakeTrt, tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "a", {"flags": ["stream_weights"]})
+    for asked, kept in ((None, 600), (2e-7, 200), (0, 0)):
+        FakeTrt.now.contexts.clear()
+        with open_runner(folder, "tensorrt", weights_gb=asked) as runner:
+            assert runner.describe()["resident_weight_bytes"] == kept
+    with pytest.raises(
+        UserError, match=r"weights_gb 2 given, and the engine was built to keep all weights.*Build it with"
+    ):
+        open_runner(artifact(tmp_path / "b", {}), "tensorrt", weights_gb=2.0)
 
 
 def test_bytes_that_are_not_the_manifests_are_never_deserialized(here: FakeTrt, tmp_path: Path) -> None:

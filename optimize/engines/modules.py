@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import lru_cache
 from typing import Any, Literal
 
+from optimize import environment
+from optimize.engines import cuda
 from optimize.errors import EnvironmentLacks, UserError
 from optimize.gpus import gpus
 from optimize.targets import RTX_SMS
@@ -15,6 +17,10 @@ from optimize.targets import RTX_SMS
 ModuleName = Literal["tensorrt", "tensorrt_rtx"]
 SM = tuple[int, int]
 PACKAGES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # module -> what pip installs
+DISTRIBUTIONS = {  # under which names pip may know a module: the CUDA version may be part of it
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+}
 TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 LAST_FOR_VOLTA = (10, 4)  # 10.5 dropped SM 7.0
 FIRST = (10, 4)  # of TensorRT that this library is written for
@@ -38,10 +44,7 @@ class Wish:
 
 def found_version(module: str) -> str | None:
     """The installed version, read from metadata; None where it is not installed."""
-    try:
-        return version(PACKAGES[module])
-    except PackageNotFoundError:
-        return None
+    return next(iter(environment.versions(DISTRIBUTIONS[module]).values()), None)
 
 
 def load_module(module: str) -> Any:
@@ -55,13 +58,23 @@ def load_module(module: str) -> Any:
 
 
 def gpu_sm() -> SM | None:
-    """Compute capability of the first visible GPU; None without one."""
-    return next((tuple(g["sm"]) for g in gpus() if "sm" in g), None)
+    """Compute capability of the first visible GPU; None without one. The driver is asked where nvidia-ml-py is not there
+    to tell."""
+    told = next((tuple(g["sm"]) for g in gpus()[:1] if "sm" in g), None)
+    return told or (_asked()[0] if _asked() else None)
 
 
 def gpu_name() -> str:
     """Name of the first visible GPU; empty without one."""
-    return next((str(g["name"]) for g in gpus()), "")
+    told = next((str(g["name"]) for g in gpus()[:1] if g.get("name")), "")
+    return told or (_asked()[1] if _asked() else "")
+
+
+@lru_cache
+def _asked() -> tuple[SM, str] | None:
+    """(compute capability, name) of the first GPU as CUDA's driver tells them; None without one."""
+    device = cuda.gpu()
+    return (device.sm(), device.name()) if device else None
 
 
 def release(text: str) -> tuple[int, int]:
