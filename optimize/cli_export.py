@@ -20,7 +20,7 @@ def export(
     artifact: Annotated[
         Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
     ],
-    target: Annotated[str, typer.Option(help="Device classes, e.g. a100,rtx3090,v100, or here.")] = "here",
+    target: Annotated[str, typer.Option(help="Device classes, e.g. a100,rtx3090,v100, or here; or sm120.")] = "here",
     format: Annotated[
         list[str] | None,
         typer.Option(help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more."),

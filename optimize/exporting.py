@@ -17,12 +17,11 @@ from optimize.artifact import MANIFEST, commit, load_model, verify
 from optimize.benchmark import numbers
 from optimize.context import Context, Progress, silent
 from optimize.engines import kit, modules
-from optimize.engines.export import link_or_copy, order_for, place_engine, profiles_for
+from optimize.engines.export import classes, link_or_copy, order_for, place_engine, profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.make import Order
 from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError, UserError
-from optimize.measure.devices import resolve
 from optimize.recipe import ParityGate, describe
 from optimize.registry import EXPORTERS
 from optimize.runner import ONNX_FILE
@@ -52,7 +51,7 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
     Raises UserError for a wrong artifact, target, format or size before any engine; what one engine lacks is its row's reason."""
     manifest = verify(asked.artifact)
     formats = _formats(asked)
-    found = resolve(asked.targets)
+    found = classes(asked.targets)
     has_onnx = (asked.artifact / ONNX_FILE).is_file()
     others = [f for f in formats if f not in ENGINES] + ([] if has_onnx or "onnx" in formats else ["onnx"])
     rows: list[Row] = []

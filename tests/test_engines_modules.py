@@ -92,33 +92,11 @@ def test_a_module_is_found_under_every_name_pip_knows_it_by(
         environment.versions.cache_clear()
 
 
-class Card:
-    """A GPU as the driver tells of it."""
-
-    def sm(self) -> tuple[int, int]:
-        return (9, 0)
-
-    def name(self) -> str:
-        return "NVIDIA H200"
-
-
-@pytest.mark.parametrize(
-    ("told", "driver", "sm", "name"),
-    [
-        (({"name": "A10", "sm": (8, 6)}, {"name": "T4", "sm": (7, 5)}), Card(), (8, 6), "A10"),
-        (({"name": "H200"}, {"name": "T4", "sm": (7, 5)}), Card(), (9, 0), "H200"),  # without nvidia-ml-py
-        ((), Card(), (9, 0), "NVIDIA H200"),
-        (({"name": "H200"},), None, None, "H200"),
-        ((), None, None, ""),
-    ],
-)
-def test_the_first_gpu_is_told_by_nvml_else_by_the_driver(
-    told: Any, driver: Any, sm: Any, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(modules, "gpus", lambda: told)
-    monkeypatch.setattr("optimize.engines.cuda.gpu", lambda: driver)
-    modules._asked.cache_clear()
-    try:
+def test_the_first_gpu_is_the_one_that_engines_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, sm, name in (
+        (({"name": "A10", "sm": (8, 6)}, {"name": "T4", "sm": (7, 5)}), (8, 6), "A10"),
+        (({"name": "H200"}, {"name": "T4", "sm": (7, 5)}), None, "H200"),  # told without its capability
+        ((), None, ""),
+    ):
+        monkeypatch.setattr(modules, "gpus", lambda found=found: found)
         assert (modules.gpu_sm(), modules.gpu_name()) == (sm, name)
-    finally:
-        modules._asked.cache_clear()

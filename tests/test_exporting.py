@@ -12,11 +12,13 @@ from test_engines_make import installed
 
 from optimize.artifact import commit, save_model, verify
 from optimize.context import Context
+from optimize.engines.export import classes
 from optimize.engines.modules import gpu_sm
 from optimize.engines.settings import EngineSettings
 from optimize.errors import UserError
 from optimize.exporters.onnx import Onnx
 from optimize.exporting import Request, exit_code, export, parse_settings
+from optimize.measure.devices import here
 from optimize.model import Model
 from optimize.passes.quantize import Quantize
 from optimize.report.engines import cells, print_engines
@@ -146,6 +148,29 @@ def test_a_kit_holds_the_torch_networks_outputs(artifact: Path, model: Model) ->
         with torch.inference_mode():
             want = model.denoiser.network(**feed)
         assert np.allclose(np.load(folder / case["output"]), want.numpy(), atol=1e-5)
+
+
+def test_a_gpu_of_no_listed_class_is_named_by_its_compute_capability() -> None:
+    found = classes(("sm120", "a100", "sm_8.6", "sm12.0", "sm70", "sm61"))
+    assert [(t.name, t.sm, t.tensorrt, t.tensorrt_rtx) for t in found] == [
+        ("sm120", (12, 0), "current", True),
+        ("a100", (8, 0), "current", True),
+        ("sm86", (8, 6), "current", True),
+        ("sm70", (7, 0), "10.4", False),
+        ("sm61", (6, 1), None, False),
+    ]
+    assert [t.name for t in classes(("here", "a100", "here"))] == list(dict.fromkeys([here()[0].name, "a100"]))
+    with pytest.raises(UserError, match='"smx" is not known'):
+        classes(("smx", "sm120"))
+    with pytest.raises(UserError, match="target: none given"):
+        classes(())
+
+
+@installed
+def test_an_engine_for_sm_12_0_is_built_by_that_name(artifact: Path) -> None:
+    (row,) = export(ask(artifact, "sm120", formats=("tensorrt_rtx",)), Store(artifact.parent / "store"))
+    assert row["status"] == "done" and row["sm"] == "12.0" and "tensorrt/12.0-tensorrt_rtx-" in row["path"]
+    verify(artifact)
 
 
 def test_options_of_the_command_line_become_settings() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,10 +21,12 @@ from optimize.engines.profiles import Shapes, defaults, plan_profiles
 from optimize.engines.runner import FOLDER
 from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, UserError
-from optimize.measure.devices import resolve
+from optimize.measure.devices import here, resolve
 from optimize.runner import onnx_file
-from optimize.targets import Target
+from optimize.targets import RTX_SMS, Target
 from optimize.weights import read_json
+
+SM_NAME = re.compile(r"sm_?(\d+)\.?(\d)")  # sm86, sm_86, sm8.6
 
 
 def export_engines(
@@ -33,7 +36,7 @@ def export_engines(
 
     Returns {engines: {folder's name: record}}. Everything is refused before anything is built."""
     facts = read_graph(onnx_file(folder))
-    orders = [order_for(t, module, settings, facts, shape, folder) for t in resolve(settings.targets)]
+    orders = [order_for(t, module, settings, facts, shape, folder) for t in classes(settings.targets)]
     for order in orders:
         order.refuse(modules.gpu_sm())
     distinct = {order.name: order for order in orders}
@@ -43,6 +46,24 @@ def export_engines(
             found[name] = place_engine(order, folder, context)
             advance(1, f"{name}: {found[name]['plan_bytes'] / 1e6:.1f} MB")
     return {"engines": found}
+
+
+def classes(names: Sequence[str]) -> list[Target]:
+    """The device classes of these names, among which a compute capability may stand, "sm120" or "sm12.0": all that an
+    engine needs to know of a GPU of no listed class. UserError naming every unknown one (see `resolve`)."""
+    bare = {name: _bare(*match.groups()) for name in names if (match := SM_NAME.fullmatch(name))}
+    listed = [n for n in names if n not in bare]
+    others = {t.name: t for t in resolve(listed)} if listed or not names else {}
+    found = [bare[n] if n in bare else others[here()[0].name if n == "here" else n] for n in names]
+    return list({t.name: t for t in found}.values())
+
+
+def _bare(major: str, minor: str) -> Target:
+    """A GPU of which the compute capability alone is known."""
+    sm = (int(major), int(minor))
+    newest = "current" if sm >= (7, 5) else "10.4" if sm >= (7, 0) else None
+    title = f"SM {major}.{minor}"
+    return Target(name=f"sm{major}{minor}", title=title, sm=sm, tensorrt=newest, tensorrt_rtx=sm in RTX_SMS)
 
 
 def order_for(

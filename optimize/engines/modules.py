@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 from optimize import environment
-from optimize.engines import cuda
 from optimize.errors import EnvironmentLacks, UserError
 from optimize.gpus import gpus
 from optimize.targets import RTX_SMS
@@ -58,23 +56,13 @@ def load_module(module: str) -> Any:
 
 
 def gpu_sm() -> SM | None:
-    """Compute capability of the first visible GPU; None without one. The driver is asked where nvidia-ml-py is not there
-    to tell."""
-    told = next((tuple(g["sm"]) for g in gpus()[:1] if "sm" in g), None)
-    return told or (_asked()[0] if _asked() else None)
+    """Compute capability of the first visible GPU; None without one."""
+    return next((tuple(g["sm"]) for g in gpus()[:1] if "sm" in g), None)
 
 
 def gpu_name() -> str:
     """Name of the first visible GPU; empty without one."""
-    told = next((str(g["name"]) for g in gpus()[:1] if g.get("name")), "")
-    return told or (_asked()[1] if _asked() else "")
-
-
-@lru_cache
-def _asked() -> tuple[SM, str] | None:
-    """(compute capability, name) of the first GPU as CUDA's driver tells them; None without one."""
-    device = cuda.gpu()
-    return (device.sm(), device.name()) if device else None
+    return next((str(g["name"]) for g in gpus()), "")
 
 
 def release(text: str) -> tuple[int, int]:

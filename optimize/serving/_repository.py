@@ -224,8 +224,8 @@ def _engines(
     fields["instance_group"][0]["profile"] = [str(p) for p in _profiles(list(records.values()), serving)]
     names = [{"key": capability, "value": file} for capability, file in files.items()]
     for_all = next((files[c] for c, record in records.items() if record.get("hardware_compatible")), None)
-    others = {"default_model_filename": for_all} if for_all else {}  # of GPUs whose capability is not named
-    return {"platform": "tensorrt_plan", "backend": "tensorrt", **others, "cc_model_filenames": names} | fields
+    rest = {"default_model_filename": for_all} if for_all else {}  # of GPUs whose capability is not named
+    return {"platform": "tensorrt_plan", "backend": "tensorrt", **rest, "cc_model_filenames": names} | fields
 
 
 def records_of(artifact: Path, plans: dict[str, Path]) -> dict[str, dict[str, Any]]:
