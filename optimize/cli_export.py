@@ -25,7 +25,10 @@ def export(
         list[str] | None,
         typer.Option(help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more."),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes in use; engines take all between.")] = "1,4,16",
+    batch: Annotated[
+        str,
+        typer.Option(help="Batch sizes of calls in use; engines take all between. Guidance doubles that of images."),
+    ] = "1,4,16",
     size: Annotated[
         list[str] | None, typer.Option(help="Sizes of another symbolic dimension, e.g. H=64,96. Repeat for more.")
     ] = None,

@@ -97,7 +97,7 @@ def _engines(
         return made
     facts = read_graph(folder / ONNX_FILE)
     shape = tuple(read_json(folder / "sampler.json")["shape"]) if (folder / "sampler.json").is_file() else ()
-    profiles_for(asked.settings, facts, shape)  # wrong for one is wrong for all
+    profiles_for(asked.settings, facts, shape, folder)  # wrong for one is wrong for all
     with context.progress("engines", len(found) * len(wanted)) as advance:
         for target in found:
             statuses = {}
@@ -150,7 +150,7 @@ def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int]
 def _order(target: Target, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Order:
     """The order a kit carries: profiles and flags, whatever is installed here."""
     assert target.sm is not None
-    profiles = profiles_for(settings, facts, shape)
+    profiles = profiles_for(settings, facts, shape, folder)
     return Order(folder / ONNX_FILE, facts, "tensorrt", target.tensorrt or "", target.sm, profiles, settings)
 
 

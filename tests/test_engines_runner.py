@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from fake_trt import FakeCuda, FakeTrt
 from test_engines_builder import PROFILE, job
 
-from optimize.artifact import commit, write_json
+from optimize.artifact import commit, verify, write_json
 from optimize.engines.builder import build
 from optimize.engines.cuda import CudaError
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
@@ -69,6 +70,22 @@ def test_a_runner_is_a_network(here: FakeTrt, tmp_path: Path, graphs: bool) -> N
     with pytest.raises(RuntimeError, match="was closed"):
         runner(sample=sample, timestep=torch.zeros(2))
     assert not FakeCuda.now.memory_held
+
+
+def test_the_size_of_what_is_loaded_is_the_engines_and_not_the_onnx_files(here: FakeTrt, tmp_path: Path) -> None:
+    from optimize import summary
+    from optimize.measure import worker
+
+    folder = with_onnx(tmp_path / "a")
+    plan = next(folder.glob("tensorrt/*/model.engine")).stat().st_size
+    with open_runner(folder, "tensorrt") as runner:
+        about = runner.describe()
+    assert worker._on_disk(folder, "tensorrt", about) == ("x", {"file_bytes": plan})
+    onnx = (folder / "onnx" / "model.onnx").stat().st_size
+    assert worker._on_disk(folder, "onnxruntime", {}) == ("x", {"file_bytes": onnx}) and onnx != plan
+    parity = {"tensorrt": {"runner": about}, "onnxruntime": {"runner": {}}, "openvino": {"refused": "not here"}}
+    variant: Any = SimpleNamespace(parity=parity, artifact=SimpleNamespace(manifest=verify(folder)))
+    assert [summary._size(variant, spec) for spec in parity] == [plan, onnx, onnx]
 
 
 def test_a_shape_outside_every_profile_is_one_error(here: FakeTrt, tmp_path: Path) -> None:

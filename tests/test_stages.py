@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from optimize import environment, stages
+from optimize.artifact import write_json
 from optimize.context import silent
 from optimize.errors import UserError
 from optimize.recipe import load
@@ -130,6 +131,38 @@ def test_what_runs_on_a_gpu_is_found_again_on_the_same_card_only(name: str, monk
     assert first == again != other
 
 
+def sampled(folder: Path, **guidance: Any) -> dict[str, Any]:
+    """A folder with how its model is sampled."""
+    write_json(folder / "sampler.json", {"sampler": {"guidance": {"cfg": None, "batched": True} | guidance}})
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("guidance", "batch", "best"),
+    [
+        ({}, (1, 4, 8, 20), 8),
+        ({"cfg": 0.5}, (1, 2, 4, 8, 16, 20, 40), 16),
+        ({"cfg": 0.0}, (1, 2, 4, 8, 16, 20, 40), 16),
+        ({"cfg": 0.5, "batched": False}, (1, 4, 8, 20), 8),
+    ],
+)
+def test_engines_are_planned_for_the_batches_of_the_recipe(
+    guidance: dict[str, Any], batch: tuple[int, ...], best: int, tmp_path: Path
+) -> None:
+    from optimize.exporters.onnx import Onnx
+    from optimize.exporters.tensorrt_rtx import TensorrtRtx
+
+    plain = load("smoke")
+    timed = plain.benchmark.model_copy(update={"batch": (4, 8)})
+    recipe = plain.model_copy(update={"benchmark": timed, "quality": plain.quality.model_copy(update={"batch": 20})})
+    sampled(tmp_path, **guidance)
+    made = stages.in_use(TensorrtRtx(), recipe, tmp_path)
+    assert (made.batch, made.best_batch) == (batch, best)
+    assert stages.in_use(TensorrtRtx(best_batch=1), recipe, tmp_path).best_batch == 1
+    given = TensorrtRtx(batch=(2,))
+    assert stages.in_use(given, recipe, tmp_path) is given and stages.in_use(Onnx(), recipe, tmp_path) == Onnx()
+
+
 def test_another_card_computes_the_export_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from optimize.exporters.tensorrt_rtx import TensorrtRtx
     from optimize.store import Store
@@ -145,7 +178,7 @@ def test_another_card_computes_the_export_anew(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("optimize.macs.count", lambda model: {})
     recipe = load("smoke").model_copy(update={"exports": (TensorrtRtx(),)})
     store = Store(tmp_path)
-    made = store.stage("source", {}, lambda folder, work: {})
+    made = store.stage("source", {}, lambda folder, work: sampled(folder))
     ids = set()
     for card in ("NVIDIA A10", "NVIDIA GeForce RTX 3090", "NVIDIA A10"):
         on(monkeypatch, "rtx3090", card)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optimize.artifact import CONDITIONS
 from optimize.context import Context
 from optimize.engines import modules
 from optimize.engines.graph import GraphFacts, read_graph
@@ -22,9 +23,10 @@ from optimize.engines.runner import FOLDER
 from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, UserError
 from optimize.measure.devices import here, resolve
+from optimize.network import TensorSpec
 from optimize.runner import onnx_file
 from optimize.targets import RTX_SMS, Target
-from optimize.weights import read_json
+from optimize.weights import read_json, shapes
 
 SM_NAME = re.compile(r"sm_?(\d+)\.?(\d)")  # sm86, sm_86, sm8.6
 
@@ -77,14 +79,34 @@ def order_for(
         raise EnvironmentLacks(
             f"{modules.TITLES[module]} is not installed. pip install {modules.PACKAGES[module]}, or make a build kit."
         )
-    profiles = profiles_for(settings, facts, shape)
+    profiles = profiles_for(settings, facts, shape, folder)
     return Order(onnx_file(folder), facts, module, installed, target.sm, profiles, settings)
 
 
-def profiles_for(settings: EngineSettings, facts: GraphFacts, shape: Sequence[int]) -> list[Shapes]:
-    """The settings' profiles of this network at `shape`; UserError for sizes of a dimension that it does not have."""
-    sizes = defaults(facts.inputs, settings.batch, shape) | dict(settings.sizes)
-    return plan_profiles(facts.inputs, sizes, settings.exact)
+def profiles_for(
+    settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path | None = None
+) -> list[Shapes]:
+    """The settings' profiles of this network at `shape`, sizes of what it is told being those of the artifact in `folder`;
+    UserError for sizes of a dimension that it does not have."""
+    told = told_sizes(folder) if folder else {}
+    sizes = defaults(facts.inputs, settings.batch, shape, told) | dict(settings.sizes)
+    best = {"B": settings.best_batch} if settings.best_batch and "B" in sizes else {}
+    return plan_profiles(facts.inputs, sizes, settings.exact, best)
+
+
+def told_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Sizes of symbols in the tensors that a model is told, such as text states: those of the artifact's own conditions,
+    else of what stands in for them."""
+    if not (folder / "sampler.json").is_file():
+        return {}
+    tensors = read_json(folder / "sampler.json").get("conditioning", {}).get("tensors", ())
+    specs = [TensorSpec.from_json(t) for t in tensors]
+    found: dict[str, tuple[int, ...]] = {symbol: (size,) for spec in specs for symbol, size in spec.sizes}
+    kept = shapes(folder / CONDITIONS) if (folder / CONDITIONS).is_file() else {}
+    for spec in specs:
+        for symbol, size in list(zip(spec.dims, kept.get(spec.name, ())))[1:]:
+            found |= {symbol: (size,)} if isinstance(symbol, str) and "/" not in symbol else {}
+    return found
 
 
 def place_engine(order: Order, folder: Path, context: Context) -> dict[str, Any]:
