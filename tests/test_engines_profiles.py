@@ -62,6 +62,15 @@ def test_sizes_not_given_are_the_models_own_and_those_of_what_it_is_told() -> No
     assert defaults(INPUTS, (1, 4), (4, 64, 64), told) == {"B": (1, 4), "H": (64,), "W": (64,), "L": (77,)}
 
 
+def test_the_first_input_has_the_models_own_size_whatever_its_name() -> None:
+    flux = (
+        TensorSpec("hidden_states", ("B", "S", 64)),
+        TensorSpec("timestep", ("B",)),
+        TensorSpec("img_ids", ("S", 3)),
+    )
+    assert defaults(flux, (1,), (4096, 64), {}) == {"B": (1,), "S": (4096,)}
+
+
 def test_what_is_told_has_the_size_of_the_artifacts_conditions_else_of_their_stand_ins(tmp_path: Path) -> None:
     assert told_sizes(tmp_path) == {}
     text = TensorSpec("text", ("B", "L", 8), sizes=(("L", 77),))

@@ -87,14 +87,14 @@ def _size(dim: str, ranges: Mapping[str, tuple[int, int, int]], which: int) -> i
 def defaults(
     inputs: tuple[TensorSpec, ...], batch: Sequence[int], shape: Sequence[int], told: Sizes
 ) -> dict[str, tuple[int, ...]]:
-    """Sizes where none are given: the batches in use, the model's own size (C,H,W; C,L) for the rest of its sample, and
-    for what it is told besides, such as text states, the sizes `told` of that."""
+    """Sizes where none are given: the batches in use, the model's own size (C,H,W; C,L) for the rest of its first input,
+    which is what is denoised, and for what it is told besides, such as text states, the sizes `told` of that."""
     found: dict[str, tuple[int, ...]] = {}
-    for spec in inputs:
+    for number, spec in enumerate(inputs):
         for position, symbol in enumerate(spec.dims):
             if symbol == "B":
                 found["B"] = tuple(batch)
-            elif isinstance(symbol, str) and "/" not in symbol and spec.name == "sample" and 0 < position <= len(shape):
+            elif isinstance(symbol, str) and "/" not in symbol and number == 0 and 0 < position <= len(shape):
                 found[symbol] = (int(shape[position - 1]),)
             elif symbol in told:
                 found.setdefault(str(symbol), tuple(told[str(symbol)]))
