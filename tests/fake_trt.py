@@ -200,6 +200,13 @@ class RuntimeConfig:
     def __init__(self) -> None:
         self.dynamic_shapes_kernel_specialization_strategy, self._graphs = "lazy", "disabled"
 
+    def create_runtime_cache(self) -> object:
+        return object()
+
+    def set_runtime_cache(self, cache: object) -> bool:
+        self.cache = cache
+        return True
+
     @property
     def cuda_graph_strategy(self) -> str:
         return self._graphs

@@ -179,6 +179,14 @@ def test_missing_modules_and_lanes_are_named(tmp_path: Path) -> None:
         kit_script.import_module(None, ["surely_not_there"])
 
 
+def test_a_kits_own_folder_of_engines_is_not_taken_for_tensorrt(tmp_path: Path) -> None:
+    folder = write(tmp_path / "kit", "v100", half_file(tmp_path / "model.onnx"))
+    (folder / "surely_no_module").mkdir()
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import build; build.import_module(None, ['surely_no_module'])"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60)
+    assert "Missing: not installed: surely_no_module (there is a folder of that name alone)" in done.stderr
+
+
 def fake(monkeypatch: pytest.MonkeyPatch, sm: tuple[int, int] = (8, 0)) -> FakeTrt:
     """A machine with TensorRT and a card, whose engines add 1."""
     trt = FakeTrt()

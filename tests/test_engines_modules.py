@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import PackageNotFoundError
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -100,3 +102,11 @@ def test_the_first_gpu_is_the_one_that_engines_are_for(monkeypatch: pytest.Monke
     ):
         monkeypatch.setattr(modules, "gpus", lambda found=found: found)
         assert (modules.gpu_sm(), modules.gpu_name()) == (sm, name)
+
+
+def test_an_artifacts_folder_is_not_taken_for_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    with pytest.raises(
+        EnvironmentLacks, match=r"does not load here \(there is a folder tensorrt alone\)\. pip install"
+    ):
+        modules.load_module("tensorrt")

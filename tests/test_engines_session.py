@@ -91,7 +91,9 @@ def test_tensorrt_rtx_compiles_at_once_and_captures_its_graphs_itself(graphs: bo
     for factor in (1, 3):
         given = {n: a * factor for n, a in feed(2).items()}
         assert np.array_equal(made.run(given), given["sample"] + 1)
-    config = FakeTrt.now.contexts[0].config
+    made.run(feed(3))
+    config, other = (c.config for c in FakeTrt.now.contexts)  # what is compiled for one is there for the next
+    assert config is other and config.cache is not None
     assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
     assert config.cuda_graph_strategy == ("whole" if graphs else "disabled")
     assert "launch" not in FakeCuda.now.log and not FakeCuda.now.graphs

@@ -173,6 +173,17 @@ def test_an_engine_for_sm_12_0_is_built_by_that_name(artifact: Path) -> None:
     verify(artifact)
 
 
+@pytest.mark.parametrize(
+    ("target", "wanted"), [("v100", "pip install 'tensorrt==10.4.*'"), ("a100", "pip install tensorrt,")]
+)
+def test_what_to_install_is_what_still_runs_on_the_card(
+    target: str, wanted: str, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimize.engines.modules.found_version", lambda module: None)
+    (row,) = export(ask(artifact, target, formats=("tensorrt",)), Store(artifact.parent / "store"))
+    assert row["status"] == "refused" and wanted in row["reason"] and "or make a build kit" in row["reason"]
+
+
 def test_options_of_the_command_line_become_settings() -> None:
     settings = parse_settings("1,8", ["H=64,96", "W=64"], flags=["stream_weights"], level=2)
     assert settings.batch == (1, 8) and settings.sizes == {"H": (64, 96), "W": (64,)} and settings.level == 2

@@ -76,9 +76,9 @@ def order_for(
         raise UserError(f"target {target.name}: engines are for NVIDIA GPUs. Export onnx for {target.title}.")
     installed = modules.found_version(module)
     if installed is None:
-        raise EnvironmentLacks(
-            f"{modules.TITLES[module]} is not installed. pip install {modules.PACKAGES[module]}, or make a build kit."
-        )
+        package = modules.PACKAGES[module]
+        wanted = f"'{package}=={target.tensorrt}.*'" if module == "tensorrt" and target.tensorrt == "10.4" else package
+        raise EnvironmentLacks(f"{modules.TITLES[module]} is not installed. pip install {wanted}, or make a build kit.")
     profiles = profiles_for(settings, facts, shape, folder)
     return Order(onnx_file(folder), facts, module, installed, target.sm, profiles, settings)
 

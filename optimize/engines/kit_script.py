@@ -116,7 +116,10 @@ def import_module(asked: str | None, allowed: list[str]) -> Any:
     problems = []
     for name in [asked] if asked else allowed:
         try:
-            return importlib.import_module(name)
+            found = importlib.import_module(name)
+            if hasattr(found, "Builder"):
+                return found
+            problems.append(f"{name} (there is a folder of that name alone)")
         except ImportError as error:
             problems.append(f"{name} ({error})")
     raise Missing(f"not installed: {'; '.join(problems)}. See README.md for the versions to install.")

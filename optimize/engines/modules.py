@@ -48,11 +48,14 @@ def found_version(module: str) -> str | None:
 def load_module(module: str) -> Any:
     """The TensorRT module; EnvironmentLacks where it is not installed or does not load."""
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        if not hasattr(found, "Builder"):  # an artifact's folder `tensorrt`, taken for a package
+            raise ImportError(f"there is a folder {module} alone")
     except ImportError as error:
         raise EnvironmentLacks(
             f"{TITLES[module]} is not installed or does not load here ({error}). pip install {PACKAGES[module]}"
         ) from error
+    return found
 
 
 def gpu_sm() -> SM | None:

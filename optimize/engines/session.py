@@ -59,6 +59,7 @@ class Session:
         self.output = next(n for n in names if n not in self.inputs)
         self.dtypes = {n: self._dtype(n) for n in names}
         self.profiles = [self._profile(i) for i in range(self.engine.num_optimization_profiles)]
+        self._config = runtime_config(trt, self.engine, graphs)
         self._bound: dict[Any, Bound] = {}
         self.stream, self._ready, self._done = cuda.stream(), cuda.event(), cuda.event()
 
@@ -107,7 +108,7 @@ class Session:
 
     def execute(self, bound: Bound) -> None:
         """One call on the fixed buffers: replayed where graphs are asked for. TensorRT-RTX captures by itself, since it
-        alone knows when its kernels are compiled (see `create_context`)."""
+        alone knows when its kernels are compiled (see `runtime_config`)."""
         if not self._graphs or told_at_runtime(self._trt):
             self._enqueue(bound, bound.buffers)
             return
@@ -139,7 +140,7 @@ class Session:
         self._cuda.destroy_event(self._ready)
         self._cuda.destroy_event(self._done)
         self._cuda.destroy_stream(self.stream)
-        self.engine = self._runtime = None
+        self._config = self.engine = self._runtime = None
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         kind = self.engine.get_tensor_dtype(name)
@@ -159,7 +160,8 @@ class Session:
 
     def _new(self, shapes: dict[str, Dims]) -> Bound:
         index = choose(self.profiles, shapes)
-        context = create_context(self._trt, self.engine, self._graphs)
+        asked = () if self._config is None else (self._config,)
+        context = self.engine.create_execution_context(*asked)
         if context is None:
             raise EngineError(f"{module_name(self._trt)} made no execution context: {self._messages.said()}")
         if not context.set_optimization_profile_async(index, self.stream):
@@ -198,19 +200,21 @@ def told_at_runtime(trt: Any) -> bool:
     return hasattr(trt, "DynamicShapesKernelSpecializationStrategy")
 
 
-def create_context(trt: Any, engine: Any, graphs: bool) -> Any:
-    """An execution context. TensorRT-RTX is to compile the kernels for its shapes at once, where it would else run slower
-    ones until others are ready, and, for `graphs`, to capture and replay them itself: a graph captured around it could
-    hold the slower ones. Source: TensorRT-RTX, Working with RTX CUDA Graphs."""
+def runtime_config(trt: Any, engine: Any, graphs: bool) -> Any:
+    """How TensorRT-RTX makes contexts; None for TensorRT. It is to compile the kernels for a context's shapes at once,
+    where it would else run slower ones until others are ready, to keep what it compiled for the next context, and, for
+    `graphs`, to capture and replay them itself: a graph captured around it could hold the slower ones. Source:
+    TensorRT-RTX, Working with RTX CUDA Graphs."""
     if not told_at_runtime(trt):
-        return engine.create_execution_context()
+        return None
     config = engine.create_runtime_config()
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    config.set_runtime_cache(config.create_runtime_cache())
     if graphs:
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if config.cuda_graph_strategy != trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE:
             raise EngineError(f"{module_name(trt)} does not capture CUDA graphs of this engine. Run it without them.")
-    return engine.create_execution_context(config)
+    return config
 
 
 def put_weights_back(trt: Any, engine: Any, onnx: str, messages: Any) -> None:
