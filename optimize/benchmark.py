@@ -107,6 +107,13 @@ def read(path: Path) -> list[Measurement]:
     return found
 
 
+def exit_code(rows: Sequence[Measurement]) -> int:
+    """0 where anything was measured; else 3 where this machine lacks what all take, and 2 where a row failed."""
+    if any(row.done for row in rows):
+        return 0
+    return 3 if all(row.status == "refused" for row in rows) else 2
+
+
 def check_out(path: Path) -> None:
     """Raise, before anything is measured, where results could not be appended to `path`."""
     if path.is_dir():

@@ -199,6 +199,20 @@ def test_a_bench_without_a_single_figure_still_says_why():
     assert text.strip() == "failed: lost: it fell over"
 
 
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [(("done", "failed"), 0), (("refused", "done"), 0), (("refused", "refused"), 3), (("refused", "failed"), 2)],
+)
+def test_a_bench_that_measured_nothing_does_not_end_well(statuses: tuple[str, ...], code: int):
+    assert benchmark.exit_code([replace(measured(s), status=s) for s in statuses]) == code
+
+
+def test_the_command_ends_with_that_code(artifact: Path):
+    about = ["--runner", "onnxruntime", "--rounds", "1", "--warm-up", "0.05", "--threads", "1"]
+    result = CliRunner().invoke(app, ["bench", str(artifact), *about])  # it has no ONNX file
+    assert result.exit_code == 2 and "Export the artifact first" in " ".join(result.output.split())
+
+
 def test_one_failed_row_does_not_stop_the_others(artifact: Path, tmp_path: Path):
     """The artifact has no ONNX file and this machine no CUDA graphs: only eager torch has figures."""
     out = tmp_path / "out.jsonl"

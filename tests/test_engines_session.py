@@ -206,10 +206,11 @@ class Library:
     """libcuda of a machine whose calls fail with a code, or succeed."""
 
     def __init__(self, fails: str = "") -> None:
-        self.fails = fails
+        self.fails, self.calls = fails, []
 
     def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
         def call(*arguments: object) -> int:
+            self.calls.append((name, arguments))
             if name == "cuGetErrorName":
                 arguments[1]._obj.value = b"CUDA_ERROR_NO_DEVICE"  # type: ignore[attr-defined]
             if name == "cuDeviceGetAttribute":
@@ -224,6 +225,17 @@ class Library:
 def test_the_driver_is_asked_for_what_it_knows() -> None:
     device = Cuda(library=Library())
     assert device.sm() == (8, 6) and device.driver() == "13.2"
+
+
+def test_streams_wait_for_events_and_events_are_let_go() -> None:
+    library = Library()
+    device = Cuda(library=library)
+    device.wait(7, 9)
+    device.destroy_event(9)
+    assert [(name, [getattr(a, "value", a) for a in arguments]) for name, arguments in library.calls[-2:]] == [
+        ("cuStreamWaitEvent", [7, 9, 0]),
+        ("cuEventDestroy_v2", [9]),
+    ]
 
 
 def test_a_driver_that_refuses_is_quoted() -> None:
