@@ -41,10 +41,12 @@ PLAN = b"\n".join(
         layer("fully_connected", "MatMul_4+MatMul_6", "e", "e", "f"),  # another kernel for other shapes
         layer("fully_connected", "MatMul_2", "f", "f"),
         layer("fully_connected", "MatMul_3", "f", "nowhere"),
+        layer("fully_connected", "__mye31", "h", "h"),  # an attention's product, in pieces of TensorRT's own
+        layer("fully_connected", "__mye32", "h", "h"),
         layer("pointwise", "Add", "x", "w"),
     ]
 )  # fmt: skip
-COUNTS = {"conv int8": 1, "conv fp16": 2, "matmul fp8": 4, "matmul fp32": 2}
+COUNTS = {"conv int8": 1, "conv fp16": 2, "matmul fp8": 4, "matmul fp32": 2, "piece fp16": 2}
 
 
 def test_layers_are_counted_by_the_formats_of_their_operands_and_sms_named(tmp_path: Path) -> None:
@@ -73,6 +75,7 @@ def test_a_layer_of_several_profiles_counts_once_in_its_widest_format() -> None:
         ({"matmul int8": 2}, {"matmul fp16": 2}, "2 matrix products of the graph are int8, the engine computes 0"),
         ({"matmul fp8": 6, "matmul fp16": 4}, {"matmul fp8": 5, "matmul fp16": 1}, "6 matrix products of the graph are fp8"),
         ({"matmul int8": 2, "matmul fp16": 1}, {"matmul int8": 1, "matmul fp16": 2}, "2 convolutions and matrix products in 16 bit or more"),
+        ({"matmul fp16": 2}, {"matmul fp16": 1, "piece fp32": 2}, "2 pieces of the graph's products in fp32"),
         ({"conv fp16": 2}, {"conv fp16": 1, "conv fp32": 1}, "computes 1 convolutions in fp32, the graph asks for 0"),
     ],
 )  # fmt: skip
@@ -87,6 +90,8 @@ def test_lost_precision_is_said(expected: dict[str, int], found: dict[str, int],
         ({"matmul int8": 6, "matmul fp16": 4}, {"matmul int8": 6}),  # the others inside an attention kernel
         ({"conv fp16": 2}, {"conv int8": 1, "conv fp16": 1}),
         ({"conv fp16": 3, "matmul fp16": 1}, {"conv fp16": 2, "matmul fp16": 2}),  # one tap: computed as a product
+        ({"matmul fp16": 2}, {"matmul fp16": 1, "piece fp16": 2}),
+        ({"matmul fp32": 2}, {"matmul fp32": 1, "piece fp32": 2}),
         ({"conv fp16": 2}, {}),
     ],
 )

@@ -21,6 +21,7 @@ TENSOR = re.compile(rb"tensor=\{" + TEXT + rb'? name="([^"]+)"' + TEXT + rb"? ty
 LAYER = re.compile(
     rb'(corrltn|deconv\w*|fully_connected|\w*gemm|matmul)=\{ name="([^"]*)"' + TEXT + rb"? input=\{([^}]*)\}"
 )
+OWN = b"__mye"  # TensorRT's own name of a product it put in the place of one of the graph's
 ACCELERATORS = re.compile(rb"accelerators=\{sm(\d+)(\d) \}")
 TYPES = {b"int8": "int8", b"fp8_e4m3": "fp8", b"fp8_e5m2": "fp8", b"half": "fp16", b"bf16": "bf16", b"bfloat": "bf16",
          b"bfloat16": "bf16", b"float": "fp32", b"tf32": "fp32"}  # fmt: skip
@@ -33,7 +34,8 @@ TOLD = {"int8": "int8", "fp8": "fp8", "half": "fp16", "fp16": "fp16", "bf16": "b
 def read_plan(plan: Any) -> tuple[dict[str, int], list[str]]:
     """(layers by kind and format, SMs) of a TensorRT-RTX plan (bytes or a map of them). Products that TensorRT runs as
     one, such as the projections of an attention's input, bear all their names, "MatMul_1+MatMul_2", and count each; what
-    stands in several kernels or profiles ("Conv_1 [profile 2]") counts once, in its widest format. The two products of an attention disappear in a kernel without a name, and a
+    stands in several kernels or profiles ("Conv_1 [profile 2]") counts once, in its widest format. The two products of an
+    attention disappear in a kernel without a name, or one of them is replaced by two of TensorRT's own ("piece"); a
     convolution of one tap in a float format may become a product."""
     types = {name: TYPES.get(kind, kind.decode()) for name, kind in TENSOR.findall(plan)}
     layers: dict[tuple[str, bytes], list[str]] = {}
@@ -41,7 +43,7 @@ def read_plan(plan: Any) -> tuple[dict[str, int], list[str]]:
         kind = "conv" if op.startswith((b"corr", b"deconv")) else "matmul"
         both = [types.get(x, "unknown") for x in re.findall(rb'"([^"]+)"', inputs)[:2]]
         for node in name.partition(b" [profile ")[0].split(b"+"):
-            layers.setdefault((kind, node), []).extend(both)
+            layers.setdefault(("piece" if node.startswith(OWN) else kind, node), []).extend(both)
     found = Counter(f"{kind} {widest(both)}" for (kind, _), both in layers.items())
     sms = sorted({(int(a), int(b)) for a, b in ACCELERATORS.findall(plan)})
     return dict(sorted(found.items())), [f"{a}.{b}" for a, b in sms]
@@ -103,7 +105,8 @@ def compare(expected: dict[str, int], found: dict[str, int], exact: bool = True)
     """What of the graph's precision an engine lost, as sentences; empty where nothing, or where it does not tell.
 
     More layers wider than the graph asks are always a loss; with `exact` (plans that tell every layer), so is one in INT8
-    or FP8 that is missing. Of the wider products some may be missing: attention's run in a kernel of its own."""
+    or FP8 that is missing. Of the wider products some may be missing: attention's run in a kernel of its own, or in pieces,
+    which must only not be FP32 where the graph is not."""
     if not found:
         return []
     problems = []
@@ -112,6 +115,11 @@ def compare(expected: dict[str, int], found: dict[str, int], exact: bool = True)
             asked, made = expected.get(f"{kind} {name}", 0), found.get(f"{kind} {name}", 0)
             if asked and (made < asked if exact else kind == "conv" and not made):
                 problems.append(f"{asked} {words} of the graph are {name}, the engine computes {made} of them in it.")
+    pieces = found.get("piece fp32", 0)
+    if pieces and not _count(expected, ("conv", "matmul"), NARROWER[4:]):
+        problems.append(
+            f"the engine computes {pieces} pieces of the graph's products in fp32, the graph asks for none."
+        )
     for start, limit in ((2, "16 bit or more"), (4, "fp32")):
         for kinds, words in ((("conv",), "convolutions"), (("conv", "matmul"), "convolutions and matrix products")):
             asked, made = (_count(counts, kinds, NARROWER[start:]) for counts in (expected, found))
