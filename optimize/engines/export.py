@@ -68,10 +68,9 @@ def _bare(major: str, minor: str) -> Target:
     return Target(name=f"sm{major}{minor}", title=title, sm=sm, tensorrt=newest, tensorrt_rtx=sm in RTX_SMS)
 
 
-def order_for(
-    target: Target, module: str, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path
-) -> Order:
-    """What is wanted for one target; UserError for a CPU, EnvironmentLacks without the module."""
+def means_for(target: Target, module: str) -> tuple[modules.SM, str]:
+    """(compute capability, version of the module that is installed); UserError for a CPU, EnvironmentLacks without the
+    module."""
     if target.sm is None:
         raise UserError(f"target {target.name}: engines are for NVIDIA GPUs. Export onnx for {target.title}.")
     installed = modules.found_version(module)
@@ -79,8 +78,25 @@ def order_for(
         package = modules.PACKAGES[module]
         wanted = f"'{package}=={target.tensorrt}.*'" if module == "tensorrt" and target.tensorrt == "10.4" else package
         raise EnvironmentLacks(f"{modules.TITLES[module]} is not installed. pip install {wanted}, or make a build kit.")
+    return target.sm, installed
+
+
+def refuse_here(settings: EngineSettings, names: Sequence[str], module: str) -> None:
+    """Raise for what keeps engines for these classes from being built on this machine, as far as is known before there
+    is a graph."""
+    for target in classes(names):
+        sm, installed = means_for(target, module)
+        wish = modules.Wish(sm, frozenset(), settings.flags, settings.hardware_compatible)
+        modules.refuse(module, installed, wish, modules.gpu_sm())
+
+
+def order_for(
+    target: Target, module: str, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path
+) -> Order:
+    """What is wanted for one target; UserError for a CPU, EnvironmentLacks without the module."""
+    sm, installed = means_for(target, module)
     profiles = profiles_for(settings, facts, shape, folder)
-    return Order(onnx_file(folder), facts, module, installed, target.sm, profiles, settings)
+    return Order(onnx_file(folder), facts, module, installed, sm, profiles, settings)
 
 
 def profiles_for(
