@@ -41,7 +41,7 @@ PLAN = b"\n".join(
         layer("fully_connected", "MatMul_4+MatMul_6", "e", "e", "f"),  # another kernel for other shapes
         layer("fully_connected", "MatMul_2", "f", "f"),
         layer("fully_connected", "MatMul_3", "f", "nowhere"),
-        layer("fully_connected", "__mye31", "h", "h"),  # an attention's product, in pieces of TensorRT's own
+        layer("fully_connected", "__mye31", "h", "h"),  # a split product, in pieces of TensorRT's own
         layer("fully_connected", "__mye32", "h", "h"),
         layer("pointwise", "Add", "x", "w"),
     ]

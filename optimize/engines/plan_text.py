@@ -35,8 +35,8 @@ def read_plan(plan: Any) -> tuple[dict[str, int], list[str]]:
     """(layers by kind and format, SMs) of a TensorRT-RTX plan (bytes or a map of them). Products that TensorRT runs as
     one, such as the projections of an attention's input, bear all their names, "MatMul_1+MatMul_2", and count each; what
     stands in several kernels or profiles ("Conv_1 [profile 2]") counts once, in its widest format. The two products of an
-    attention disappear in a kernel without a name, or one of them is replaced by two of TensorRT's own ("piece"); a
-    convolution of one tap in a float format may become a product."""
+    attention disappear in a kernel without a name. A convolution of one tap in a float format may become a product, and
+    such a one, or a product whose output is split (GEGLU), may be replaced by TensorRT's own ("piece")."""
     types = {name: TYPES.get(kind, kind.decode()) for name, kind in TENSOR.findall(plan)}
     layers: dict[tuple[str, bytes], list[str]] = {}
     for op, name, inputs in LAYER.findall(plan):
@@ -105,8 +105,8 @@ def compare(expected: dict[str, int], found: dict[str, int], exact: bool = True)
     """What of the graph's precision an engine lost, as sentences; empty where nothing, or where it does not tell.
 
     More layers wider than the graph asks are always a loss; with `exact` (plans that tell every layer), so is one in INT8
-    or FP8 that is missing. Of the wider products some may be missing: attention's run in a kernel of its own, or in pieces,
-    which must only not be FP32 where the graph is not."""
+    or FP8 that is missing. Of the wider products some may be missing: attention's run in a kernel of its own, others in
+    pieces, which must only not be FP32 where the graph is not."""
     if not found:
         return []
     problems = []
