@@ -5,6 +5,7 @@ The artifact is replaced whole, with the new files in its manifest; engines are 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,13 @@ def _formats(asked: Request) -> list[str]:
 
 
 def _take_over(artifact: Path, folder: Path) -> None:
-    """Every file of the artifact but its manifest, without copying bytes where the file system allows."""
+    """Every file of the artifact but its manifest, without copying bytes where the file system allows. A graph's files
+    are copied: onnx refuses weights beside a graph that have a second name."""
     for file in sorted(p for p in artifact.rglob("*") if p.is_file() and p != artifact / MANIFEST):
         place = folder / file.relative_to(artifact)
         place.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(file, place)
+        take = shutil.copy2 if file.parent == (artifact / ONNX_FILE).parent else link_or_copy
+        take(file, place)
 
 
 def _engines(
