@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import networks
@@ -23,6 +24,16 @@ def test_leading_steps_have_diffusers_offset_and_end_where_it_ends() -> None:
     assert schedule.grid(7, "leading").tolist() == [*reference.timesteps.tolist(), 0.0]
     assert float(schedule.alpha(schedule.end)) ** 2 == pytest.approx(float(reference.final_alpha_cumprod))
     assert from_diffusers({**networks.STABLE, "set_alpha_to_one": True}).end == -1.0
+
+
+def test_a_schedule_of_dpm_solvers_config_is_plain_json() -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    config = dict(DPMSolverMultistepScheduler().config)
+    assert config["lambda_min_clipped"] == -math.inf
+    schedule = from_diffusers(config)
+    written = json.dumps(schedule.to_json(), allow_nan=False)
+    assert Schedule.from_json(json.loads(written)) == schedule
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
