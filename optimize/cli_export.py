@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
+    context: typer.Context,
     artifact: Annotated[
         Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
     ],
@@ -24,6 +25,10 @@ def export(
     format: Annotated[
         list[str] | None,
         typer.Option(help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more."),
+    ] = None,
+    onnx: Annotated[
+        list[str] | None,
+        typer.Option(help="Field of the ONNX file, e.g. precision=fp16: see optimize schema onnx. Repeat for more."),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes in use; engines take all between.")] = "1,4,16",
     size: Annotated[
@@ -42,7 +47,7 @@ def export(
     exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
     layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for a pipeline's files: a new one, or an earlier export.")
+        Path | None, typer.Option(help="Folder for what is no artifact yet: a new one, or an earlier export.")
     ] = None,
     unet: Annotated[Path | None, typer.Option(help="Artifact to take the U-Net's place in a pipeline.")] = None,
     lora: Annotated[
@@ -54,9 +59,12 @@ def export(
 ) -> None:
     """Engines for device classes from a finished artifact, ahead of time where that is possible, else a build kit.
 
-    A whole pipeline becomes ONNX files that other programs load, each compared with its network.
+    A whole pipeline becomes ONNX files that other programs load, each compared with its network; with --format, the
+    denoiser of any diffusers folder becomes an artifact as it is.
 
     Example: optimize export exported/digits/final --target a100,rtx3090,v100
+
+    Example: optimize export my/flux --format onnx --onnx precision=fp16 --out exported/flux
 
     Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
     """
@@ -64,29 +72,35 @@ def export(
     from optimize.progress import rich_progress
 
     console = console_of(as_json)
-    if is_pipeline(artifact, layout=layout, out=out, unet=unet, lora=lora):
+    formats = tuple(format or (["onnx"] if onnx else []))
+    if is_pipeline(artifact, bool(formats), layout=layout, out=out, unet=unet, lora=lora):
+        _refuse_given(context)
         with rich_progress(console, quiet or as_json) as progress:
             _pipeline(artifact, layout or "optimum", out, unet, lora or [], lora_as, console, as_json, progress)
         return
+    from optimize.as_onnx import parse_onnx
     from optimize.exporting import ENGINES, Request, exit_code, parse_settings
     from optimize.exporting import export as export_all
     from optimize.store import Store
 
+    settings = parse_settings(
+        batch,
+        size or [],
+        exact=exact,
+        flags=flag or [],
+        hardware_compatible=hardware_compatible,
+        level=level,
+        memory_gb=memory_gb,
+    )
     asked = Request(
         artifact=artifact,
         targets=tuple(t.strip() for t in target.split(",") if t.strip()),
-        formats=tuple(format or ENGINES),
-        settings=parse_settings(
-            batch,
-            size or [],
-            exact=exact,
-            flags=flag or [],
-            hardware_compatible=hardware_compatible,
-            level=level,
-            memory_gb=memory_gb,
-        ),
-        kits=(kits or artifact.parent / "kits") if kit else None,
+        formats=formats or ENGINES,
+        onnx=parse_onnx(onnx or []),
+        settings=settings,
+        kits=(kits or (out or artifact).parent / "kits") if kit else None,
         zipped=zip,
+        out=out,
     )
     with rich_progress(console, quiet or as_json) as progress:
         rows = export_all(asked, Store(exported / ".cache"), progress)
@@ -97,6 +111,21 @@ def export(
 
         print_engines(rows, console)
     raise typer.Exit(exit_code(rows))
+
+
+OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
+
+
+def _refuse_given(context: typer.Context) -> None:
+    """Options of engines beside a whole pipeline, where they would do nothing, are one UserError."""
+    given = [n for n in OF_ENGINES if (s := context.get_parameter_source(n)) is not None and s.name == "COMMANDLINE"]
+    if given:
+        from optimize.errors import UserError
+
+        names = ", ".join(f"--{n.replace('_', '-')}" for n in given)
+        raise UserError(
+            f"{names}: for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."
+        )
 
 
 def _pipeline(

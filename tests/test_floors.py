@@ -62,6 +62,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     5: ("passes/", "exporters/", "runners/", "serving/"),
     6: (
+        "as_onnx.py",
         "benchmark.py",
         "comparison.py",
         "exporting.py",
