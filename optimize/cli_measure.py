@@ -118,6 +118,7 @@ def bench(
         from optimize.report.bench import print_bench
 
         print_bench(rows, console)
+    raise typer.Exit(benchmark.exit_code(rows))
 
 
 def compare(

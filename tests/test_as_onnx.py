@@ -52,8 +52,19 @@ def test_a_folder_of_diffusers_becomes_an_artifact_that_loads_and_runs(made: Any
 
 def test_the_row_says_what_the_file_is(made: Any) -> None:
     said = about_onnx(made[1][0])
-    for part in ("· fp16 ·", "modules partly in fp32", "opset 20", "B, H, W symbolic", "torch.export", "e-0"):
+    for part in (
+        "· fp16 ·",
+        "fp32 for sine: (network), time_proj",
+        "opset 20",
+        "B, H, W symbolic",
+        "torch.export",
+        "e-0",
+    ):
         assert part in said, said
+    held = {"overflow": {f"layer.{i}": 2e4 for i in range(6)}, "asked": []}
+    assert "fp32 for overflow: layer.0, layer.1, layer.2, layer.3 and 2 more" in about_onnx(
+        made[1][0] | {"fp32_layers": held}
+    )
     older = {"bytes": 10, "precision": "fp32", "int8_layers": 3, "opset": 18, "symbols": ["B"], "fixed": {"H": 8}}
     text = about_onnx(older | {"exporter": "torchscript", "reason": "loops", "relative_l2": 1e-6})
     assert "3 layers in int8" in text and "H fixed at 8" in text and "the older exporter (loops)" in text

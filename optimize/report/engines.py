@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimize.report import figures
@@ -9,6 +10,7 @@ from optimize.report import figures
 if TYPE_CHECKING:
     from rich.console import Console
 
+NAMED = 4  # modules named in a line
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
@@ -43,14 +45,19 @@ def print_engines(rows: list[dict[str, Any]], console: Console) -> None:
 def about_onnx(row: dict[str, Any]) -> str:
     """What an ONNX file is, in words: size, formats, symbolic dims, what traced it, and how far it is from the network."""
     layers = [f"{row[f'{f}_layers']} layers in {f}" for f in ("int8", "fp8") if row.get(f"{f}_layers")]
-    wide = sum(len(paths) for paths in row.get("fp32_layers", {}).values())
-    kept = [f"{wide} modules partly in fp32"] if wide else []
+    kept = [f"fp32 for {why}: {_paths(paths)}" for why, paths in row.get("fp32_layers", {}).items() if paths]
     fixed = [f"{s} fixed at {n}" for s, n in row["fixed"].items()]
     by = {"dynamo": "torch.export", "torchscript": f"the older exporter ({row['reason']})"}[row["exporter"]]
     sizes = f"{', '.join(row['symbols']) or 'nothing'} symbolic"
     far = f"{row['relative_l2']:.1e} from the network (relative L2)"
     size = figures.bytes_text(row["bytes"])
     return " · ".join([size, row["precision"], *layers, *kept, f"opset {row['opset']}", sizes, *fixed, by, far])
+
+
+def _paths(paths: Sequence[str]) -> str:
+    """The first of several modules' paths, and how many more there are."""
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(list(paths)[:NAMED]) + more
 
 
 def cells(row: dict[str, Any]) -> dict[str, str]:
