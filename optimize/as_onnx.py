@@ -68,6 +68,7 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
 
     check_ort()
     record = config.export(model, folder, context)
+    _require_memory(model)
     with open_runner(folder, RUNNER) as network:
         far = parity(model, network, LEVELS, BATCH) | {"runner": network.describe()}
     format = narrowest(record)
@@ -78,6 +79,18 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
             f"through in {format}. Nothing was written. Keep more layers in FP32 (fp32_layers), or use a wider precision."
         )
     return record, {RUNNER: far}
+
+
+def _require_memory(model: Model) -> None:
+    """Raise EnvironmentLacks where ONNX Runtime's FP32 weights do not fit beside the network's own."""
+    import psutil
+
+    needed, free = 4 * sum(p.numel() for p in model.module.parameters()), psutil.virtual_memory().available
+    if free < needed:
+        raise EnvironmentLacks(
+            f"export: comparing the file with its network takes {needed / 1e9:.1f} GB of memory more, {free / 1e9:.1f} GB are free. "
+            "Nothing was written. Close other programs, or use a larger machine."
+        )
 
 
 def narrowest(record: Mapping[str, Any]) -> str:

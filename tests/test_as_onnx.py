@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -124,6 +125,16 @@ def test_without_onnxruntime_nothing_is_begun(tiny_model: Model, tmp_path: Path,
     monkeypatch.setattr("optimize.exporters.onnx.Onnx.export", lambda *a: pytest.fail("begun"))
     with pytest.raises(EnvironmentLacks, match="pip install onnxruntime"):
         optimize.export(tiny_model, tmp_path / "out")
+
+
+def test_too_little_memory_to_compare_is_said_and_nothing_is_kept(
+    tiny_model: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("optimize.exporters.onnx.Onnx.export", lambda *a: {})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**3))
+    with pytest.raises(EnvironmentLacks, match=r"takes 0.0 GB of memory more, 0.0 GB are free. Nothing was written"):
+        optimize.export(tiny_model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_limits_are_those_of_the_narrowest_format() -> None:
