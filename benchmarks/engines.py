@@ -32,10 +32,10 @@ from optimize.configs import digest
 from optimize.engines.export import profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.make import Order, make
-from optimize.engines.memory import gb
 from optimize.engines.modules import found_version, sm_text
 from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError
+from optimize.room import gb
 from optimize.weights import read_json
 
 MODULE = "tensorrt_rtx"

@@ -107,19 +107,19 @@ def read(path: Path) -> list[Measurement]:
     return found
 
 
+def exit_code(rows: Sequence[Measurement]) -> int:
+    """0 where anything was measured; else 3 where this machine lacks what all take, and 2 where a row failed."""
+    if any(row.done for row in rows):
+        return 0
+    return 3 if all(row.status == "refused" for row in rows) else 2
+
+
 def check_out(path: Path) -> None:
     """Raise, before anything is measured, where results could not be appended to `path`."""
     if path.is_dir():
         raise UserError(f"--out: {path} is a folder. Give a file, e.g. {path / 'measurements.jsonl'}.")
     if path.exists():
         read(path)
-
-
-def exit_code(rows: Sequence[Measurement]) -> int:
-    """0 where any row has figures; else 3 where this machine offers none of them, 2 where they failed."""
-    if not rows or any(row.done for row in rows):
-        return 0
-    return 3 if all(row.status == "refused" for row in rows) else 2
 
 
 def _malformed(path: Path, line: int) -> ArtifactError:

@@ -154,7 +154,7 @@ def serve(
         made = make_repository(path, triton, **options)["triton"]
         for model, kind in made["models"].items():
             typer.echo(f"{triton / model}: {kind}")
-        typer.echo(f"Serve it: tritonserver --model-repository {triton}")
+        typer.echo(" ".join([f"Serve it: tritonserver --model-repository {triton}", *made["server"]]))
         return
     from optimize.serving.quick import serve_forever
 

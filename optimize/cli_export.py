@@ -21,7 +21,7 @@ def export(
     artifact: Annotated[
         Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
     ],
-    target: Annotated[str, typer.Option(help="Device classes, e.g. a100,rtx3090,v100, or here.")] = "here",
+    target: Annotated[str, typer.Option(help="Device classes, e.g. a100,rtx3090,v100, or here; or sm120.")] = "here",
     format: Annotated[
         list[str] | None,
         typer.Option(help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more."),
@@ -30,16 +30,29 @@ def export(
         list[str] | None,
         typer.Option(help="Field of the ONNX file, e.g. precision=fp16: see optimize schema onnx. Repeat for more."),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes in use; engines take all between.")] = "1,4,16",
+    batch: Annotated[
+        str,
+        typer.Option(help="Batch sizes of calls in use; engines take all between. Guidance doubles that of images."),
+    ] = "1,4,16",
     size: Annotated[
         list[str] | None, typer.Option(help="Sizes of another symbolic dimension, e.g. H=64,96. Repeat for more.")
     ] = None,
     exact: Annotated[bool, typer.Option(help="A further profile tuned for each combination of sizes.")] = False,
     flag: Annotated[
-        list[str] | None, typer.Option(help="TensorRT flags, e.g. stream_weights. Repeat for more.")
+        list[str] | None,
+        typer.Option(
+            help="refit, refit_identical, refit_individual, strip_weights, stream_weights, version_compatible or "
+            "sparse_weights. Repeat for more."
+        ),
     ] = None,
     hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: one engine from SM 8.0 on.")] = False,
     level: Annotated[int, typer.Option(min=0, max=5, help="How long TensorRT looks for faster kernels.")] = 3,
+    tf32: Annotated[bool, typer.Option(help="FP32 layers may round their inputs to TF32.")] = False,
+    workspace_gb: Annotated[float, typer.Option(min=0.001, help="Scratch memory of a kernel on the GPU.")] = 4.0,
+    precision_lost: Annotated[
+        str, typer.Option(help="error, or warn: keep an engine that computes wider than its graph asks.")
+    ] = "error",
+    minutes: Annotated[float, typer.Option(min=0.001, help="A build may take at most.")] = 60.0,
     memory_gb: Annotated[float | None, typer.Option(min=0.001, help="A build may take at most.")] = None,
     kits: Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")] = None,
     kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
@@ -83,21 +96,24 @@ def export(
     from optimize.exporting import export as export_all
     from optimize.store import Store
 
-    settings = parse_settings(
-        batch,
-        size or [],
-        exact=exact,
-        flags=flag or [],
-        hardware_compatible=hardware_compatible,
-        level=level,
-        memory_gb=memory_gb,
-    )
     asked = Request(
         artifact=artifact,
         targets=tuple(t.strip() for t in target.split(",") if t.strip()),
         formats=formats or ENGINES,
         onnx=parse_onnx(onnx or []),
-        settings=settings,
+        settings=parse_settings(
+            batch,
+            size or [],
+            exact=exact,
+            flags=flag or [],
+            hardware_compatible=hardware_compatible,
+            level=level,
+            tf32=tf32,
+            workspace_gb=workspace_gb,
+            precision_lost=precision_lost,
+            minutes=minutes,
+            memory_gb=memory_gb,
+        ),
         kits=(kits or (out or artifact).parent / "kits") if kit else None,
         zipped=zip,
         out=out,

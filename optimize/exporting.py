@@ -20,13 +20,12 @@ from optimize.as_onnx import export_model, limit_of, load_network, merged, write
 from optimize.benchmark import numbers
 from optimize.context import Context, Progress, silent
 from optimize.engines import kit, modules
-from optimize.engines.export import link_or_copy, order_for, place_engine, profiles_for
+from optimize.engines.export import classes, link_or_copy, order_for, place_engine, profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.make import Order
 from optimize.engines.runner import FOLDER
 from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError, UserError
-from optimize.measure.devices import resolve
 from optimize.recipe import describe
 from optimize.registry import EXPORTERS
 from optimize.runner import ONNX_FILE
@@ -62,7 +61,7 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
         return _from_diffusers(asked, store, progress)
     manifest = verify(asked.artifact)
     formats = _formats(asked)
-    found = resolve(asked.targets)
+    found = classes(asked.targets)
     has_onnx = (asked.artifact / ONNX_FILE).is_file()
     others = [f for f in formats if f not in ENGINES] + ([] if has_onnx or "onnx" in formats else ["onnx"])
     rows: list[Row] = []
@@ -95,7 +94,7 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
 def _from_diffusers(asked: Request, store: Store, progress: Progress) -> list[Row]:
     """The denoiser of a folder as an artifact at `out`, then what else is asked of it."""
     formats = _formats(asked)
-    resolve(asked.targets)
+    classes(asked.targets)
     model = load_network(asked.artifact)
     if asked.out is None:
         raise UserError(
@@ -154,7 +153,7 @@ def _engines(
         return made
     facts = read_graph(folder / ONNX_FILE)
     shape = tuple(read_json(folder / "sampler.json")["shape"]) if (folder / "sampler.json").is_file() else ()
-    profiles_for(asked.settings, facts, shape)  # wrong for one is wrong for all
+    profiles_for(asked.settings, facts, shape, folder)  # wrong for one is wrong for all
     with context.progress("engines", len(found) * len(wanted)) as advance:
         for target in found:
             statuses = {}
@@ -207,7 +206,7 @@ def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int]
 def _order(target: Target, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Order:
     """The order a kit carries: profiles and flags, whatever is installed here."""
     assert target.sm is not None
-    profiles = profiles_for(settings, facts, shape)
+    profiles = profiles_for(settings, facts, shape, folder)
     return Order(folder / ONNX_FILE, facts, "tensorrt", target.tensorrt or "", target.sm, profiles, settings)
 
 

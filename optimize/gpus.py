@@ -1,10 +1,11 @@
 """The NVIDIA GPUs of this machine as their driver describes them; plain facts, torch-free.
 
-NVML (nvidia-ml-py) is asked where it is installed; without it Linux's /proc still gives names and the driver.
+NVML (nvidia-ml-py) is asked where it is installed, else CUDA's driver; Linux's /proc still gives names without both.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc/driver/nvidia")
+DRIVERS = ("libcuda.so.1", "nvcuda.dll")
+CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 @lru_cache
@@ -24,11 +27,11 @@ def gpus() -> tuple[dict[str, Any], ...]:
     try:
         import pynvml as nvml
     except ImportError:
-        return tuple(_from_proc())
+        return tuple(_from_cuda()) or tuple(_from_proc())
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:  # no driver
-        return tuple(_from_proc())
+        return tuple(_from_cuda()) or tuple(_from_proc())
     try:
         return tuple(_facts(nvml, handle) for handle in _handles(nvml))
     finally:
@@ -83,14 +86,55 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value or "")
 
 
+def _from_cuda() -> Iterator[dict[str, Any]]:
+    """Name, compute capability, memory and CUDA version of the visible GPUs from CUDA's driver; no context is made."""
+    cuda = _cuda()
+    if cuda is None or cuda.cuInit(0):
+        return
+    version = _number(cuda.cuDriverGetVersion)
+    for index in range(_number(cuda.cuDeviceGetCount)):
+        device = _number(cuda.cuDeviceGet, index)
+        name, size = ctypes.create_string_buffer(128), ctypes.c_size_t()
+        cuda.cuDeviceGetName(name, 128, device)
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+        sm = tuple(_number(cuda.cuDeviceGetAttribute, which, device) for which in CAPABILITY)
+        found = {"name": name.value.decode(), "sm": sm, "memory_bytes": size.value, "driver": _driver()}
+        found["cuda"] = f"{version // 1000}.{version % 1000 // 10}"
+        yield {k: v for k, v in found.items() if v}
+
+
+def _cuda() -> Any:
+    """libcuda, which comes with NVIDIA's driver; None without one."""
+    for name in DRIVERS:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
+
+
+def _number(question: Callable[..., Any], *arguments: Any) -> int:
+    value = ctypes.c_int()
+    question(ctypes.byref(value), *arguments)
+    return value.value
+
+
+def _driver() -> str | None:
+    """The driver's version, from Linux's own files."""
+    version = PROC / "version"
+    words = version.read_text().split() if version.is_file() else []
+    return next((w for w in words if w[:1].isdigit() and "." in w), None)
+
+
 def _from_proc() -> Iterator[dict[str, Any]]:
     """Names and driver version from Linux's own files."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return
-    version = PROC / "version"
-    words = version.read_text().split() if version.is_file() else []
-    driver = next((w for w in words if w[:1].isdigit() and "." in w), None)
     for file in sorted(PROC.glob("gpus/*/information")):
         fields = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
-        found = {"name": fields.get("Model", "").strip(), "uuid": fields.get("GPU UUID", "").strip(), "driver": driver}
+        found = {
+            "name": fields.get("Model", "").strip(),
+            "uuid": fields.get("GPU UUID", "").strip(),
+            "driver": _driver(),
+        }
         yield {k: v for k, v in found.items() if v}

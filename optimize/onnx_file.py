@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimize.errors import EnvironmentLacks
+from optimize.room import available, gb
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,20 +54,14 @@ def _largest(graph: ir.Model) -> int:
 
 def require_room(folder: Path, disk: int, memory: int) -> None:
     """Raises EnvironmentLacks where the disk of `folder` or this machine's memory has less than these bytes free, and
-    what a graph takes."""
-    import psutil
-
+    what a graph takes; see `optimize.room.available`."""
     there = next(f for f in (folder, *folder.absolute().parents) if f.is_dir())
-    free, unused = shutil.disk_usage(there).free, psutil.virtual_memory().available
+    free, unused = shutil.disk_usage(there).free, available()
     for what, needed, has, cure in (
         ("disk", disk, free, f"Free space on the disk of {there}, or export in 16 bit"),
         ("memory", memory, unused, "Close other programs, or export in 16 bit"),
     ):
         if has < needed + GRAPH_BYTES:
             raise EnvironmentLacks(
-                f"onnx: writing the graph takes about {_gb(needed + GRAPH_BYTES)} of {what}, {_gb(has)} are free. {cure}."
+                f"onnx: writing the graph takes about {gb(needed + GRAPH_BYTES)} of {what}, {gb(has)} are free. {cure}."
             )
-
-
-def _gb(n: int) -> str:
-    return f"{n / 1e9:.1f} GB"

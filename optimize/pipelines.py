@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from optimize import optimum_layout as graphs
 from optimize.artifact import MANIFEST, commit, write_json
-from optimize.as_onnx import check_ort, check_out, is_network
 from optimize.configs import digest
 from optimize.context import Progress, silent
-from optimize.errors import ArtifactError, GateFailed, UserError, unknown
+from optimize.errors import ArtifactError, EnvironmentLacks, GateFailed, UserError, unknown
 from optimize.lora import Lora, Switch, add_switch, lora_option, merge, read_lora
 from optimize.network import TensorSpec
 from optimize.weights import file_sha256, read_json
@@ -79,13 +78,11 @@ def open_pipeline(folder: Path) -> Pipeline:
     named), ArtifactError where a part that the index names is missing."""
     if not (folder / INDEX).is_file():
         reason = f"there is no {INDEX} in it" if folder.is_dir() else "no such folder"
-        raise UserError(
-            f"{folder}: {reason}. Give a pipeline folder of diffusers, as save_pretrained writes it.{_alone(folder)}"
-        )
+        raise UserError(f"{folder}: {reason}. Give a pipeline folder of diffusers, as save_pretrained writes it.")
     index = read_json(folder / INDEX)
     name = index.get("_class_name", "") if isinstance(index, dict) else ""
     if name not in PIPELINES:
-        raise _without_layout(folder, str(name))
+        raise unknown(f"{folder / INDEX}: _class_name", str(name), PIPELINES)
     found = Pipeline(folder, index)
     wanted = {
         **dict.fromkeys((*found.encoders, "unet", "vae"), "config.json"),
@@ -102,21 +99,6 @@ def open_pipeline(folder: Path) -> Pipeline:
     return found
 
 
-def _without_layout(folder: Path, name: str) -> UserError:
-    """What is said of a class that the layout is not known for: of a real one, how to export its denoiser."""
-    import diffusers
-
-    if name not in dir(diffusers):
-        return unknown(f"{folder / INDEX}: _class_name", name, PIPELINES)
-    return UserError(
-        f"{folder / INDEX}: _class_name: {name} is not exported as a whole. Allowed: {', '.join(sorted(PIPELINES))}.{_alone(folder)}"
-    )
-
-
-def _alone(folder: Path) -> str:
-    return f" Its denoiser alone: optimize export {folder} --format onnx --out OUT." if is_network(folder) else ""
-
-
 def _needs(pipeline: Pipeline, part: str) -> bool:
     """Whether a part must be there: SDXL's refiner has only the second text encoder and tokenizer."""
     second = {"tokenizer": "tokenizer_2", "text_encoder": "text_encoder_2"}.get(part, "")
@@ -129,17 +111,18 @@ def is_pipeline(folder: Path, formats: bool = False, **options: Any) -> bool:
 
     Raises UserError for such options beside an artifact or beside formats."""
     named = [n for n, value in options.items() if value and not (formats and n == "out")]
-    given = ", ".join(f"--{n.replace('_', '-')}" for n in named)
+    given = ", ".join(f"--{name}" for name in named)
     if formats and given:
         raise UserError(
             f"{given}: for a whole pipeline, and --format and --onnx export a network alone. Leave out either."
         )
-    artifact = (folder / MANIFEST).is_file() and not (folder / INDEX).is_file()
-    if given and artifact:
-        raise UserError(
-            f"{given}: for a pipeline folder ({INDEX}), and {folder} is an artifact. Leave it out, or give the pipeline and --unet {folder}."
-        )
-    return not artifact and not formats and (bool(given) or (folder / INDEX).is_file())
+    if (folder / MANIFEST).is_file() and not (folder / INDEX).is_file():
+        if given:
+            raise UserError(
+                f"{given}: for a pipeline folder ({INDEX}), and {folder} is an artifact. Leave it out, or give the pipeline and --unet {folder}."
+            )
+        return False
+    return not formats and (bool(given) or (folder / INDEX).is_file())
 
 
 def export_pipeline(
@@ -165,8 +148,8 @@ def export_pipeline(
         if given not in allowed:
             raise unknown(option, given, allowed)
     pipeline = open_pipeline(folder)
-    check_out(out, "pipeline")
-    check_ort()
+    _check_out(out)
+    _check_ort()
     loras = [read_lora(*lora_option(text), pipeline.config("unet")) for text in lora]
     _check_loras(pipeline, loras, lora_as, unet)
 
@@ -176,6 +159,24 @@ def export_pipeline(
         return _about(pipeline, loras, lora_as, opset, parts)
 
     return commit(out, write)
+
+
+def _check_out(out: Path) -> None:
+    """Only a new or empty folder, or an earlier export, is written to: whatever is there is replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    earlier = out / MANIFEST
+    if not (earlier.is_file() and read_json(earlier).get("kind") == "pipeline"):
+        raise UserError(f"--out: {out} exists and is no exported pipeline; it is left alone. Give a new folder.")
+
+
+def _check_ort() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "export: ONNX Runtime compares every exported file with its network, and is not installed. pip install onnxruntime"
+        ) from error
 
 
 def _check_loras(pipeline: Pipeline, loras: list[Lora], lora_as: str, unet: Path | None) -> None:
@@ -276,8 +277,10 @@ def _export(part: graphs.Part, out: Path, config: dict[str, Any], opset: int) ->
 
 
 def _record(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    fed = [{"name": s.name, "dims": list(s.dims), "dtype": s.dtype} for s in inputs]
-    return {"inputs": fed, "outputs": [{"name": s.name, "dims": list(s.dims)} for s in outputs]}
+    return {
+        "inputs": [{"name": s.name, "dims": list(s.dims), "dtype": s.dtype} for s in inputs],
+        "outputs": [{"name": s.name, "dims": list(s.dims)} for s in outputs],
+    }
 
 
 def _session(path: Path) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from optimize import environment, parameterization
 from optimize.cost import load_prices
-from optimize.errors import OptimizeError, UserError
+from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.feasibility import Choice, Facts, Judgement, Verdict, judge
 from optimize.measure.devices import here
 from optimize.quality.config import FeatureNetwork
@@ -26,19 +26,49 @@ EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # expor
 
 
 def check(recipe: Recipe) -> None:
-    """UserError naming every problem of paths, of the passes and of the target; what will not pay is logged."""
+    """UserError naming every problem of paths, of the passes, of the target and of engines, or EnvironmentLacks where this
+    machine lacks what engines need and nothing else is wrong; what will not pay is logged."""
     problems = [*_paths(recipe), *_imports(recipe), *_pinned(recipe), *_prices(recipe)]
     found = here()[0].name
-    if recipe.target not in ("here", "cpu", found):
+    elsewhere = recipe.target not in ("here", "cpu", found)
+    if elsewhere:
         allowed = ", ".join(dict.fromkeys(("here", "cpu", found)))
         problems.append(f'target: "{recipe.target}" cannot be measured on this device. Allowed here: {allowed}.')
-    problems += [f"{where}: {judged.text}" for where, judged in _judged(recipe, "impossible")]
+    impossible = _judged(recipe, "impossible")
+    problems += [f"{where}: {judged.text}" for where, judged in impossible]
+    wrong, lacking = _engines(recipe, {where for where, _ in impossible})
+    problems += wrong
+    lacking = [] if elsewhere else lacking  # the run is for another machine
     if not recipe.exports and any(not reads_weights(s) for s in recipe.benchmark.runners):
         problems.append("exports: none, but benchmark.runners asks for runners of exported files. Add `- onnx: {}`.")
-    if problems:
-        raise UserError("\n".join([f"recipe {recipe.name}:", *(f"  {p}" for p in problems)]))
+    if problems or lacking:
+        kind = UserError if problems else EnvironmentLacks
+        raise kind("\n".join([f"recipe {recipe.name}:", *(f"  {p}" for p in [*problems, *lacking])]))
     for line in will_not_pay(recipe):
         log.warning("%s", line)
+
+
+def _engines(recipe: Recipe, known: set[str]) -> tuple[list[str], list[str]]:
+    """Why engines cannot be built here, or nothing is there to build them from: what the recipe asks wrongly, and what this
+    machine lacks. `known` are places in the recipe that were judged already."""
+    from optimize.engines.export import refuse_here
+
+    wrong, lacking = [], []
+    for i, export in enumerate(recipe.exports):
+        where = f"exports[{i}].{export.name}"
+        if export.name in (*EXPORTED_FOR, "triton") and "onnx" not in [e.name for e in recipe.exports[:i]]:
+            wrong.append(f"{where}: it is made from onnx, which is not before it. Add `- onnx: {{}}` above it.")
+        if export.name not in EXPORTED_FOR or where in known:
+            continue
+        names = [recipe.target if name == "here" else name for name in export.targets]
+        try:
+            refuse_here(export, names, export.name)
+        except EnvironmentLacks as error:
+            kit = "Or take it out: optimize export makes a build kit of what the run makes."
+            lacking.append(f"{where}: {error} {kit}")
+        except UserError as error:
+            wrong.append(f"{where}: {error}")
+    return wrong, lacking
 
 
 def will_not_pay(recipe: Recipe) -> list[str]:

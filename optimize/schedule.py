@@ -150,7 +150,7 @@ def from_diffusers(config: dict[str, Any], tokens: int | None = None) -> Schedul
 
 
 def _endless(value: Any) -> bool:
-    """Whether a setting is infinite, which JSON cannot hold: DPM-Solver's `lambda_min_clipped` by default, "no limit"."""
+    """Infinity or NaN, which JSON does not have: diffusers writes lambda_min_clipped, a bound that nothing is beyond, so."""
     return isinstance(value, float) and not math.isfinite(value)
 
 

@@ -194,7 +194,7 @@ def export_stage(
     store: Store, recipe: Recipe, name: str, made: Stage, runners: Sequence[str], progress: Progress
 ) -> Variant:
     """Model files and exported files in one folder, size and work counted; then their parity on every runner."""
-    meant = [meant_for(e, recipe.target) for e in recipe.exports]
+    meant = [in_use(meant_for(e, recipe.target), recipe, made.folder) for e in recipe.exports]
     codes = [code_hash(m) for m in (*(type(e).__module__ for e in meant), "optimize.macs")]
     exports = [{e.name: e.to_json()} for e in meant]
     key = {"model": made.id, "exports": exports, "code": codes, **_numerics(), **card_of(meant)}
@@ -224,10 +224,23 @@ def meant_for(export: Any, target: str) -> Any:
     return export.model_copy(update={"targets": tuple(target if name == "here" else name for name in named)})
 
 
+def in_use(export: Any, recipe: Recipe, artifact: Path) -> Any:
+    """An exporter that plans for batches, which are the recipe's own where it names none: a single sample, what is timed
+    and what is judged, and each twice where guidance evaluates both branches in one call. The largest that is timed is
+    what engines are tuned for."""
+    if not hasattr(export, "best_batch") or "batch" in export.model_fields_set:
+        return export
+    guidance = read_json(artifact / "sampler.json")["sampler"]["guidance"]
+    times = 2 if guidance["cfg"] is not None and guidance["batched"] else 1
+    timed, judged = recipe.benchmark.batch, recipe.quality.batch
+    batch = sorted({n * k for n in (1, *timed, judged) for k in (1, times)})
+    return export.model_copy(update={"batch": tuple(batch), "best_batch": export.best_batch or max(timed) * times})
+
+
 def card_of(exports: Sequence[Any]) -> dict[str, Any]:
-    """The GPU found, where one of the exports builds for `here`: another card must not get the first one's engine. Empty
-    where all are built for named targets, or without a GPU."""
-    if not any("here" in getattr(e, "targets", ()) for e in exports):
+    """The GPU found, where one of the exports builds for `here` or on the card it finds: another card must not get the
+    first one's engine. Empty where all are built ahead of time for named targets, or without a GPU."""
+    if not any("here" in getattr(e, "targets", ()) or getattr(e, "of_the_card", False) for e in exports):
         return {}
     target, facts = here()
     return {"gpu": [target.name, facts["name"], list(facts.get("sm", ()))]} if target.cuda else {}

@@ -220,7 +220,10 @@ def _precision(variant: Variant, spec: str) -> str:
 
 
 def _size(variant: Variant, spec: str) -> int:
-    """Bytes of the file this runner loads: ONNX where there is one, else the weights."""
+    """Bytes of the file this runner loads: its engine, ONNX where there is one, else the weights."""
+    engine = variant.parity.get(spec, {}).get("runner", {}).get("engine")
+    if engine:
+        return int(engine["plan_bytes"])
     files = variant.artifact.manifest["files"]
     onnx = sum(f["bytes"] for n, f in files.items() if n.startswith("onnx/"))
     return onnx if onnx and not reads_weights(spec) else files["model.safetensors"]["bytes"]

@@ -96,7 +96,8 @@ class Builder:
             self.logger.log(ILogger.Severity.ERROR, self.module.refuses)
             return None
         profiles = [{n: [list(x) for x in s] for n, s in p.shapes.items()} for p in config.profiles]
-        return json.dumps({"version": self.module.__version__, "profiles": profiles}).encode()
+        about = {"version": self.module.__version__, "profiles": profiles, "flags": sorted(config.flags)}
+        return json.dumps(about).encode()
 
 
 class OnnxParser:
@@ -114,6 +115,7 @@ class OnnxParser:
 class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.shapes, self.addresses, self.profile = engine, {}, {}, -1
+        self.config: Any = None
         engine.module.contexts.append(self)
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
@@ -134,6 +136,10 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         shape = self.shapes["sample"]
         work = lambda: np.copyto(view(self.addresses["output"], shape), view(self.addresses["sample"], shape) + 1)  # noqa: E731
+        if FakeTrt.now.fails_in_capture and stream in FakeCuda.now.capturing:
+            self.engine.logger.log(ILogger.Severity.ERROR, "cannot be captured")
+            return False
+        FakeCuda.now.log.append(f"enqueue on {stream}")
         FakeCuda.now.do(stream, work)
         return True
 
@@ -143,6 +149,17 @@ class Engine:
         self.module, self.plan = module, plan
         self.names = [*module.inputs, "output"]
         self.num_io_tensors, self.num_optimization_profiles = len(self.names), len(plan["profiles"])
+        self.weights, self.streamable_weights_size, self._resident = "", 1000, 1000
+        module.engines.append(self)
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._resident
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, value: int) -> None:
+        assert not self.module.contexts  # TensorRT takes it before the first context alone
+        self._resident = value if self.module.streams else self._resident
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -160,18 +177,98 @@ class Engine:
         own = self.module.inputs[name]
         return self.plan["profiles"][index].get(name, [own, own, own])
 
-    def create_execution_context(self) -> Context:
-        return Context(self)
+    def create_runtime_config(self) -> Any:
+        return RuntimeConfig()
+
+    def create_execution_context(self, config: Any = None) -> Context:
+        made = Context(self)
+        made.config = config
+        return made
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return 600
+
+    def create_engine_inspector(self) -> Any:
+        return Inspector(self)
+
+
+class RuntimeConfig:
+    """Of TensorRT-RTX; `captures` False: it takes no strategy for CUDA graphs."""
+
+    captures = True
+
+    def __init__(self) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy, self._graphs = "lazy", "disabled"
+
+    def create_runtime_cache(self) -> object:
+        return object()
+
+    def set_runtime_cache(self, cache: object) -> bool:
+        self.cache = cache
+        return True
+
+    @property
+    def cuda_graph_strategy(self) -> str:
+        return self._graphs
+
+    @cuda_graph_strategy.setter
+    def cuda_graph_strategy(self, value: str) -> None:
+        self._graphs = value if self.captures else self._graphs
+
+
+class Inspector:
+    """Tells formats only where a context has every input's shape, as TensorRT's does for symbolic sizes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.execution_context = engine, None
+
+    def get_engine_information(self, format: str) -> str:
+        assert format == "json"
+        known = self.execution_context is not None and set(self.execution_context.shapes) == set(
+            self.engine.module.inputs
+        )
+        given = "Row major Int8 format" if known else "N/A due to dynamic shapes"
+        return json.dumps({"Layers": [{"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": given}]}]})
+
+
+class Refitter:
+    """Puts weights from a file back; what it does not take it says as the parser does."""
+
+    def __init__(self, engine: Engine, logger: Any) -> None:
+        self.engine, self.logger = engine, logger
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.weights = self.file
+        return not FakeTrt.now.refuses
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
+        self.refitter, self.errors = refitter, FakeTrt.now.parser_errors
+        self.num_errors = len(self.errors)
+
+    def refit_from_file(self, path: str) -> bool:
+        self.refitter.file = path
+        return not self.errors
+
+    def get_error(self, index: int) -> Any:
+        return self.errors[index]
 
 
 class Runtime:
     def __init__(self, logger: Any) -> None:
-        self.logger, self.module = logger, FakeTrt.now
+        self.logger, self.module, self.engine_host_code_allowed = logger, FakeTrt.now, False
 
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
         self.module.deserialized += 1
         try:
-            return Engine(self.module, json.loads(plan))
+            about = json.loads(plan)
+            if "VERSION_COMPATIBLE" in about.get("flags", ()) and not self.engine_host_code_allowed:
+                self.logger.log(ILogger.Severity.ERROR, "plan contains host code")
+                return None
+            engine = Engine(self.module, about)
+            engine.logger = self.logger
+            return engine
         except ValueError:
             self.logger.log(ILogger.Severity.ERROR, "magicTag does not match")
             return None
@@ -188,7 +285,15 @@ class FakeTrt:
         self.inputs: dict[str, tuple[int, ...]] = {"sample": (-1, 1, 4, 4), "timestep": (-1,)}
         self.refuses, self.parser_errors, self.deserialized = "", [], 0
         self.contexts: list[Context] = []
+        self.engines: list[Engine] = []
+        self.fails_in_capture = False
+        self.streams = True  # it takes a budget of streamed weights
         self.config: Any = None
+        self.Refitter, self.OnnxParserRefitter = Refitter, OnnxParserRefitter
+        self.LayerInformationFormat = SimpleNamespace(JSON="json")
+        if name == "tensorrt_rtx":
+            self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+            self.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
         self.network_flags = -1
         self.ILogger, self.Builder, self.OnnxParser, self.Runtime = ILogger, Builder, OnnxParser, Runtime
         self.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
@@ -198,6 +303,7 @@ class FakeTrt:
         self.HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere+")
         self.ComputeCapability = SimpleNamespace(SM75="SM75", SM80="SM80", SM86="SM86", SM89="SM89", SM120="SM120")
         names = ("TF32", "REFIT", "REFIT_IDENTICAL", "REFIT_INDIVIDUAL", "STRIP_PLAN", "WEIGHT_STREAMING")
+        names += ("VERSION_COMPATIBLE",)
         self.BuilderFlag = SimpleNamespace(**{n: n for n in names})
 
     def nptype(self, dtype: str) -> Any:
@@ -267,6 +373,14 @@ class FakeCuda:
 
     def record(self, event: int, stream: int) -> None:
         self.memory_held[-event] = self.clock
+
+        self.log.append(f"record on {stream}")
+
+    def wait(self, stream: int, event: int) -> None:
+        self.log.append(f"wait on {stream}")
+
+    def destroy_event(self, event: int) -> None:
+        self.memory_held.pop(-event, None)
 
     def milliseconds(self, begin: int, end: int) -> float:
         return self.memory_held[-end] - self.memory_held[-begin]

@@ -1,13 +1,17 @@
-"""A process that restores an artifact without torch-pruning and without torch.load."""
+"""A model saved as an artifact, and a process that restores one without torch-pruning and without torch.load."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from optimize.artifact import commit, save_model
+from optimize.model import Model
 
 RESTORE = """
 import sys
@@ -24,6 +28,17 @@ model = load_model(Path(sys.argv[1]))
 with torch.inference_mode():
     save_file({"y": model.denoiser.network(**example_inputs(model.inputs, int(sys.argv[3]), classes=10))}, sys.argv[2])
 """
+
+
+def saved(model: Model, folder: Path) -> Path:
+    """The model as an artifact in `folder`."""
+
+    def write(temporary: Path) -> dict[str, Any]:
+        save_model(temporary, model)
+        return {"id": "saved"}
+
+    commit(folder, write)
+    return folder
 
 
 def output_of_a_fresh_process(folder: Path, batch: int, to: Path) -> torch.Tensor:

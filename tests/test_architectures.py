@@ -10,8 +10,9 @@ from typing import Any
 import networks
 import pytest
 import torch
+from restored import saved
 
-from optimize.artifact import commit, load_model, save_model
+from optimize.artifact import load_model
 from optimize.errors import ArtifactError, UserError
 from optimize.model import Model
 from optimize.models.architectures import ARCHITECTURES, architecture, hollow, with_controlnet, with_sizes
@@ -20,15 +21,6 @@ from optimize.network import TensorSpec, example_inputs, nested, raw_output
 from optimize.sampling import Guidance, Sampler
 
 TINY = sorted(networks.TINY)
-
-
-def saved(model: Model, folder: Path) -> Path:
-    def write(temporary: Path) -> dict[str, Any]:
-        save_model(temporary, model)
-        return {"id": "kept"}
-
-    commit(folder, write)
-    return folder
 
 
 def output(model: Model, batch: int = 2, **sizes: int) -> torch.Tensor:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from restored import saved
 
 from optimize import artifact
-from optimize.artifact import commit, load_model, save_model, verify, verify_network
+from optimize.artifact import commit, load_model, verify, verify_network
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.model import Model
 from optimize.sampling import Sampler
@@ -23,30 +24,21 @@ from optimize.sources.diffusers import DiffusersSource
 from optimize.store import Store
 
 
-def saved(folder: Path, model: Model) -> Path:
-    def write(temporary: Path) -> dict[str, str]:
-        save_model(temporary, model)
-        return {"id": "x"}
-
-    commit(folder, write)
-    return folder
-
-
 def test_a_model_comes_back_bit_identical(tiny_model: Model, tmp_path: Path) -> None:
-    back = load_model(saved(tmp_path / "a", tiny_model))
+    back = load_model(saved(tiny_model, tmp_path / "a"))
     assert back.sampler == tiny_model.sampler
     assert back.denoiser.schedule == tiny_model.denoiser.schedule
     assert torch.equal(back.sample(range(2)), tiny_model.sample(range(2)))
 
 
 def test_saving_twice_gives_the_same_bytes(tiny_model: Model, tmp_path: Path) -> None:
-    one, two = (verify(saved(tmp_path / n, tiny_model))["files"] for n in "ab")
+    one, two = (verify(saved(tiny_model, tmp_path / n))["files"] for n in "ab")
     assert one == two
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "add"])
 def test_any_changed_byte_is_found(tiny_model: Model, tmp_path: Path, damage: str) -> None:
-    folder = saved(tmp_path / "a", tiny_model)
+    folder = saved(tiny_model, tmp_path / "a")
     weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
     if damage == "flip":
@@ -65,7 +57,7 @@ def test_any_changed_byte_is_found(tiny_model: Model, tmp_path: Path, damage: st
 def test_a_full_disk_is_one_clear_error_and_leaves_earlier_results_intact(
     tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = saved(tmp_path / "a", tiny_model)
+    folder = saved(tiny_model, tmp_path / "a")
     before = verify(folder)
 
     def full(*_: object) -> None:

@@ -60,12 +60,6 @@ def test_a_changed_artifact_is_refused_before_anything_runs(artifact: Path):
         benchmark.variants([artifact], ["torch"])
 
 
-def test_a_bench_without_a_single_figure_does_not_end_well():
-    done, failed = measured("a"), measured("b", status="failed", reason="x")
-    refused = measured("c", status="refused", reason="y")
-    assert [benchmark.exit_code(r) for r in ([done, failed], [failed, refused], [refused], [])] == [0, 2, 3, 0]
-
-
 def test_sampler_and_steps_replace_those_of_the_artifact(artifact: Path):
     (row,) = benchmark.variants([artifact], ["torch"], solver="heun", steps=7)
     assert row.sampler is not None and (row.sampler.solver, row.sampler.steps) == ("heun", 7)
@@ -208,6 +202,20 @@ def test_a_narrow_terminal_gets_lines_and_empty_columns_are_left_out():
 def test_a_bench_without_a_single_figure_still_says_why():
     text = printed([replace(measured("lost"), status="failed", reason="it fell over")])
     assert text.strip() == "failed: lost: it fell over"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [(("done", "failed"), 0), (("refused", "done"), 0), (("refused", "refused"), 3), (("refused", "failed"), 2)],
+)
+def test_a_bench_that_measured_nothing_does_not_end_well(statuses: tuple[str, ...], code: int):
+    assert benchmark.exit_code([replace(measured(s), status=s) for s in statuses]) == code
+
+
+def test_the_command_ends_with_that_code(artifact: Path):
+    about = ["--runner", "onnxruntime", "--rounds", "1", "--warm-up", "0.05", "--threads", "1"]
+    result = CliRunner().invoke(app, ["bench", str(artifact), *about])  # it has no ONNX file
+    assert result.exit_code == 2 and "Export the artifact first" in " ".join(result.output.split())
 
 
 def test_one_failed_row_does_not_stop_the_others(artifact: Path, tmp_path: Path):

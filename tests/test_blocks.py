@@ -9,11 +9,11 @@ from typing import Any
 import networks
 import pytest
 import torch
-from restored import output_of_a_fresh_process
+from restored import output_of_a_fresh_process, saved
 from torch import nn
 
 from optimize import macs
-from optimize.artifact import commit, load_model, save_model
+from optimize.artifact import load_model
 from optimize.context import Context, Data
 from optimize.errors import UserError
 from optimize.model import Model
@@ -32,15 +32,6 @@ def prune(budget: float, **options: Any) -> Prune:
 def output(model: Model) -> torch.Tensor:
     with torch.inference_mode():
         return model.denoiser.network(**example_inputs(model.inputs, 2, classes=10))
-
-
-def saved(model: Model, folder: Path) -> Path:
-    def write(temporary: Path) -> dict[str, Any]:
-        save_model(temporary, model)
-        return {"id": "pruned"}
-
-    commit(folder, write)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from restored import saved
 
-from optimize.artifact import commit, save_model, verify
+from optimize.artifact import verify
 from optimize.context import Context, Data
 from optimize.model import Model
 from optimize.registry import EXPORTERS, PASSES, RUNNERS
@@ -50,15 +51,6 @@ def context(model: Model, data: Data) -> Context:
     return Context(seed=1, data=data, teacher=lambda name: model)
 
 
-def saved(folder: Path, model: Model) -> Path:
-    def write(temporary: Path) -> dict[str, str]:
-        save_model(temporary, model)
-        return {}
-
-    commit(folder, write)
-    return folder
-
-
 @pytest.mark.parametrize("name", PASSES.names())
 def test_a_pass_config_comes_back_from_json_and_refuses_unknown_keys(name: str) -> None:
     step = make(name)
@@ -84,7 +76,7 @@ def test_a_pass_is_deterministic_leaves_its_input_alone_and_restores_in_a_fresh_
     two, again = make(name).apply(tiny_model, context(tiny_model, tiny_data))
     assert all(torch.equal(v, before[k]) for k, v in tiny_model.module.state_dict().items())
     assert json.loads(json.dumps(record)) == json.loads(json.dumps(again))
-    files = [verify(saved(tmp_path / n, m))["files"] for n, m in (("one", one), ("two", two))]
+    files = [verify(saved(m, tmp_path / n))["files"] for n, m in (("one", one), ("two", two))]
     assert files[0] == files[1]
 
     from safetensors.torch import load_file

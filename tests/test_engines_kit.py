@@ -59,7 +59,7 @@ def test_the_script_is_one_file_of_distinct_names_that_imports_numpy_and_the_sta
         if isinstance(n, ast.Import | ast.ImportFrom)
         for a in n.names
     }
-    assert roots - set(sys.stdlib_module_names) == {"numpy"}
+    assert roots - set(sys.stdlib_module_names) == {"numpy", "psutil"}  # psutil beyond Linux, and there not needed
     assert text.startswith('"""Build, check and time this kit') and text.count("from __future__") == 1
 
 
@@ -129,7 +129,17 @@ def test_probes_that_cannot_be_are_named(tmp_path: Path, capsys: pytest.CaptureF
     assert "can be built with tensorrt_rtx only" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="the system does not say what is free")
+def test_a_kit_on_a_system_that_does_not_say_what_is_free_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown() -> int:
+        raise ImportError("psutil")
+
+    fake(monkeypatch)
+    monkeypatch.setattr(kit_script, "available", unknown)
+    assert kit_script.check_memory(10**15) is None  # type: ignore[func-returns-value]
+
+
 def test_a_kit_that_needs_more_memory_than_there_is_builds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,8 +147,9 @@ def test_a_kit_that_needs_more_memory_than_there_is_builds_nothing(
     folder = fake_kit(tmp_path)
     about = json.loads((folder / "kit.json").read_text())
     (folder / "kit.json").write_text(json.dumps(about | {"estimate": 10**15}))
+    monkeypatch.setattr(kit_script, "available", lambda: 3 * 10**9)
     assert kit_script.main(["--kit", str(folder)]) == 3
-    assert "estimated to take 1000000.0 GB, and " in capsys.readouterr().err
+    assert "estimated to take 1000000.0 GB, and 3.0 GB are free" in capsys.readouterr().err
     assert not (folder / "tensorrt").exists() and not (folder / "result.json").exists()
 
 
@@ -168,13 +179,21 @@ def test_missing_modules_and_lanes_are_named(tmp_path: Path) -> None:
         kit_script.import_module(None, ["surely_not_there"])
 
 
+def test_a_kits_own_folder_of_engines_is_not_taken_for_tensorrt(tmp_path: Path) -> None:
+    folder = write(tmp_path / "kit", "v100", half_file(tmp_path / "model.onnx"))
+    (folder / "surely_no_module").mkdir()
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import build; build.import_module(None, ['surely_no_module'])"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60)
+    assert "Missing: not installed: surely_no_module (there is a folder of that name alone)" in done.stderr
+
+
 def fake(monkeypatch: pytest.MonkeyPatch, sm: tuple[int, int] = (8, 0)) -> FakeTrt:
     """A machine with TensorRT and a card, whose engines add 1."""
     trt = FakeTrt()
     trt.inputs = {"sample": (-1, 4, 8, 8)}
     monkeypatch.setattr(kit_script.importlib, "import_module", lambda name: trt)
     monkeypatch.setattr(kit_script, "gpu", lambda: FakeCuda(sm))
-    monkeypatch.setattr(kit_script, "inspected", lambda module, plan: {"conv int8": 2, "conv fp32": 1})
+    monkeypatch.setattr(kit_script, "inspected", lambda module, plan, flags: {"conv int8": 2, "conv fp32": 1})
     return trt
 
 
@@ -202,6 +221,16 @@ def test_on_the_card_parity_and_percentiles_are_in_the_result(tmp_path: Path, mo
     assert [row["policy"] for row in result["latency_ms"]] == ["calls", "cuda graphs"]
     assert all(row["n"] == 20 and row["p50"] <= row["p90"] <= row["p99"] for row in result["latency_ms"])
     assert result["gpu"]["sm"] == "8.0" and result["engine"]["module"] == "tensorrt"
+
+
+def test_an_engine_without_weights_gets_those_of_the_kits_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = fake(monkeypatch)
+    folder = fake_kit(tmp_path)
+    about = json.loads((folder / "kit.json").read_text())
+    about["job"]["flags"] = ["strip_weights"]
+    (folder / "kit.json").write_text(json.dumps(about))
+    assert kit_script.main(["--kit", str(folder), "--calls", "10"]) == 0
+    assert {engine.weights for engine in trt.engines} == {str(folder / "model.onnx")} and len(trt.engines) == 3
 
 
 def test_parity_that_does_not_hold_fails_the_kit(

@@ -1,10 +1,9 @@
-"""A build's memory: what there is, what is refused, and the watch that stops a process."""
+"""A build's memory: what is refused, and the watch that stops a process."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -38,18 +37,6 @@ def test_an_error_on_our_side_leaves_no_process_behind() -> None:
     with pytest.raises(KeyError), memory.Watch(process, 10**10):
         raise KeyError
     assert process.poll() == -9
-
-
-def test_what_is_available_is_no_more_than_the_machine_or_its_control_group_has(tmp_path: Path) -> None:
-    import psutil
-
-    assert 0 < memory.available() <= psutil.virtual_memory().total
-    assert memory._left_in_group(tmp_path) == []
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("100\n")
-    assert memory._left_in_group(tmp_path) == []
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert memory._left_in_group(tmp_path) == [900]
 
 
 def test_a_build_that_is_too_large_is_refused_with_both_figures() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import PackageNotFoundError
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from optimize import environment
+from optimize.engines import modules
 from optimize.engines.modules import Wish, refuse
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 
@@ -62,3 +67,46 @@ def test_versions_that_are_too_old_or_have_a_known_fault_are_refused() -> None:
 )
 def test_what_works_is_not_refused(module: str, version: str, wish: Wish, gpu: Any) -> None:
     assert refuse(module, version, wish, gpu) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("module", "installed", "found"),
+    [
+        ("tensorrt", {"tensorrt": "11.4.0"}, "11.4.0"),
+        ("tensorrt", {"tensorrt-cu12": "10.4.0", "tensorrt-rtx": "1.7.1"}, "10.4.0"),  # the pin of a V100's kit
+        ("tensorrt_rtx", {"tensorrt-rtx-cu13": "1.7.1.116"}, "1.7.1.116"),
+        ("tensorrt", {"tensorrt-rtx": "1.7.1"}, None),
+    ],
+)
+def test_a_module_is_found_under_every_name_pip_knows_it_by(
+    module: str, installed: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(environment, "version", version)
+    environment.versions.cache_clear()
+    try:
+        assert modules.found_version(module) == found
+    finally:
+        environment.versions.cache_clear()
+
+
+def test_the_first_gpu_is_the_one_that_engines_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, sm, name in (
+        (({"name": "A10", "sm": (8, 6)}, {"name": "T4", "sm": (7, 5)}), (8, 6), "A10"),
+        (({"name": "H200"}, {"name": "T4", "sm": (7, 5)}), None, "H200"),  # told without its capability
+        ((), None, ""),
+    ):
+        monkeypatch.setattr(modules, "gpus", lambda found=found: found)
+        assert (modules.gpu_sm(), modules.gpu_name()) == (sm, name)
+
+
+def test_an_artifacts_folder_is_not_taken_for_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    with pytest.raises(
+        EnvironmentLacks, match=r"does not load here \(there is a folder tensorrt alone\)\. pip install"
+    ):
+        modules.load_module("tensorrt")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import fake_trt
 import pytest
+from fake_trt import FakeTrt
+from test_engines_builder import PROFILE, job
 
-from optimize.engines.plan_text import compare, inspected, read_plan, read_plan_file
+from optimize.engines.builder import EngineError, build
+from optimize.engines.plan_text import compare, inspected, read_plan, read_plan_file, told_of
 
 
 def tensor(name: str, kind: str, word: str = "tensor") -> bytes:
@@ -39,10 +41,12 @@ PLAN = b"\n".join(
         layer("fully_connected", "MatMul_4+MatMul_6", "e", "e", "f"),  # another kernel for other shapes
         layer("fully_connected", "MatMul_2", "f", "f"),
         layer("fully_connected", "MatMul_3", "f", "nowhere"),
+        layer("fully_connected", "__mye31", "h", "h"),  # an attention's product, in pieces of TensorRT's own
+        layer("fully_connected", "__mye32", "h", "h"),
         layer("pointwise", "Add", "x", "w"),
     ]
 )  # fmt: skip
-COUNTS = {"conv int8": 1, "conv fp16": 2, "matmul fp8": 4, "matmul fp32": 2}
+COUNTS = {"conv int8": 1, "conv fp16": 2, "matmul fp8": 4, "matmul fp32": 2, "piece fp16": 2}
 
 
 def test_layers_are_counted_by_the_formats_of_their_operands_and_sms_named(tmp_path: Path) -> None:
@@ -50,6 +54,16 @@ def test_layers_are_counted_by_the_formats_of_their_operands_and_sms_named(tmp_p
     (tmp_path / "p").write_bytes(PLAN)
     assert read_plan_file(tmp_path / "p") == read_plan(PLAN)
     assert read_plan(b"\x00nothing") == ({}, [])
+
+
+def test_a_layer_of_several_profiles_counts_once_in_its_widest_format() -> None:
+    tensors = [tensor("x", "int8"), tensor("h", "half"), tensor("f", "float")]
+    layers = [layer("corrltn", f"Conv_{n}{p}", "x", "x") for n in (1, 2) for p in ("", " [profile 1]")]
+    layers += [layer("corrltn", "Conv_2 [profile 2]", "f", "x")]  # one profile lost the precision
+    layers += [
+        layer("fully_connected", f"MatMul_1+MatMul_2{p}", "h", "h") for p in ("", " [profile 1]", " [profile 2]")
+    ]
+    assert read_plan(b"\n".join(tensors + layers))[0] == {"conv fp32": 1, "conv int8": 1, "matmul fp16": 2}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +75,7 @@ def test_layers_are_counted_by_the_formats_of_their_operands_and_sms_named(tmp_p
         ({"matmul int8": 2}, {"matmul fp16": 2}, "2 matrix products of the graph are int8, the engine computes 0"),
         ({"matmul fp8": 6, "matmul fp16": 4}, {"matmul fp8": 5, "matmul fp16": 1}, "6 matrix products of the graph are fp8"),
         ({"matmul int8": 2, "matmul fp16": 1}, {"matmul int8": 1, "matmul fp16": 2}, "2 convolutions and matrix products in 16 bit or more"),
+        ({"matmul fp16": 2}, {"matmul fp16": 1, "piece fp32": 2}, "2 pieces of the graph's products in fp32"),
         ({"conv fp16": 2}, {"conv fp16": 1, "conv fp32": 1}, "computes 1 convolutions in fp32, the graph asks for 0"),
     ],
 )  # fmt: skip
@@ -75,6 +90,8 @@ def test_lost_precision_is_said(expected: dict[str, int], found: dict[str, int],
         ({"matmul int8": 6, "matmul fp16": 4}, {"matmul int8": 6}),  # the others inside an attention kernel
         ({"conv fp16": 2}, {"conv int8": 1, "conv fp16": 1}),
         ({"conv fp16": 3, "matmul fp16": 1}, {"conv fp16": 2, "matmul fp16": 2}),  # one tap: computed as a product
+        ({"matmul fp16": 2}, {"matmul fp16": 1, "piece fp16": 2}),
+        ({"matmul fp32": 2}, {"matmul fp32": 1, "piece fp32": 2}),
         ({"conv fp16": 2}, {}),
     ],
 )
@@ -87,20 +104,49 @@ def test_an_inspector_that_hides_layers_is_no_loss_as_long_as_some_are_narrow() 
     assert compare({"conv int8": 3}, {"conv fp16": 1}, exact=False)
 
 
-def test_the_inspector_is_read_as_far_as_it_tells() -> None:
-    layers: list[Any] = [
-        {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]},
-        {"LayerType": "gemm", "ParameterType": "MatrixMultiply", "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}]},
-        {"LayerType": "PointWise", "Inputs": [{"Format/Datatype": "Half"}]},
-        "a name alone",
-    ]  # fmt: skip
-    inspector = SimpleNamespace(get_engine_information=lambda format: json.dumps({"Layers": layers}))
-    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
-    logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
-    trt = SimpleNamespace(
-        Logger=logger,
-        LayerInformationFormat=SimpleNamespace(JSON=1),
-        Runtime=lambda held: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine if plan else None),
-    )
-    assert inspected(trt, b"plan") == {"conv int8": 1, "matmul fp16": 1}
-    assert inspected(trt, b"") == {}
+def layer_of(kind: str, given: str, **more: Any) -> dict[str, Any]:
+    """A layer as the inspector describes it."""
+    return {"LayerType": kind, "Inputs": [{"Format/Datatype": given}], **more}
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [
+        (layer_of("CaskConvolution", "Thirty-two wide channel vectorized row major Int8 format"), "conv int8"),
+        (layer_of("gemm", "Row major linear FP16 format", ParameterType="MatrixMultiply"), "matmul fp16"),
+        (layer_of("gemm", "BFloat16"), "matmul bf16"),
+        (layer_of("gemm", "FP8"), "matmul fp8"),
+        (layer_of("gemm", "Float(64,1:8)"), "matmul fp32"),
+        (layer_of("CaskConvolution", "N/A due to dynamic shapes", Weights={"Type": "Half", "Count": 9}), "conv fp16"),
+        (
+            layer_of("CaskConvolution", "Half", Weights={"Type": "Int8", "Count": 9}),
+            "conv fp16",
+        ),  # weights alone narrow
+        ({"LayerType": "CaskConvolution", "Weights": {"Type": "Int8"}}, "conv int8"),
+        (layer_of("CaskConvolution", "N/A due to dynamic shapes"), ""),
+        (layer_of("gemm", "Half", Name="Gemm_3 [profile 1]"), ""),  # the same layer, for another profile
+        (layer_of("PointWise", "Half"), ""),
+        ("a name alone", ""),
+    ],
+)
+def test_a_layer_is_told_by_its_input_else_by_its_weights(layer: Any, told: str) -> None:
+    assert told_of(layer) == told
+
+
+def test_the_inspector_is_asked_with_shapes_since_without_them_it_tells_no_formats() -> None:
+    trt = FakeTrt()
+    plan = build(trt, job(profiles=[PROFILE]))[0]
+    assert inspected(trt, plan) == {"conv int8": 1}
+    assert trt.contexts[0].shapes == {name: tuple(three[1]) for name, three in PROFILE.items()}
+
+
+def test_an_engine_without_room_for_a_context_is_asked_without_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = FakeTrt()
+    plan = build(trt, job(profiles=[PROFILE]))[0]
+    monkeypatch.setattr(fake_trt.Engine, "create_execution_context", lambda self: None)
+    assert inspected(trt, plan) == {}
+
+
+def test_a_plan_that_does_not_load_is_not_inspected() -> None:
+    with pytest.raises(EngineError, match="does not load the engine: magicTag does not match"):
+        inspected(FakeTrt(), b"{half")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from fake_trt import FakeCuda, FakeTrt
 from test_engines_builder import PROFILE, job
 
-from optimize.artifact import commit, write_json
+from optimize.artifact import commit, verify, write_json
 from optimize.engines.builder import build
 from optimize.engines.cuda import CudaError
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
@@ -70,6 +72,22 @@ def test_a_runner_is_a_network(here: FakeTrt, tmp_path: Path, graphs: bool) -> N
     assert not FakeCuda.now.memory_held
 
 
+def test_the_size_of_what_is_loaded_is_the_engines_and_not_the_onnx_files(here: FakeTrt, tmp_path: Path) -> None:
+    from optimize import summary
+    from optimize.measure import worker
+
+    folder = with_onnx(tmp_path / "a")
+    plan = next(folder.glob("tensorrt/*/model.engine")).stat().st_size
+    with open_runner(folder, "tensorrt") as runner:
+        about = runner.describe()
+    assert worker._on_disk(folder, "tensorrt", about) == ("x", {"file_bytes": plan})
+    onnx = (folder / "onnx" / "model.onnx").stat().st_size
+    assert worker._on_disk(folder, "onnxruntime", {}) == ("x", {"file_bytes": onnx}) and onnx != plan
+    parity = {"tensorrt": {"runner": about}, "onnxruntime": {"runner": {}}, "openvino": {"refused": "not here"}}
+    variant: Any = SimpleNamespace(parity=parity, artifact=SimpleNamespace(manifest=verify(folder)))
+    assert [summary._size(variant, spec) for spec in parity] == [plan, onnx, onnx]
+
+
 def test_a_shape_outside_every_profile_is_one_error(here: FakeTrt, tmp_path: Path) -> None:
     with open_runner(artifact(tmp_path / "a", {}), "tensorrt") as runner, pytest.raises(UserError) as caught:
         runner(sample=torch.zeros(17, 1, 4, 4), timestep=torch.zeros(17))
@@ -95,6 +113,61 @@ def test_compatible_engines_run_on_what_they_are_compatible_with(here: FakeTrt, 
             assert runner.describe()["engine"]["key"] == "k"
     with open_runner(artifact(tmp_path / "any", {"sm": "8.0"}), "tensorrt", any_gpu=True) as runner:
         assert runner.describe()["engine"]["sm"] == "8.0"
+
+
+def with_onnx(folder: Path, **record: Any) -> Path:
+    """An artifact with an engine and the ONNX file that it names."""
+    model = tiny_onnx(folder.with_suffix(".onnx"))
+    given = {"onnx": {"model.onnx": file_sha256(model)}, **record}
+
+    def write(temporary: Path) -> dict[str, Any]:
+        shutil.copytree(artifact(folder.with_suffix(".engine"), given) / "tensorrt", temporary / "tensorrt")
+        (temporary / "onnx").mkdir()
+        shutil.copy(model, temporary / "onnx" / "model.onnx")
+        return {"id": "x"}
+
+    commit(folder, write)
+    return folder
+
+
+def tiny_onnx(path: Path) -> Path:
+    """y = x + 1."""
+    from onnx import TensorProto, helper, save
+
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    save(
+        helper.make_model(helper.make_graph([helper.make_node("Add", ["x", "one"], ["y"])], "g", [x], [y], [one])), path
+    )
+    return path
+
+
+def test_an_engine_without_weights_gets_them_from_the_file_it_was_built_from(here: FakeTrt, tmp_path: Path) -> None:
+    folder = with_onnx(tmp_path / "a", flags=["strip_weights"])
+    with open_runner(folder, "tensorrt") as runner:
+        assert runner(sample=torch.zeros(1, 1, 4, 4), timestep=torch.zeros(1)).shape == (1, 1, 4, 4)
+    assert FakeTrt.now.engines[0].weights == str(folder / "onnx" / "model.onnx")
+    with open_runner(with_onnx(tmp_path / "b"), "tensorrt"):
+        assert FakeTrt.now.engines[-1].weights == ""
+
+
+def test_an_engine_without_weights_gets_none_of_another_file(here: FakeTrt, tmp_path: Path) -> None:
+    folder = with_onnx(tmp_path / "a", flags=["strip_weights"], onnx={"model.onnx": "0" * 64})
+    with pytest.raises(ArtifactError, match=r"it holds no weights, and model\.onnx is not the file it was built from"):
+        open_runner(folder, "tensorrt")
+    assert FakeTrt.now.deserialized == 0
+
+
+def test_streamed_weights_stay_on_the_gpu_as_far_as_the_option_says(here: FakeTrt, tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "a", {"flags": ["stream_weights"]})
+    for asked, kept in ((None, 600), (2e-7, 200), (0, 0)):
+        FakeTrt.now.contexts.clear()
+        with open_runner(folder, "tensorrt", weights_gb=asked) as runner:
+            assert runner.describe()["resident_weight_bytes"] == kept
+    with pytest.raises(
+        UserError, match=r"weights_gb 2 given, and the engine was built to keep all weights.*Build it with"
+    ):
+        open_runner(artifact(tmp_path / "b", {}), "tensorrt", weights_gb=2.0)
 
 
 def test_bytes_that_are_not_the_manifests_are_never_deserialized(here: FakeTrt, tmp_path: Path) -> None:

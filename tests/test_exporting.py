@@ -12,11 +12,13 @@ from test_engines_make import installed
 
 from optimize.artifact import commit, save_model, verify
 from optimize.context import Context
+from optimize.engines.export import classes
 from optimize.engines.modules import gpu_sm
 from optimize.engines.settings import EngineSettings
 from optimize.errors import UserError
 from optimize.exporters.onnx import Onnx
 from optimize.exporting import Request, exit_code, export, parse_settings
+from optimize.measure.devices import here
 from optimize.model import Model
 from optimize.passes.quantize import Quantize
 from optimize.report.engines import cells, print_engines
@@ -162,6 +164,40 @@ def test_a_kit_holds_the_torch_networks_outputs(artifact: Path, model: Model) ->
         assert np.allclose(np.load(folder / case["output"]), want.numpy(), atol=1e-5)
 
 
+def test_a_gpu_of_no_listed_class_is_named_by_its_compute_capability() -> None:
+    found = classes(("sm120", "a100", "sm_8.6", "sm12.0", "sm70", "sm61"))
+    assert [(t.name, t.sm, t.tensorrt, t.tensorrt_rtx) for t in found] == [
+        ("sm120", (12, 0), "current", True),
+        ("a100", (8, 0), "current", True),
+        ("sm86", (8, 6), "current", True),
+        ("sm70", (7, 0), "10.4", False),
+        ("sm61", (6, 1), None, False),
+    ]
+    assert [t.name for t in classes(("here", "a100", "here"))] == list(dict.fromkeys([here()[0].name, "a100"]))
+    with pytest.raises(UserError, match='"smx" is not known'):
+        classes(("smx", "sm120"))
+    with pytest.raises(UserError, match="target: none given"):
+        classes(())
+
+
+@installed
+def test_an_engine_for_sm_12_0_is_built_by_that_name(artifact: Path) -> None:
+    (row,) = export(ask(artifact, "sm120", formats=("tensorrt_rtx",)), Store(artifact.parent / "store"))
+    assert row["status"] == "done" and row["sm"] == "12.0" and "tensorrt/12.0-tensorrt_rtx-" in row["path"]
+    verify(artifact)
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"), [("v100", "pip install 'tensorrt==10.4.*'"), ("a100", "pip install tensorrt,")]
+)
+def test_what_to_install_is_what_still_runs_on_the_card(
+    target: str, wanted: str, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimize.engines.modules.found_version", lambda module: None)
+    (row,) = export(ask(artifact, target, formats=("tensorrt",)), Store(artifact.parent / "store"))
+    assert row["status"] == "refused" and wanted in row["reason"] and "or make a build kit" in row["reason"]
+
+
 def test_options_of_the_command_line_become_settings() -> None:
     settings = parse_settings("1,8", ["H=64,96", "W=64"], flags=["stream_weights"], level=2)
     assert settings.batch == (1, 8) and settings.sizes == {"H": (64, 96), "W": (64,)} and settings.level == 2
@@ -191,9 +227,14 @@ def test_the_table_shows_found_beside_expected(capsys: pytest.CaptureFixture[str
     done = row | {"status": "done", "seconds": 12.3, "peak_memory_bytes": 2 * 10**9, "plan_bytes": 10**6, "path": "p"}
     done |= {"expected": {"int8": 3, "fp32": 1}, "found": {"int8": 2, "fp32": 2}, "problems": ["2 of 3"]}
     lost = row | {"status": "refused", "reason": "because"}
-    assert cells(done)["layers found/expected"] == "int8 2/3, fp32 2/1"
-    print_engines([done, lost], Console(width=160))
+    kit = row | {"what": "kit", "status": "done", "path": "k", "expected": {"int8": 3}}
+    file = {"target": "", "what": "onnx", "status": "done", "path": "f"}
+    print_engines([done, lost, kit, file], Console(width=80))
     shown = capsys.readouterr().out
+    assert "a100 TensorRT-RTX 1.7.1: p (layers found/expected: int8 2/3, fp32 2/1)" in shown
+    assert "a100 build kit: k (layers: int8 3)" in shown and "onnx: f\n" in shown
+    for text in cells(done).values():  # nothing is cut off in 80 columns
+        assert text in shown
     assert "TensorRT-RTX 1.7.1" in shown and "refused: a100 TensorRT-RTX 1.7.1: because" in shown and "! a100" in shown
 
 

@@ -21,6 +21,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "rng.py",
         "environment.py",
         "gpus.py",
+        "room.py",
         "imports.py",
         "targets.py",
         "trust.py",

@@ -100,6 +100,7 @@ SLICE = A100 | {"uuid": "MIG-c", "memory": 5 * 2**30, "mig": 1}
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(module, "_cuda", lambda: None)
     gpus.cache_clear()
     yield
     gpus.cache_clear()
@@ -178,6 +179,52 @@ def test_without_the_library_linux_still_names_the_gpu(monkeypatch: pytest.Monke
     gpus.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert gpus() == ()
+
+
+class Cuda:
+    """CUDA's driver with one GPU, or with none it can use."""
+
+    def __init__(self, usable: bool = True) -> None:
+        self.usable = usable
+
+    def cuInit(self, flags: int) -> int:
+        return 0 if self.usable else 100
+
+    def cuDriverGetVersion(self, to: Any) -> None:
+        to._obj.value = 13020
+
+    def cuDeviceGetCount(self, to: Any) -> None:
+        to._obj.value = 1
+
+    def cuDeviceGet(self, to: Any, index: int) -> None:
+        to._obj.value = 40 + index
+
+    def cuDeviceGetName(self, to: Any, size: int, device: int) -> None:
+        assert device == 40 and size == 128
+        to.value = b"NVIDIA H200"
+
+    def cuDeviceTotalMem_v2(self, to: Any, device: int) -> None:
+        to._obj.value = 141 * 2**30
+
+    def cuDeviceGetAttribute(self, to: Any, which: int, device: int) -> None:
+        to._obj.value = {75: 9, 76: 0}[which]
+
+
+def test_without_the_library_cudas_driver_tells_of_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(module, "PROC", tmp_path)  # as in a container that hides it
+    monkeypatch.setattr(module, "_cuda", Cuda)
+    assert gpus() == ({"name": "NVIDIA H200", "sm": (9, 0), "memory_bytes": 141 * 2**30, "cuda": "13.2"},)
+    assert environment.device_class() == "h200"
+    gpus.cache_clear()
+    monkeypatch.setattr(module, "_cuda", lambda: Cuda(usable=False))
+    assert gpus() == ()
+
+
+def test_where_there_is_no_driver_none_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "DRIVERS", ("libsurely-not-there.so",))
+    assert module._cuda() is None
 
 
 def test_the_environment_names_class_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,19 @@ def test_outcomes_of_the_marked_tests_are_counted(
     assert row["failure"] == (["tests.test_b::three: assert 1 == 2"] if more else [])
 
 
+def test_a_file_that_cannot_be_imported_does_not_keep_the_other_tests_from_running(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").write_text("import surely_not_there")
+    (tmp_path / "tests" / "test_b.py").write_text(
+        "import pytest\n\n\n@pytest.mark.gpu\ndef test_it():\n    pass\n\n\ndef test_other():\n    assert False\n"
+    )
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    (row,) = program.tests(SimpleNamespace(args=asked(program), left=100.0))
+    assert row["status"] == "failed" and row["said"] == "1 passed, 1 failed, 0 skipped" and len(row["error"]) == 1
+
+
 def test_tests_that_take_too_long_say_how_far_they_came(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said = b"a PASSED [1%]\nb PASSED [2%]\nc FAILED [3%]"
 

@@ -65,7 +65,7 @@ def test_too_little_disk_or_memory_is_said_before_anything_is_written(tmp_path: 
     ("lacking", "message"),
     [
         (
-            ("psutil.virtual_memory", SimpleNamespace(available=10**6)),
+            ("optimize.onnx_file.available", 10**6),
             r"takes about 0\.1 GB of memory, 0\.0 GB are free",
         ),
         (("shutil.disk_usage", SimpleNamespace(free=10**6)), r"takes about 0\.1 GB of disk, 0\.0 GB are free"),

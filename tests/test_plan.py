@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from optimize import plan
-from optimize.errors import UserError
+from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.recipe import Recipe, load, parse
 from optimize.targets import target
 
@@ -109,6 +109,57 @@ def test_every_shipped_recipe_works_on_a_cpu() -> None:
     for name in builtin():
         verdicts = [found.verdict for _, found in plan.verdicts(load(name), target("cpu"))]
         assert "impossible" not in verdicts
+
+
+def without_gpu(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
+    """A machine without a GPU, on which these TensorRT modules are installed."""
+    monkeypatch.setattr("optimize.engines.modules.found_version", installed.get)
+    monkeypatch.setattr("optimize.engines.modules.gpu_sm", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("export", "kind", "said"),
+    [
+        ("tensorrt: {targets: [a100]}", EnvironmentLacks, r"exports\[1\]\.tensorrt: TensorRT is not installed.*Or take it out: optimize export makes a build kit"),
+        ("tensorrt_rtx: {targets: [rtx3091]}", UserError, r"exports\[1\]\.tensorrt_rtx: target: \"rtx3091\" is not known. Did you mean"),
+        ("tensorrt_rtx: {targets: [sm90]}", UserError, r"SM 9\.0: TensorRT-RTX cannot target it"),
+        ("tensorrt_rtx: {targets: [a100], flags: [strip_weights]}", UserError, "refuses strip_weights on a machine without a GPU"),
+    ],
+)  # fmt: skip
+def test_engines_that_cannot_be_built_here_are_refused_before_the_work(
+    beginning: str, monkeypatch: pytest.MonkeyPatch, export: str, kind: type[OptimizeError], said: str
+) -> None:
+    without_gpu(monkeypatch, tensorrt_rtx="1.7.1")
+    with pytest.raises(kind, match=said):
+        plan.check(parse(beginning.replace("exports: [{onnx: {}}]", f"exports: [{{onnx: {{}}}}, {{{export}}}]")))
+
+
+def test_an_engine_of_another_class_than_the_gpu_here_is_refused_before_the_work(
+    beginning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gpu(monkeypatch, tensorrt="11.4.0")
+    monkeypatch.setattr("optimize.engines.modules.gpu_sm", lambda: (9, 0))
+    text = beginning.replace("exports: [{onnx: {}}]", "exports: [{onnx: {}}, {tensorrt: {targets: [a100]}}]")
+    with pytest.raises(EnvironmentLacks, match=r"TensorRT builds on a GPU of that class, and the GPU here is SM 9\.0"):
+        plan.check(parse(text))
+    plan.check(parse(text.replace("targets: [a100]", "targets: [h200]")))
+
+
+def test_what_cannot_be_built_is_said_once_and_with_all_else_that_is_wrong(
+    beginning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gpu(monkeypatch, tensorrt_rtx="1.7.1")
+    text = beginning.replace("exports: [{onnx: {}}]", "exports: [{onnx: {}}, {tensorrt_rtx: {targets: [v100]}}, {tensorrt: {targets: [a100]}}]")  # fmt: skip
+    message = refusal(parse(text + "prices: nowhere.yaml"))
+    assert message.count("cannot target SM 7.0") == 1 and "TensorRT is not installed" in message
+    assert "no such file: nowhere.yaml" in message
+
+
+@pytest.mark.parametrize("exports", ["[{tensorrt_rtx: {targets: [a100]}}, {onnx: {}}]", "[{triton: {}}]"])
+def test_what_is_made_from_onnx_stands_after_it(beginning: str, exports: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpu(monkeypatch, tensorrt_rtx="1.7.1")
+    message = refusal(parse(beginning.replace("[{onnx: {}}]", exports)))
+    assert "exports[0]." in message and "made from onnx, which is not before it. Add `- onnx: {}` above it" in message
 
 
 def test_a_malformed_price_table_is_refused_before_the_work(beginning: str, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from restored import output_of_a_fresh_process
+from restored import output_of_a_fresh_process, saved
 
 from optimize import macs
-from optimize.artifact import commit, load_model, save_model
+from optimize.artifact import load_model
 from optimize.context import Context, Data
 from optimize.denoiser import Conditioning, Denoiser
 from optimize.errors import ArtifactError, UserError
@@ -57,15 +57,6 @@ def prune(budget: float, **options: Any) -> Prune:
 def output(model: Model) -> torch.Tensor:
     with torch.inference_mode():
         return model.denoiser.network(**example_inputs(model.inputs, 4, classes=10))
-
-
-def saved(model: Model, folder: Path) -> Path:
-    def write(temporary: Path) -> dict[str, Any]:
-        save_model(temporary, model)
-        return {"id": "pruned"}
-
-    commit(folder, write)
-    return folder
 
 
 def assert_valid(model: Model) -> None:

@@ -21,7 +21,7 @@ from optimize.passes.quantize import Quantize
 from optimize.runner import open_runner, spec_parts
 from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, output_shape, provider_list, refuse_fallback
 from optimize.runners.openvino import chosen_precision
-from optimize.runners.torch_compile import find_compiler
+from optimize.runners.torch_compile import TorchCompile, find_compiler
 from optimize.sampling import Sampler
 from optimize.sources.diffusers import DiffusersSource
 
@@ -187,10 +187,43 @@ def test_compiling_without_a_compiler_is_refused_with_advice(monkeypatch: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fp32", "int8"])
-def test_torch_compile_agrees_with_eager(models: dict[str, Model], artifacts: dict[str, Path], kind: str) -> None:
-    with open_runner(artifacts[kind], "torch_compile", threads=1) as runner:
+@pytest.mark.parametrize(("kind", "autotune"), [("fp32", False), ("int8", False), ("fp32", True)])
+def test_torch_compile_agrees_with_eager(
+    models: dict[str, Model], artifacts: dict[str, Path], kind: str, autotune: bool
+) -> None:
+    with open_runner(artifacts[kind], "torch_compile", threads=1, autotune=autotune) as runner:
         assert parity(models[kind], runner, levels=3)["relative_l2"] <= LIMITS[kind]
+
+
+MODES = [(False, False, "default"), (False, True, "reduce-overhead")]
+MODES += [(True, False, "max-autotune-no-cudagraphs"), (True, True, "max-autotune")]
+
+
+@pytest.mark.parametrize(("autotune", "graphs", "mode"), MODES)
+def test_autotune_and_cuda_graphs_choose_inductors_mode(autotune: bool, graphs: bool, mode: str) -> None:
+    from torch._inductor import list_mode_options
+
+    assert TorchCompile(autotune=autotune, cuda_graphs=graphs, device="cuda").mode == mode
+    assert mode == "default" or mode in list_mode_options()
+    told = {} if mode == "default" else list_mode_options()[mode]
+    assert told.get("max_autotune", False) is autotune and told.get("triton.cudagraphs", False) is graphs
+
+
+@pytest.mark.parametrize(("autotune", "mode"), [(False, "default"), (True, "max-autotune-no-cudagraphs")])
+def test_the_mode_asked_for_is_the_one_that_is_compiled_with_and_described(
+    artifacts: dict[str, Path], autotune: bool, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def compile(module: Any, **options: Any) -> Any:
+        asked.append(options)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr("optimize.runners.torch_compile.find_compiler", lambda: "g++")
+    with open_runner(artifacts["fp32"], "torch_compile", threads=1, autotune=autotune) as runner:
+        assert runner.describe()["mode"] == mode
+    assert asked == [{"dynamic": False, "mode": mode}]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -367,6 +400,16 @@ def test_torch_on_a_gpu_agrees_from_host_and_from_device(
         runner(**{k: v * 0 for k, v in device.items()})
     assert from_host.device.type == "cpu" and from_device.device.type == "cuda"
     assert torch.equal(from_device, kept) and torch.allclose(from_host, from_device.cpu(), atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_kernels_that_inductor_timed_on_a_gpu_agree(
+    models: dict[str, Model], artifacts: dict[str, Path], graphs: bool
+) -> None:
+    options: dict[str, Any] = {"device": "cuda", "precision": "fp16", "cuda_graphs": graphs, "autotune": True}
+    with open_runner(artifacts["fp32"], "torch_compile", **options) as runner:
+        assert parity(models["fp32"], runner, levels=3)["relative_l2"] < 2e-2
 
 
 @pytest.mark.gpu

@@ -149,7 +149,10 @@ class Exec(SimpleNamespace):
 sizes: list[int] = []
 
 
-def test_a_network_of_the_server_is_called_in_parts_and_its_error_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("latents", ["sample", "hidden_states"])  # of U-Nets and of transformers
+def test_a_network_of_the_server_is_called_in_parts_and_its_error_is_named(
+    latents: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = Backend(
         InferenceRequest=Exec,
         PreferredMemory=lambda kind, device: (kind, device),
@@ -159,8 +162,8 @@ def test_a_network_of_the_server_is_called_in_parts_and_its_error_is_named(monke
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
     sizes.clear()
-    feed = {"sample": np.arange(10.0).reshape(5, 2), "timestep": np.arange(5.0)}
-    assert np.array_equal(_model.called("net", "y", 2)(feed), feed["sample"] + 1)
+    feed = {latents: np.arange(10.0).reshape(5, 2), "timestep": np.arange(5.0)}
+    assert np.array_equal(_model.called("net", "y", 2)(feed), feed[latents] + 1)
     assert sizes == [2, 2, 1]
     with pytest.raises(RuntimeError, match="other: no such model"):
         _model.called("other", "y", 2)(feed)

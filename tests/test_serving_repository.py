@@ -169,6 +169,47 @@ def test_an_engines_record_gives_its_profiles_and_its_largest_batch(
         write_repository(tmp_path / "made", tmp_path / "c", Serving(models=("tensorrt",), max_batch=8, profiles=(0, 2)))
 
 
+def with_engine(run: Path, tmp_path: Path, **record: Any) -> Path:
+    """An artifact with an engine for SM 8.0 and its record."""
+    folder = tmp_path / "made" / "tensorrt" / "8.0-tensorrt-11.4"
+    folder.mkdir(parents=True)
+    (folder / "model.engine").write_bytes(b"")
+    (folder / "engine.json").write_text(
+        json.dumps({"profiles": [], "flags": [], "hardware_compatible": False} | record)
+    )
+    (tmp_path / "made" / "onnx").symlink_to(run / "final" / "onnx")
+    return tmp_path / "made"
+
+
+@pytest.mark.parametrize("compatible", [True, False])
+def test_an_engine_for_every_gpu_is_the_one_of_gpus_that_are_not_named(
+    protobuf: ModuleType, run: Path, tmp_path: Path, compatible: bool
+) -> None:
+    made = with_engine(run, tmp_path, hardware_compatible=compatible)
+    write_repository(made, tmp_path / "out", Serving(models=("tensorrt",)))
+    written = config(protobuf, tmp_path / "out" / "diffusion-tensorrt")
+    assert written.default_model_filename == ("model.sm80.plan" if compatible else "")
+    assert dict(written.cc_model_filenames) == {"8.0": "model.sm80.plan"}
+
+
+def test_an_engine_without_weights_is_not_served(run: Path, tmp_path: Path) -> None:
+    made = with_engine(run, tmp_path, flags=["strip_weights"])
+    with pytest.raises(
+        ArtifactError, match=r"engine for SM 8\.0 holds no weights, and Triton puts none into it\. Build it"
+    ):
+        write_repository(made, tmp_path / "out", Serving(models=("tensorrt",)))
+
+
+@pytest.mark.parametrize(("flags", "options"), [(["version_compatible"], 1), ([], 0)])
+def test_a_version_compatible_engine_wants_an_option_of_the_server(
+    run: Path, tmp_path: Path, flags: list[str], options: int
+) -> None:
+    made = with_engine(run, tmp_path, flags=flags)
+    found = write_repository(made, tmp_path / "out", Serving(models=("tensorrt",)))["server"]
+    assert found == ["--backend-config=tensorrt,version-compatible=true"][:options]
+    assert write_repository(made, tmp_path / "other", Serving(models=("onnxruntime",)))["server"] == []
+
+
 def test_an_artifact_without_engines_says_which_there_are(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no engine of the module tensorrt under tensorrt/"):
         write_repository(run / "final", tmp_path / "a", Serving(models=("tensorrt",)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from optimize import environment, stages
+from optimize.artifact import write_json
 from optimize.context import silent
 from optimize.errors import UserError
 from optimize.recipe import load
+from optimize.sampling import Sampler
 from optimize.targets import targets
 
 
@@ -89,6 +92,77 @@ def test_engines_for_here_are_found_again_on_the_same_card_only(monkeypatch: pyt
     assert stages.card_of(exports) == {}
 
 
+def test_engines_whose_kernels_are_timed_are_of_the_card_whatever_class_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from optimize.exporters.tensorrt import Tensorrt
+
+    found = []
+    for card in ("NVIDIA A10", "NVIDIA GeForce RTX 3090"):
+        on(monkeypatch, "rtx3090", card)
+        found.append(stages.card_of([Tensorrt(targets=("rtx3090",))])["gpu"])
+    assert found[0] != found[1]
+
+
+class Keys:
+    """A store that only notes what its stages depend on."""
+
+    def __init__(self) -> None:
+        self.noted: list[dict[str, Any]] = []
+
+    def stage(self, name: str, key: dict[str, Any], compute: Any) -> Any:
+        self.noted.append(key)
+        return SimpleNamespace(folder=Path())
+
+
+@pytest.mark.parametrize("name", ["parity", "images"])
+def test_what_runs_on_a_gpu_is_found_again_on_the_same_card_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another card may refuse a runner, and rounds otherwise."""
+    monkeypatch.setattr(stages, "read_json", lambda path: {})
+    store: Any = Keys()
+    variant: Any = SimpleNamespace(id="x", name="v")
+    for card in ("NVIDIA A10", "NVIDIA GeForce RTX 3090", "NVIDIA A10"):
+        monkeypatch.setattr(environment, "gpus", lambda card=card: ({"name": card, "sm": (8, 6)},))
+        if name == "parity":
+            stages._parity_stage(store, "v", variant, ["torch"], 1, silent)
+        else:
+            stages.images_stage(store, variant, "torch", Sampler(steps=1), 4, 2, silent)
+    first, other, again = store.noted
+    assert first == again != other
+
+
+def sampled(folder: Path, **guidance: Any) -> dict[str, Any]:
+    """A folder with how its model is sampled."""
+    write_json(folder / "sampler.json", {"sampler": {"guidance": {"cfg": None, "batched": True} | guidance}})
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("guidance", "batch", "best"),
+    [
+        ({}, (1, 4, 8, 20), 8),
+        ({"cfg": 0.5}, (1, 2, 4, 8, 16, 20, 40), 16),
+        ({"cfg": 0.0}, (1, 2, 4, 8, 16, 20, 40), 16),
+        ({"cfg": 0.5, "batched": False}, (1, 4, 8, 20), 8),
+    ],
+)
+def test_engines_are_planned_for_the_batches_of_the_recipe(
+    guidance: dict[str, Any], batch: tuple[int, ...], best: int, tmp_path: Path
+) -> None:
+    from optimize.exporters.onnx import Onnx
+    from optimize.exporters.tensorrt_rtx import TensorrtRtx
+
+    plain = load("smoke")
+    timed = plain.benchmark.model_copy(update={"batch": (4, 8)})
+    recipe = plain.model_copy(update={"benchmark": timed, "quality": plain.quality.model_copy(update={"batch": 20})})
+    sampled(tmp_path, **guidance)
+    made = stages.in_use(TensorrtRtx(), recipe, tmp_path)
+    assert (made.batch, made.best_batch) == (batch, best)
+    assert stages.in_use(TensorrtRtx(best_batch=1), recipe, tmp_path).best_batch == 1
+    given = TensorrtRtx(batch=(2,))
+    assert stages.in_use(given, recipe, tmp_path) is given and stages.in_use(Onnx(), recipe, tmp_path) == Onnx()
+
+
 def test_another_card_computes_the_export_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from optimize.exporters.tensorrt_rtx import TensorrtRtx
     from optimize.store import Store
@@ -104,7 +178,7 @@ def test_another_card_computes_the_export_anew(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("optimize.macs.count", lambda model: {})
     recipe = load("smoke").model_copy(update={"exports": (TensorrtRtx(),)})
     store = Store(tmp_path)
-    made = store.stage("source", {}, lambda folder, work: {})
+    made = store.stage("source", {}, lambda folder, work: sampled(folder))
     ids = set()
     for card in ("NVIDIA A10", "NVIDIA GeForce RTX 3090", "NVIDIA A10"):
         on(monkeypatch, "rtx3090", card)

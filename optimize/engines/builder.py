@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -83,6 +83,18 @@ def logger(trt: Any) -> Any:
             return " | ".join(dict.fromkeys(self.errors[:5])) or "it gave no reason"
 
     return Messages()
+
+
+def load_engine(trt: Any, plan: bytes, messages: Any, flags: Iterable[str] = ()) -> tuple[Any, Any]:
+    """(runtime, engine) of a plan built with these flags; EngineError quoting TensorRT where the plan does not fit this
+    GPU or module, or is truncated. Code for the CPU in it is run for version-compatible engines only, which bring some."""
+    runtime = trt.Runtime(messages)
+    if "version_compatible" in flags:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"{module_name(trt)} does not load the engine: {messages.said()}")
+    return runtime, engine
 
 
 def create_network(trt: Any, builder: Any) -> Any:

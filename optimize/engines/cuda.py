@@ -94,6 +94,10 @@ class Cuda:
         """Let the stream mark the event when it gets there."""
         self._do("cuEventRecord", _p(event), _p(stream))
 
+    def wait(self, stream: int, event: int) -> None:
+        """Let the stream wait until the event is marked; the CPU goes on."""
+        self._do("cuStreamWaitEvent", _p(stream), _p(event), 0)
+
     def milliseconds(self, begin: int, end: int) -> float:
         """Time between two marked events."""
         return float(self._out("cuEventElapsedTime", ctypes.c_float(), _p(begin), _p(end)))
@@ -122,6 +126,10 @@ class Cuda:
     def destroy_stream(self, stream: int) -> None:
         """Let a stream go."""
         self._do("cuStreamDestroy_v2", _p(stream))
+
+    def destroy_event(self, event: int) -> None:
+        """Let an event go."""
+        self._do("cuEventDestroy_v2", _p(event))
 
     def _do(self, call: str, *arguments: Any) -> None:
         code = getattr(self._library, call)(*arguments)

@@ -22,7 +22,14 @@ from optimize.targets import Target
 if TYPE_CHECKING:
     from optimize.model import Model
 
-SOURCES = ("builder", "cuda", "session", "plan_text", "kit_script")  # of build.py, what is used standing first
+SOURCES = (
+    "../room",
+    "builder",
+    "cuda",
+    "session",
+    "plan_text",
+    "kit_script",
+)  # of build.py, what is used standing first
 LANES = {  # pins and their reasons, by lane
     "volta": (
         ["tensorrt-cu12==10.4.*", "numpy>=1.26"],

@@ -25,6 +25,7 @@ from optimize.engines.builder import EngineError, Job, build
 from optimize.engines.cuda import Cuda, CudaError, gpu
 from optimize.engines.plan_text import compare, inspected, read_plan
 from optimize.engines.session import Session
+from optimize.room import available, gb
 
 KIT = Path(__file__).resolve().parent
 GRAPHS = {"calls": False, "cuda graphs": True}
@@ -115,7 +116,10 @@ def import_module(asked: str | None, allowed: list[str]) -> Any:
     problems = []
     for name in [asked] if asked else allowed:
         try:
-            return importlib.import_module(name)
+            found = importlib.import_module(name)
+            if hasattr(found, "Builder"):
+                return found
+            problems.append(f"{name} (there is a folder of that name alone)")
         except ImportError as error:
             problems.append(f"{name} ({error})")
     raise Missing(f"not installed: {'; '.join(problems)}. See README.md for the versions to install.")
@@ -124,13 +128,12 @@ def import_module(asked: str | None, allowed: list[str]) -> Any:
 def check_memory(needed: int) -> None:
     """Refuse a build that is estimated to take more memory than there is, where the system says how much that is."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
+        free = available()
+    except ImportError:  # not Linux, and no psutil
         return
-    free = next((int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable")), needed)
     if needed > free:
         raise Missing(
-            f"building it is estimated to take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Close other programs, or use a larger machine."
+            f"building it is estimated to take {gb(needed)}, and {gb(free)} are free. Close other programs, or use a larger machine."
         )
 
 
@@ -156,7 +159,7 @@ def make(kit: Path, about: dict[str, Any], trt: Any) -> tuple[bytes, dict[str, A
     cache = "" if told else str(kit / f"timing-{name}-{trt.__version__}-sm{''.join(map(str, about['sm']))}.cache")
     job: Job = about["job"] | {"onnx": str(kit / about["onnx"]), "sm": about["sm"], "timing_cache": cache}
     plan, facts = build(trt, job)
-    found, targets = read_plan(plan) if told else (inspected(trt, plan), [_dotted(about["sm"])])
+    found, targets = read_plan(plan) if told else (inspected(trt, plan, job["flags"]), [_dotted(about["sm"])])
     record = {
         "module": name,
         "version": trt.__version__,
@@ -179,9 +182,16 @@ def make(kit: Path, about: dict[str, Any], trt: Any) -> tuple[bytes, dict[str, A
     return plan, record
 
 
+def open_session(
+    kit: Path, about: dict[str, Any], trt: Any, plan: bytes, device: Cuda, graphs: bool = False
+) -> Session:
+    """The engine, ready to run."""
+    return Session(trt, plan, device, graphs, flags=about["job"]["flags"], onnx=str(kit / about["onnx"]))
+
+
 def parity(kit: Path, about: dict[str, Any], trt: Any, plan: bytes, device: Cuda) -> list[dict[str, Any]]:
     """Every case of parity/: largest difference and relative L2 to the expected output."""
-    session, rows = Session(trt, plan, device), []
+    session, rows = open_session(kit, about, trt, plan, device), []
     for case in about["parity"]:
         want = np.load(kit / case["output"], allow_pickle=False).astype(np.float64)
         got = session.run(load_inputs(kit, case)).astype(np.float64)
@@ -203,7 +213,7 @@ def latency(kit: Path, about: dict[str, Any], trt: Any, plan: bytes, device: Cud
     """p50, p90 and p99 of the GPU's own time for a call, inputs on the GPU, by case and with and without CUDA graphs."""
     rows = []
     for title, graphs in GRAPHS.items():
-        session = Session(trt, plan, device, graphs)
+        session = open_session(kit, about, trt, plan, device, graphs)
         for case in about["parity"]:
             samples = timed(session, device, load_inputs(kit, case), calls)
             percentiles = {f"p{p}": float(np.percentile(samples, p)) for p in (50, 90, 99)}
@@ -217,11 +227,11 @@ def timed(session: Session, device: Cuda, inputs: dict[str, Any], calls: int) ->
     session.run(inputs)  # fills the buffers, and captures
     bound = session.bind({n: inputs[n].shape for n in session.inputs})
     for _ in range(max(calls // 10, 10)):
-        session.execute(bound, session.stream)
+        session.execute(bound)
     events = [(device.event(), device.event()) for _ in range(calls)]
     for begin, end in events:
         device.record(begin, session.stream)
-        session.execute(bound, session.stream)
+        session.execute(bound)
         device.record(end, session.stream)
     device.synchronize(session.stream)
     return [device.milliseconds(begin, end) for begin, end in events]

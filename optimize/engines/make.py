@@ -22,6 +22,7 @@ from optimize.engines.plan_text import compare, read_plan_file
 from optimize.engines.profiles import bound_text
 from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
+from optimize.room import available
 from optimize.weights import file_sha256, read_json
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def make(order: Order, folder: Path) -> dict[str, Any]:
     or where TensorRT does not take the file; OptimizeError where the engine lost the graph's precision."""
     order.refuse(modules.gpu_sm())
     what = f"engine {order.name}"
-    limit = int(order.settings.memory_gb * 1e9) if order.settings.memory_gb else int(0.9 * memory.available())
+    limit = int(order.settings.memory_gb * 1e9) if order.settings.memory_gb else int(0.9 * available())
     memory.check(order.estimate, limit, what)
     cache = _timing_cache(order)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-build-") as place:
@@ -146,14 +147,14 @@ def _built(order: Order, place: Path, what: str, limit: int, cache: str) -> dict
         except subprocess.TimeoutExpired:
             process.kill()
             raise EnvironmentLacks(
-                f"{what}: not done after {order.settings.minutes:g} minutes and stopped; nothing was written. Raise `minutes`, or lower `level`."
+                f"{what}: not done after {order.settings.minutes:g} minutes and stopped; nothing was written. Raise minutes (--minutes), or lower level (--level)."
             ) from None
     if watch.killed or code in (-9, 137):
         raise memory.too_little(what, watch.peak, limit)
     if code == 2 and (place / "error.json").is_file():
         said_by = read_json(place / "error.json")["error"]
         if memory.ran_out(said_by):
-            raise EnvironmentLacks(f"{what}: {said_by} Lower workspace_gb, or build on a larger GPU.")
+            raise EnvironmentLacks(f"{what}: {said_by} Lower workspace_gb (--workspace-gb), or build on a larger GPU.")
         raise UserError(f"{what}: {said_by}")
     if code:
         raise OptimizeError(f"{what}: the build ended with code {code}: {_end(log_file)}")
@@ -192,5 +193,7 @@ def _judge(order: Order, record: dict[str, Any], what: str) -> None:
     """A lost precision is an error, or a warning where the settings say so; both stand in the record."""
     for problem in record["problems"]:
         if order.settings.precision_lost == "error":
-            raise OptimizeError(f"{what}: {problem} Nothing was written; precision_lost: warn keeps such an engine.")
+            raise OptimizeError(
+                f"{what}: {problem} Nothing was written; precision_lost: warn (--precision-lost warn) keeps such an engine."
+            )
         log.warning("%s: %s", what, problem)

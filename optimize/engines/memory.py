@@ -1,16 +1,14 @@
-"""Memory of a build: what it will take, what there is, and a watch that stops a process before it takes the machine down."""
+"""Memory of a build: what it will take, and a watch that stops a process before it takes the machine down."""
 
 from __future__ import annotations
 
 import subprocess
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from optimize.errors import EnvironmentLacks
-
-CGROUP = Path("/sys/fs/cgroup")
+from optimize.room import gb
 
 
 class Watch:
@@ -51,28 +49,6 @@ class Watch:
                 return
 
 
-def available() -> int:
-    """Bytes a new process may take: free memory, or what the control group leaves where that is less."""
-    import psutil
-
-    return min([int(psutil.virtual_memory().available), *_left_in_group()])
-
-
-def _left_in_group(root: Path = CGROUP) -> list[int]:
-    """What a control group's limit leaves; empty without one (version 2, then 1)."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, taken = (root / limit).read_text().strip(), (root / used).read_text().strip()
-        except OSError:
-            continue
-        if most.isdigit() and taken.isdigit():
-            return [max(int(most) - int(taken), 0)]
-    return []
-
-
 def check(needed: int, limit: int, what: str) -> None:
     """EnvironmentLacks where a build is estimated to need more than it may take."""
     if needed > limit:
@@ -85,11 +61,6 @@ def ran_out(text: str) -> bool:
     """Whether a message of TensorRT or CUDA says that memory was not enough."""
     plain = text.lower().replace("_", " ")
     return any(word in plain for word in ("out of memory", "outofmemory", "bad alloc"))
-
-
-def gb(size: float) -> str:
-    """Bytes as "5.9 GB"."""
-    return f"{size / 1e9:.1f} GB"
 
 
 def too_little(what: str, peak: int, limit: int) -> EnvironmentLacks:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from optimize import environment
 from optimize.errors import EnvironmentLacks, UserError
 from optimize.gpus import gpus
 from optimize.targets import RTX_SMS
@@ -15,6 +15,10 @@ from optimize.targets import RTX_SMS
 ModuleName = Literal["tensorrt", "tensorrt_rtx"]
 SM = tuple[int, int]
 PACKAGES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # module -> what pip installs
+DISTRIBUTIONS = {  # under which names pip may know a module: the CUDA version may be part of it
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+}
 TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 LAST_FOR_VOLTA = (10, 4)  # 10.5 dropped SM 7.0
 FIRST = (10, 4)  # of TensorRT that this library is written for
@@ -38,25 +42,25 @@ class Wish:
 
 def found_version(module: str) -> str | None:
     """The installed version, read from metadata; None where it is not installed."""
-    try:
-        return version(PACKAGES[module])
-    except PackageNotFoundError:
-        return None
+    return next(iter(environment.versions(DISTRIBUTIONS[module]).values()), None)
 
 
 def load_module(module: str) -> Any:
     """The TensorRT module; EnvironmentLacks where it is not installed or does not load."""
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        if not hasattr(found, "Builder"):  # an artifact's folder `tensorrt`, taken for a package
+            raise ImportError(f"there is a folder {module} alone")
     except ImportError as error:
         raise EnvironmentLacks(
             f"{TITLES[module]} is not installed or does not load here ({error}). pip install {PACKAGES[module]}"
         ) from error
+    return found
 
 
 def gpu_sm() -> SM | None:
     """Compute capability of the first visible GPU; None without one."""
-    return next((tuple(g["sm"]) for g in gpus() if "sm" in g), None)
+    return next((tuple(g["sm"]) for g in gpus()[:1] if "sm" in g), None)
 
 
 def gpu_name() -> str:

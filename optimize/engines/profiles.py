@@ -1,7 +1,8 @@
 """Optimization profiles: which input shapes an engine takes and which it is fastest for, planned from sizes in use.
 
 `sizes` maps a symbol to the values in use, `{"B": (1, 16), "H": (64, 96)}`: the engine takes everything between the
-smallest and the largest and is tuned for the largest; with `exact`, a further profile is tuned for every combination.
+smallest and the largest and is tuned for the largest, or for what `best` names; with `exact`, a further profile is tuned
+for every combination.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ MOST = 8  # profiles; each takes memory of its own in an execution context
 Sizes = Mapping[str, Sequence[int]]
 
 
-def plan_profiles(inputs: tuple[TensorSpec, ...], sizes: Sizes, exact: bool = False) -> list[Shapes]:
-    """Profiles of a network's inputs; empty where no dimension is symbolic.
+def plan_profiles(
+    inputs: tuple[TensorSpec, ...], sizes: Sizes, exact: bool = False, best: Mapping[str, int] | None = None
+) -> list[Shapes]:
+    """Profiles of a network's inputs; empty where no dimension is symbolic. `best` is by symbol what the engine is tuned
+    for instead of the largest size.
 
     UserError where a symbol has no sizes, a size is given for no symbol, or `exact` makes more than `MOST` profiles."""
     symbols = list(dict.fromkeys(d.partition("/")[0] for spec in inputs for d in spec.dims if isinstance(d, str)))
     _check(symbols, sizes)
     if not symbols:
         return []
-    ranges = {s: (min(sizes[s]), max(sizes[s]), max(sizes[s])) for s in symbols}
+    ranges = {s: _range(s, sizes[s], (best or {}).get(s)) for s in symbols}
     found = [_profile(inputs, ranges)]
     points = [dict(zip(symbols, values)) for values in product(*(sorted(set(sizes[s])) for s in symbols))]
     if exact and len(points) > 1:
@@ -36,6 +40,16 @@ def plan_profiles(inputs: tuple[TensorSpec, ...], sizes: Sizes, exact: bool = Fa
                 f"profiles: one for each of {len(points)} combinations of sizes is too many; {MOST - 1} at most. Give fewer sizes, or leave `exact` out."
             )
     return found
+
+
+def _range(symbol: str, sizes: Sequence[int], best: int | None) -> tuple[int, int, int]:
+    """(smallest, best, largest)."""
+    low, high = min(sizes), max(sizes)
+    if best is not None and not low <= best <= high:
+        raise UserError(
+            f"profiles: the best {symbol} is {best}, outside {low} to {high}. Give one of the sizes in use."
+        )
+    return low, best or high, high
 
 
 def _check(symbols: list[str], sizes: Sizes) -> None:
@@ -67,18 +81,23 @@ def _profile(inputs: tuple[TensorSpec, ...], ranges: Mapping[str, tuple[int, int
 def _size(dim: str, ranges: Mapping[str, tuple[int, int, int]], which: int) -> int:
     """A symbol's size, or the part of it that "H/2" is."""
     symbol, _, part = dim.partition("/")
-    return ranges[symbol][which] // int(part or 1)
+    return -(-ranges[symbol][which] // int(part or 1))  # rounded up, as a network's own inputs are
 
 
-def defaults(inputs: tuple[TensorSpec, ...], batch: Sequence[int], shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Sizes where none are given: the batches in use, and the model's own size (C,H,W; C,L) for the rest of its sample."""
+def defaults(
+    inputs: tuple[TensorSpec, ...], batch: Sequence[int], shape: Sequence[int], told: Sizes
+) -> dict[str, tuple[int, ...]]:
+    """Sizes where none are given: the batches in use, the model's own size (C,H,W; C,L) for the rest of its first input,
+    which is what is denoised, and for what it is told besides, such as text states, the sizes `told` of that."""
     found: dict[str, tuple[int, ...]] = {}
-    for spec in inputs:
+    for number, spec in enumerate(inputs):
         for position, symbol in enumerate(spec.dims):
             if symbol == "B":
                 found["B"] = tuple(batch)
-            elif isinstance(symbol, str) and "/" not in symbol and spec.name == "sample" and 0 < position <= len(shape):
+            elif isinstance(symbol, str) and "/" not in symbol and number == 0 and 0 < position <= len(shape):
                 found[symbol] = (int(shape[position - 1]),)
+            elif symbol in told:
+                found.setdefault(str(symbol), tuple(told[str(symbol)]))
     return found
 
 

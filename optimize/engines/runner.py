@@ -6,7 +6,9 @@ The manifest and the record are checked before anything is deserialized. Never r
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from optimize.configs import Config
 from optimize.engines import cuda, memory, modules
@@ -15,7 +17,7 @@ from optimize.engines.make import ENGINE, RECORD
 from optimize.engines.session import Session, choose
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.network import TensorSpec
-from optimize.runner import Closing
+from optimize.runner import ONNX_FILE, Closing, onnx_file
 from optimize.trust import checked, read_manifest
 from optimize.weights import read_json
 
@@ -31,6 +33,8 @@ class EngineOptions(Config):
     device: Literal["cuda"] = "cuda"  # engines run on the first visible GPU
     io: Literal["host", "device"] = "host"  # where inputs come from and outputs go; device: torch's CUDA tensors
     cuda_graphs: bool = False  # capture a call once for every set of input shapes, then replay it
+    # of an engine with streamed weights: GB of them that stay on the GPU; None: as many as TensorRT thinks fit
+    weights_gb: Annotated[float, Field(ge=0)] | None = None
     any_gpu: bool = False  # try an engine that was built for another SM, instead of refusing it
 
 
@@ -50,14 +54,20 @@ def open_engine(folder: Path, module: str, options: EngineOptions) -> EngineRunn
     if options.io == "device":
         _check_torch(module)
     chosen = fitting(engines, module, str(installed), device.sm(), options.any_gpu)
-    plan = checked_plan(folder, chosen, engines[chosen]).read_bytes()
+    record = engines[chosen]
+    about = {
+        "flags": record["flags"],
+        "onnx": weights_of(folder, chosen, record),
+        "resident": resident(options, record),
+    }
+    plan = checked_plan(folder, chosen, record).read_bytes()
     try:
-        session = Session(modules.load_module(module), plan, device, options.cuda_graphs)
+        session = Session(modules.load_module(module), plan, device, options.cuda_graphs, **about)
     except (EngineError, cuda.CudaError) as error:
         if memory.ran_out(str(error)):
             raise _too_little(module, error) from error
         raise ArtifactError(f"{chosen / ENGINE}: {error} Build it again: optimize export.") from error
-    return EngineRunner(session, engines[chosen], options, device)
+    return EngineRunner(session, record, options, device)
 
 
 def records(folder: Path, module: str) -> dict[Path, dict[str, Any]]:
@@ -107,6 +117,32 @@ def checked_plan(folder: Path, engine: Path, record: dict[str, Any]) -> Path:
     return path
 
 
+def weights_of(folder: Path, engine: Path, record: dict[str, Any]) -> str:
+    """Path of the ONNX file that an engine without weights gets them from, "" where it has them; ArtifactError unless its
+    bytes are those the engine was built from."""
+    if "strip_weights" not in record["flags"]:
+        return ""
+    path, files = onnx_file(folder), read_manifest(folder)["files"]
+    for name, digest in record["onnx"].items():
+        held = files.get((PurePosixPath(ONNX_FILE).parent / name).as_posix(), {})
+        if held.get("sha256") != digest:
+            raise ArtifactError(
+                f"{engine}: it holds no weights, and {name} is not the file it was built from. Build it again."
+            )
+    return str(path)
+
+
+def resident(options: EngineOptions, record: dict[str, Any]) -> int | None:
+    """Bytes of streamed weights asked to stay on the GPU; UserError for an engine that streams none."""
+    if options.weights_gb is None:
+        return None
+    if "stream_weights" not in record["flags"]:
+        raise UserError(
+            f"runner {record['module']}: weights_gb {options.weights_gb:g} given, and the engine was built to keep all weights on the GPU. Build it with stream_weights, or leave weights_gb out."
+        )
+    return int(options.weights_gb * 1e9)
+
+
 def _check_torch(module: str) -> None:
     import torch
 
@@ -152,8 +188,6 @@ class EngineRunner(Closing):
         output = torch.empty(session.output_shape(shapes), dtype=kinds[session.output], device=first.device)
         pointers = {n: t.data_ptr() for n, t in fed.items()}
         session.run_on_gpu(pointers, shapes, output.data_ptr(), stream.cuda_stream)
-        for tensor in fed.values():
-            tensor.record_stream(stream)
         return output.float()
 
     def describe(self) -> dict[str, Any]:
@@ -161,6 +195,7 @@ class EngineRunner(Closing):
         record, options = self._record, self._options
         about = {"backend": record["module"], "version": record["version"], "device": "cuda:0", "gpu": self._gpu}
         policy = {"io": options.io, "cuda_graphs": options.cuda_graphs, "threads": None}
+        policy |= {"resident_weight_bytes": self.held.resident}
         engine = {k: record[k] for k in ("key", "sm", "flags", "profiles", "plan_bytes", "found")}
         precision = "+".join(sorted({layers.split()[-1] for layers in record["found"] or record["expected"]}))
         return {**about, "precision": precision, **policy, "engine": engine, "lowered": record["problems"]}

@@ -24,8 +24,9 @@ Size = Annotated[int, Field(ge=1)]
 class EngineSettings(Config):
     """Which engines are built from an artifact's ONNX file, and how."""
 
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("here",)  # device classes: a100, rtx3090, …
-    batch: Annotated[tuple[Size, ...], Field(min_length=1)] = (1, 4, 16)  # batch sizes in use
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("here",)  # device classes: a100, rtx3090, …, or sm120
+    batch: Annotated[tuple[Size, ...], Field(min_length=1)] = (1, 4, 16)  # in use; a recipe's own by default
+    best_batch: Size | None = None  # what engines are tuned for; None: the largest batch
     sizes: dict[str, tuple[Size, ...]] = Field(default_factory=dict)  # of other symbolic dimensions: {H: [64, 96]}
     exact: bool = False  # a further profile tuned for every combination of the sizes
     flags: tuple[Flag, ...] = ()  # of TensorRT's; the ones a module refuses are refused by name

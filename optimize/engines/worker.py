@@ -21,11 +21,12 @@ def main(job_file: str, folder: str) -> int:
     trt = load_module(asked["module"])
     try:
         plan, facts = build(trt, asked["job"])
+        tells = asked["module"] == "tensorrt_rtx"  # in the plan's text; TensorRT's inspector is asked, on the GPU
+        found = None if tells else inspected(trt, plan, asked["job"]["flags"])
     except EngineError as error:
         (out / "error.json").write_text(json.dumps({"error": str(error)}))
         return 2
     (out / "model.engine").write_bytes(plan)
-    found = None if asked["module"] == "tensorrt_rtx" else inspected(trt, plan)  # the inspector needs the GPU
     (out / "facts.json").write_text(json.dumps(facts | {"peak_memory_bytes": peak_memory(), "found": found}))
     return 0
 

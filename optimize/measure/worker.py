@@ -98,8 +98,9 @@ class Subject:
         self.network = self._stack.enter_context(runner)
         self.model = model_around(folder, self.network)
         self.sampler = self.variant.sampler or self.model.sampler
-        self._artifact_id, self._file = _on_disk(folder, self.variant.runner)
-        self.device = str(self.network.describe()["device"]) if self.variant.io == "device" else "cpu"
+        about = self.network.describe()
+        self._artifact_id, self._file = _on_disk(folder, self.variant.runner, about)
+        self.device = str(about["device"]) if self.variant.io == "device" else "cpu"
         self.feed = {k: v.to(self.device) for k, v in middle_inputs(self.model, self.variant.batch).items()}
         return {"import_s": imported - start, "load_s": perf_counter() - imported}, resident
 
@@ -174,13 +175,15 @@ def _device_memory() -> Iterator[tuple[str, int]]:
         yield "device_peak_bytes", torch.cuda.max_memory_reserved()
 
 
-def _on_disk(folder: Path, runner: str) -> tuple[str, dict[str, int]]:
-    """The artifact's id, and `file_bytes` of what this runner loads: the weights for torch, else the exported files."""
+def _on_disk(folder: Path, runner: str, about: dict[str, Any]) -> tuple[str, dict[str, int]]:
+    """The artifact's id, and `file_bytes` of what this runner loads: the weights for torch, the engine it says it took,
+    else the exported files."""
     manifest = json.loads((folder / "manifest.json").read_text())
     sizes = {name: f["bytes"] for name, f in manifest["files"].items()}
     exported = sum(n for name, n in sizes.items() if name.startswith("onnx/"))
     weights = sizes.get("model.safetensors", 0)
-    return manifest.get("id", ""), {"file_bytes": weights if reads_weights(runner) else exported or weights}
+    loaded = weights if reads_weights(runner) else about.get("engine", {}).get("plan_bytes") or exported or weights
+    return manifest.get("id", ""), {"file_bytes": loaded}
 
 
 def _gpu(device: str) -> str | int | None:

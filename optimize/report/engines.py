@@ -15,7 +15,7 @@ TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
 def print_engines(rows: list[dict[str, Any]], console: Console) -> None:
-    """Print what was made, then what was refused and why, then where it lies."""
+    """Print what was made, then what was refused and why, then where it lies and the formats of its layers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -37,7 +37,9 @@ def print_engines(rows: list[dict[str, Any]], console: Console) -> None:
         for problem in row.get("problems", ()):
             console.print(Text(f"! {row['target']} {name(row)}: {problem}", "red"), soft_wrap=True)
     for row in done:
-        console.print(Text(f"{row['target']} {name(row)}: {row['path']}".strip()), soft_wrap=True)
+        found = layers(row)
+        told = f" ({'layers found/expected' if 'found' in row else 'layers'}: {found})" if found else ""
+        console.print(Text(f"{row['target']} {name(row)}: {row['path']}{told}".strip()), soft_wrap=True)
         if "precision" in row:
             console.print(Text(f"  {about_onnx(row)}"), soft_wrap=True)
 
@@ -61,19 +63,18 @@ def _paths(paths: Sequence[str]) -> str:
 
 
 def cells(row: dict[str, Any]) -> dict[str, str]:
-    """A row's texts by column title; layers as found/expected by format."""
+    """A row's texts by column title; few enough for 80 columns."""
     return {
         "target": f"{row['target']} (SM {row['sm']})" if row.get("sm") else row["target"],
         "what": name(row),
         "seconds": figures.digits(row["seconds"]) if "seconds" in row else figures.DASH,
         "peak memory": figures.bytes_text(row.get("peak_memory_bytes")),
         "plan": figures.bytes_text(row.get("plan_bytes")),
-        "layers found/expected": layers(row) or figures.DASH,
     }
 
 
 def layers(row: dict[str, Any]) -> str:
-    """ "int8 37/37, fp32 6/6"; of a kit only what is expected."""
+    """ "int8 37/37, fp32 6/6"; of a kit only what is expected; empty for other files."""
     expected, found = row.get("expected", {}), row.get("found")
     if found is None:
         return ", ".join(f"{f} {n}" for f, n in expected.items())

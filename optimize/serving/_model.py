@@ -116,7 +116,7 @@ def called(model: str, output: str, largest: int) -> Any:
         return pb.get_output_tensor_by_name(response, output).as_numpy()
 
     def call(feed: dict[str, np.ndarray]) -> np.ndarray:
-        cuts = range(0, len(feed["sample"]), largest)
+        cuts = range(0, len(next(iter(feed.values()))), largest)
         return np.concatenate([part({n: v[i : i + largest] for n, v in feed.items()}) for i in cuts])
 
     return call

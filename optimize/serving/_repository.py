@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,7 +80,7 @@ class Serving(Config):
 def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, Any]:
     """Write the repository of the artifact's exported network into the empty or new folder `out`.
 
-    Returns {models: {name: kind}, max_batch, lowered}. Every file is compared with the artifact's manifest before it is
+    Returns {models: {name: kind}, max_batch, lowered, server: options that Triton wants}. Every file is compared with the artifact's manifest before it is
     read or copied. Raises ArtifactError where one differs or what a model needs is lacking, UserError for a sampling
     loop that is not known.
     """
@@ -100,7 +101,8 @@ def write_repository(artifact: Path, out: Path, serving: Serving) -> dict[str, A
             fields = _sampling(artifact, version, inputs, outputs, serving)
         (version.parent / "config.pbtxt").write_text(text({"name": name, **fields}) + "\n")
         made[name] = kind
-    return {"models": made, "max_batch": serving.max_batch, "lowered": lowered}
+    options = server_options(artifact, kinds)
+    return {"models": made, "max_batch": serving.max_batch, "lowered": lowered, "server": options}
 
 
 def own(artifact: Path, name: str) -> Path:
@@ -209,21 +211,41 @@ def _engines(
         raise ArtifactError(
             f"{artifact}: no engine of the module tensorrt under tensorrt/, which is what Triton loads.{there} Build one first."
         )
+    records = records_of(artifact, plans)
+    stripped = [c for c, record in records.items() if "strip_weights" in record.get("flags", ())]
+    if stripped:
+        raise ArtifactError(
+            f"{artifact}: the engine for SM {', '.join(stripped)} holds no weights, and Triton puts none into it. Build it again without strip_weights."
+        )
     for capability, path in plans.items():
         files[capability] = f"model.sm{capability.replace('.', '')}.plan"
         shutil.copyfile(own(artifact, path.relative_to(artifact).as_posix()), version / files[capability])
     fields = _common(inputs, outputs, serving, [], gpu=True)
-    fields["instance_group"][0]["profile"] = [str(p) for p in _profiles(artifact, plans, serving)]
+    fields["instance_group"][0]["profile"] = [str(p) for p in _profiles(list(records.values()), serving)]
     names = [{"key": capability, "value": file} for capability, file in files.items()]
-    return {"platform": "tensorrt_plan", "backend": "tensorrt", "cc_model_filenames": names} | fields
+    for_all = next((files[c] for c, record in records.items() if record.get("hardware_compatible")), None)
+    rest = {"default_model_filename": for_all} if for_all else {}  # of GPUs whose capability is not named
+    return {"platform": "tensorrt_plan", "backend": "tensorrt", **rest, "cc_model_filenames": names} | fields
 
 
-def _profiles(artifact: Path, plans: dict[str, Path], serving: Serving) -> tuple[int, ...]:
-    """The profiles in use, from the records beside the engines; UserError for one that is not there, or
-    where max_batch is above what they take."""
-    places = [p.parent.relative_to(artifact) / "engine.json" for p in plans.values()]
-    records = [read_json(own(artifact, p.as_posix()))["profiles"] for p in places if (artifact / p).is_file()]
-    records = [record for record in records if record]
+def records_of(artifact: Path, plans: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """The records beside engines, by compute capability; without those that have none."""
+    places = {c: path.parent.relative_to(artifact) / "engine.json" for c, path in plans.items()}
+    return {c: read_json(own(artifact, p.as_posix())) for c, p in places.items() if (artifact / p).is_file()}
+
+
+def server_options(artifact: Path, kinds: Sequence[Kind]) -> list[str]:
+    """What Triton must be started with for these models: its TensorRT backend runs version-compatible engines where it is
+    told to alone, since they bring code for the CPU."""
+    records = records_of(artifact, engines(artifact)).values() if "tensorrt" in kinds else ()
+    needed = any("version_compatible" in record.get("flags", ()) for record in records)
+    return ["--backend-config=tensorrt,version-compatible=true"] if needed else []
+
+
+def _profiles(found: Sequence[dict[str, Any]], serving: Serving) -> tuple[int, ...]:
+    """The profiles in use, from the engines' records; UserError for one that is not there, or where max_batch is above
+    what they take."""
+    records = [record["profiles"] for record in found if record["profiles"]]
     used = serving.profiles or tuple(range(min((len(r) for r in records), default=1)))
     for record in records:
         if max(used) >= len(record):
