@@ -44,7 +44,10 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="Folder for a pipeline's files: a new one, or an earlier export.")
     ] = None,
-    unet: Annotated[Path | None, typer.Option(help="Artifact to take the U-Net's place in a pipeline.")] = None,
+    denoiser: Annotated[
+        Path | None,
+        typer.Option("--denoiser", "--unet", help="Artifact to take the U-Net's or transformer's place in a pipeline."),
+    ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="LoRA of a pipeline, FILE or FILE:strength. Repeat for more.")
     ] = None,
@@ -64,9 +67,9 @@ def export(
     from optimize.progress import rich_progress
 
     console = console_of(as_json)
-    if is_pipeline(artifact, layout=layout, out=out, unet=unet, lora=lora):
+    if is_pipeline(artifact, layout=layout, out=out, denoiser=denoiser, lora=lora):
         with rich_progress(console, quiet or as_json) as progress:
-            _pipeline(artifact, layout or "optimum", out, unet, lora or [], lora_as, console, as_json, progress)
+            _pipeline(artifact, layout or "optimum", out, denoiser, lora or [], lora_as, console, as_json, progress)
         return
     from optimize.exporting import ENGINES, Request, exit_code, parse_settings
     from optimize.exporting import export as export_all
@@ -103,7 +106,7 @@ def _pipeline(
     folder: Path,
     layout: str,
     out: Path | None,
-    unet: Path | None,
+    denoiser: Path | None,
     lora: list[str],
     lora_as: str,
     console: Console,
@@ -116,7 +119,9 @@ def _pipeline(
 
     if out is None:
         raise UserError("--out: a pipeline is exported to a folder of its own. Give e.g. --out exported/pipeline.")
-    manifest = export_pipeline(folder, out, layout=layout, unet=unet, lora=lora, lora_as=lora_as, progress=progress)
+    manifest = export_pipeline(
+        folder, out, layout=layout, denoiser=denoiser, lora=lora, lora_as=lora_as, progress=progress
+    )
     if as_json:
         typer.echo(json.dumps(manifest, indent=1))
     else:

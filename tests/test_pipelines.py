@@ -27,7 +27,9 @@ from optimize.lora import merge, read_lora
 from optimize.network import TensorSpec
 from optimize.onnx_file import save
 from optimize.onnx_trace import Tracing, traced
-from optimize.pipelines import export_pipeline, is_pipeline, open_pipeline, renamed, unet_part
+from optimize.optimum_artifact import place_artifact, renamed
+from optimize.pipeline_folder import open_pipeline
+from optimize.pipelines import export_pipeline, is_pipeline, unet_part
 from optimize.trust import verify
 
 
@@ -234,7 +236,7 @@ def test_the_command_tells_pipelines_from_artifacts(folder: Path, tmp_path: Path
     with pytest.raises(
         UserError, match=r"--out, --lora: for a pipeline folder \(model_index.json\), and .* is an artifact"
     ):
-        is_pipeline(tmp_path, out=tmp_path / "out", unet=None, lora=["x"])
+        is_pipeline(tmp_path, out=tmp_path / "out", denoiser=None, lora=["x"])
 
 
 def test_the_command_asks_for_a_folder_and_ends_with_2_for_wrong_input(folder: Path, tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_an_artifacts_own_file_takes_the_unets_place(
     made = artifact(tmp_path / "artifact", smaller, tmp_path / "model.onnx")
     pipeline, out = open_pipeline(folder), tmp_path / "out"
     out.mkdir()
-    record = pipelines._artifact(pipeline, made, out)
+    record = place_artifact(pipeline, made, out)
     assert record["artifact"]["id"] == "pruned"
     found = ends(out / "unet" / "model.onnx")
     assert found["timestep"] == (FLOAT, []) and found["sample"] == (FLOAT, ["batch_size", 4, 8, 8])
@@ -368,10 +370,10 @@ def test_an_artifacts_own_file_takes_the_unets_place(
 def test_an_artifact_that_is_fed_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
     made = artifact(tmp_path / "artifact", unet(in_channels=9), _identity(tmp_path))
     with pytest.raises(ArtifactError, match=r"in_channels is 9, the pipeline's is 4. Give an artifact made from this"):
-        export_pipeline(folder, tmp_path / "out", unet=made)
+        export_pipeline(folder, tmp_path / "out", denoiser=made)
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="is exported already, so no LoRA can be merged into it"):
-        export_pipeline(folder, tmp_path / "out", unet=made, lora=[str(lora_file(tmp_path, lora_tensors()))])
+        export_pipeline(folder, tmp_path / "out", denoiser=made, lora=[str(lora_file(tmp_path, lora_tensors()))])
 
 
 def test_nested_inputs_of_sdxl_lose_their_prefix() -> None:
@@ -383,7 +385,7 @@ def test_nested_inputs_of_sdxl_lose_their_prefix() -> None:
     late.outputs[0].name, late.outputs[0].shape = "out_sample", ir.Shape(["B", 4])
     late.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Model(ir.Graph(inputs, [late.outputs[0]], nodes=[node, late], opset_imports={"": 18}), ir_version=10)
-    got, _ = renamed(graph)
+    got, _ = renamed(graph, "unet")
     assert [(s.name, s.dims) for s in got] == [
         ("sample", ("batch_size", 4)),
         ("timestep", ()),
