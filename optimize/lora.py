@@ -18,7 +18,8 @@ from optimize.weights import read_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+DENOISERS = ("unet", "transformer")
+COMPONENTS = (*DENOISERS, "text_encoder", "text_encoder_2")
 LOADERS = {  # diffusers' reader of the namings, by the denoiser's class; all U-Nets have one
     "SD3Transformer2DModel": "SD3LoraLoaderMixin",
     "FluxTransformer2DModel": "FluxLoraLoaderMixin",
@@ -145,7 +146,7 @@ def _by_component(named: dict[str, Any], denoiser: str) -> dict[str, dict[str, A
         split.setdefault(component, {})[name] = value
     return {
         component: convert_unet_state_dict_to_peft(tensors)
-        if component == denoiser
+        if component in DENOISERS
         else convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
         for component, tensors in split.items()
     }

@@ -12,34 +12,12 @@ from optimize.models.components import class_name
 from optimize.network import TensorSpec
 from optimize.optimum_layout import OUTPUTS, layout_dim, record
 from optimize.pipeline_folder import Pipeline
+from optimize.runner import onnx_file
+from optimize.trust import artifact_digest, checked, read_manifest
 from optimize.weights import read_json
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-
-def place_artifact(pipeline: Pipeline, folder: Path, out: Path) -> dict[str, Any]:
-    """Write the artifact's own ONNX file and its config to `out`, in the folder of the pipeline's denoiser; the record.
-
-    Raises ArtifactError where the artifact is fed something else than the pipeline's own denoiser."""
-    import onnx_ir as ir
-
-    from optimize.onnx_file import save
-    from optimize.runner import onnx_file
-    from optimize.trust import artifact_digest, checked, read_manifest
-
-    path = onnx_file(folder)
-    structure = read_json(checked(folder, "structure.json"))
-    _check_same(pipeline, folder, structure)
-    graph = ir.load(path)
-    inputs, outputs = renamed(graph, pipeline.denoiser)
-    place = out / pipeline.denoiser
-    place.mkdir()
-    save(graph, place / "model.onnx")
-    write_json(place / "config.json", {**structure["config"], "_class_name": structure["architecture"]})
-    manifest = read_manifest(folder)
-    about = {"id": manifest.get("id", ""), "digest": artifact_digest(manifest), "parity": manifest.get("parity", {})}
-    return record(inputs, outputs) | {"artifact": about}
 
 
 SAME = (  # keys of a config that decide what a denoiser is fed and gives
@@ -54,15 +32,33 @@ SAME = (  # keys of a config that decide what a denoiser is fed and gives
 )
 
 
-def _check_same(pipeline: Pipeline, folder: Path, structure: dict[str, Any]) -> None:
-    """The artifact is fed what the pipeline's own denoiser is fed."""
-    own, config = pipeline.config(pipeline.denoiser), structure["config"]
-    found = {"class": (structure["architecture"], class_name(own))}
+def check_artifact(pipeline: Pipeline, folder: Path) -> None:
+    """Raises ArtifactError where the artifact has no exported ONNX file, or is fed something else than the pipeline's own
+    denoiser."""
+    onnx_file(folder)
+    own, structure = pipeline.config(pipeline.denoiser), read_json(checked(folder, "structure.json"))
+    config, found = structure["config"], {"class": (structure["architecture"], class_name(own))}
     for key, (given, wanted) in {**found, **{k: (config.get(k), own.get(k)) for k in SAME}}.items():
         if given != wanted:
             raise ArtifactError(
                 f"--denoiser {folder}: {key} is {given!r}, the pipeline's is {wanted!r}. Give an artifact made from this pipeline's {pipeline.denoiser}."
             )
+
+
+def place_artifact(folder: Path, place: Path) -> dict[str, Any]:
+    """Write the artifact's own ONNX file and its config to `place`, a folder named as the layout's denoiser; the record."""
+    import onnx_ir as ir
+
+    from optimize.onnx_file import save
+
+    graph, structure = ir.load(onnx_file(folder)), read_json(checked(folder, "structure.json"))
+    inputs, outputs = renamed(graph, place.name)
+    place.mkdir()
+    save(graph, place / "model.onnx")
+    write_json(place / "config.json", {**structure["config"], "_class_name": structure["architecture"]})
+    manifest = read_manifest(folder)
+    about = {"id": manifest.get("id", ""), "digest": artifact_digest(manifest), "parity": manifest.get("parity", {})}
+    return record(inputs, outputs) | {"artifact": about}
 
 
 def renamed(graph: ir.Model, folder: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

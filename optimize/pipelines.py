@@ -18,7 +18,7 @@ from optimize.configs import digest
 from optimize.context import Progress, silent
 from optimize.errors import ArtifactError, EnvironmentLacks, GateFailed, UserError, unknown
 from optimize.lora import Lora, Switch, add_switch, lora_option, merge, read_lora
-from optimize.optimum_artifact import place_artifact
+from optimize.optimum_artifact import check_artifact, place_artifact
 from optimize.pipeline_folder import COPIED, INDEX, Pipeline, open_pipeline
 from optimize.weights import file_sha256, read_json
 
@@ -70,6 +70,8 @@ def export_pipeline(
     _check_ort()
     loras = [read_lora(*lora_option(text), pipeline.config(pipeline.denoiser)) for text in lora]
     _check_loras(pipeline, loras, lora_as, denoiser)
+    if denoiser:
+        check_artifact(pipeline, denoiser)
 
     def write(temporary: Path) -> dict[str, Any]:
         parts = _export_parts(pipeline, temporary, denoiser, loras, lora_as, opset, progress)
@@ -135,7 +137,7 @@ def _export_parts(
             made[name] = _export(graphs.text_encoder(name, network), out, pipeline.config(name), opset)
             advance(1, name)
         if artifact:
-            made[pipeline.denoiser] = place_artifact(pipeline, artifact, out)
+            made[pipeline.denoiser] = place_artifact(artifact, out / pipeline.denoiser)
         else:
             made[pipeline.denoiser] = _denoiser(pipeline, out, loras, lora_as, opset)
         advance(1, pipeline.denoiser)

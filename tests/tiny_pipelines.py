@@ -40,12 +40,12 @@ def text_config(**changes: Any) -> Any:
     )
 
 
-def write_text_encoder(folder: Path, projected: bool = False, **changes: Any) -> None:
+def write_text_encoder(folder: Path, projected: bool = False, seed: int = 1, **changes: Any) -> None:
     """A CLIP text model with the weights' names that checkpoints have, whatever this transformers calls them."""
     from safetensors.torch import save_file
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    torch.manual_seed(1 + projected)
+    torch.manual_seed(seed + projected)
     model = (CLIPTextModelWithProjection if projected else CLIPTextModel)(text_config(**changes))
     folder.mkdir(parents=True)
     model.config.architectures = [type(model).__name__]
@@ -228,7 +228,6 @@ def flux(**changes: Any) -> Any:
 
 
 SHIFTED = {"scaling_factor": 1.5, "shift_factor": 0.06, "use_quant_conv": False, "use_post_quant_conv": False}
-CLIP, T5 = ["transformers", "CLIPTokenizer"], ["transformers", "T5TokenizerFast"]
 
 
 def write_transformer_pipeline(
@@ -239,11 +238,10 @@ def write_transformer_pipeline(
 
     network = {"sd3": sd3, "flux": flux}[kind](**changes)
     network.save_pretrained(folder / "transformer")
-    vae(**SHIFTED).save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=kind == "flux").save_pretrained(
-        folder / "scheduler"
-    )
-    clips = 2 if kind == "sd3" else 1
+    channels = network.config.in_channels // {"sd3": 1, "flux": 4}[kind]  # Flux packs 2x2 latents
+    vae(**SHIFTED, latent_channels=channels).save_pretrained(folder / "vae")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=kind == "flux")
+    scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {
         "_class_name": name or {"sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}[kind],
         "_diffusers_version": "0.36.0",
@@ -252,20 +250,31 @@ def write_transformer_pipeline(
         "vae": ["diffusers", "AutoencoderKL"],
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
+        **_write_texts(
+            folder, ["clip", "clip", "t5" if t5 else ""] if kind == "sd3" else ["clip", "t5"], kind == "sd3"
+        ),
     }
-    for end in ("", "_2", "_3")[: clips + 1]:
-        last = end == ("", "_2", "_3")[clips]
-        encoder = "T5EncoderModel" if last else "CLIPTextModelWithProjection" if kind == "sd3" else "CLIPTextModel"
-        there = t5 or not last
-        index[f"text_encoder{end}"] = ["transformers", encoder] if there else [None, None]
-        index[f"tokenizer{end}"] = (T5 if last else CLIP) if there else [None, None]
-        if there:
-            write_t5_encoder(folder / f"text_encoder{end}") if last else write_text_encoder(
-                folder / f"text_encoder{end}", projected=kind == "sd3"
-            )
-            (write_t5_tokenizer if last else write_tokenizer)(folder / f"tokenizer{end}")
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def _write_texts(folder: Path, kinds: list[str], projected: bool) -> dict[str, Any]:
+    """Text encoders and tokenizers in their order; the index's entries."""
+    entries: dict[str, Any] = {}
+    for i, kind in enumerate(kinds):
+        encoder, tokenizer = (f"{n}{f'_{i + 1}' if i else ''}" for n in ("text_encoder", "tokenizer"))
+        if kind == "t5":
+            write_t5_encoder(folder / encoder)
+            write_t5_tokenizer(folder / tokenizer)
+            entries |= {encoder: ["transformers", "T5EncoderModel"], tokenizer: ["transformers", "T5TokenizerFast"]}
+        elif kind:
+            write_text_encoder(folder / encoder, projected, seed=1 + 10 * i)
+            write_tokenizer(folder / tokenizer)
+            name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+            entries |= {encoder: ["transformers", name], tokenizer: ["transformers", "CLIPTokenizer"]}
+        else:
+            entries |= {encoder: [None, None], tokenizer: [None, None]}
+    return entries
 
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
@@ -294,7 +303,7 @@ def text_lora_tensors(seed: int = 6, rank: int = 2) -> dict[str, torch.Tensor]:
 
 
 def transformer_lora_tensors(network: Any, seed: int = 8, rank: int = 3) -> dict[str, torch.Tensor]:
-    """Updates of a transformer's layers: attention of the first block, and what the latents come in by where it is linear."""
+    """Updates of a transformer's layers: attention of the first block, and the last one."""
     random, made = torch.Generator().manual_seed(seed), {}
     layers = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_k_proj", "proj_out"]
     for layer in layers:
