@@ -171,7 +171,7 @@ def test_the_command_asks_for_a_folder_and_ends_with_2_for_wrong_input(folder: P
         ([str(folder)], "--out: a pipeline is exported to a folder of its own. Give e.g. --out"),
         ([str(folder), "--out", str(tmp_path / "o"), "--layout", "x"], '--layout: "x" is not known. Allowed: optimum'),
         ([str(folder), "--out", str(tmp_path / "o"), "--lora", "gone.safetensors"], "gone.safetensors: no such file"),
-        ([str(folder), "--out", str(tmp_path / "o"), "--unet", str(tmp_path / "g")], f"{tmp_path / 'g'}: "),
+        ([str(folder), "--out", str(tmp_path / "o"), "--unet", str(tmp_path / "g")], "no such file. Export the artifact first"),
         ([str(tmp_path / "gone"), "--layout", "optimum", "--out", str(tmp_path / "o")], "no such folder"),
     ):
         command = [sys.executable, "-m", "optimize", "export", *arguments]
