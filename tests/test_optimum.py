@@ -39,7 +39,9 @@ DRAW = textwrap.dedent(
     from optimum import onnxruntime as ort
 
     source, exported, name, options, lora = *sys.argv[1:4], json.loads(sys.argv[4]), sys.argv[5]
-    theirs = getattr(diffusers, name).from_pretrained(source)
+    index = json.loads((Path(source) / "model_index.json").read_text())
+    gone = {part: None for part, about in index.items() if part.endswith("_3") and about == [None, None]}
+    theirs = getattr(diffusers, name).from_pretrained(source, **gone)
     if lora:
         theirs.load_lora_weights(str(Path(lora).parent), weight_name=Path(lora).name)
         theirs.fuse_lora(lora_scale=0.8)
