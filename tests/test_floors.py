@@ -64,6 +64,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: (
         "benchmark.py",
         "comparison.py",
+        "denoiser_alone.py",
         "exporting.py",
         "fair.py",
         "fleet.py",

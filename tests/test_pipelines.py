@@ -146,7 +146,7 @@ def test_without_onnxruntime_it_is_said_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"layout": "optimun"}, '--layout: "optimun" is not known. Allowed: optimum. Did you mean "optimum"'),
+        ({"layout": "optimun"}, '--layout: "optimun" is not known. Allowed: denoiser, optimum. Did you mean "optimum"'),
         ({"lora_as": "fused"}, '--lora-as: "fused" is not known. Allowed: merged, switch'),
     ],
 )
@@ -169,9 +169,15 @@ def test_the_command_tells_pipelines_from_artifacts(folder: Path, tmp_path: Path
 def test_the_command_asks_for_a_folder_and_ends_with_2_for_wrong_input(folder: Path, tmp_path: Path) -> None:
     for arguments, said in (
         ([str(folder)], "--out: a pipeline is exported to a folder of its own. Give e.g. --out"),
-        ([str(folder), "--out", str(tmp_path / "o"), "--layout", "x"], '--layout: "x" is not known. Allowed: optimum'),
+        (
+            [str(folder), "--out", str(tmp_path / "o"), "--layout", "x"],
+            '--layout: "x" is not known. Allowed: denoiser, optimum',
+        ),
         ([str(folder), "--out", str(tmp_path / "o"), "--lora", "gone.safetensors"], "gone.safetensors: no such file"),
-        ([str(folder), "--out", str(tmp_path / "o"), "--unet", str(tmp_path / "g")], "no such file. Export the artifact first"),
+        (
+            [str(folder), "--out", str(tmp_path / "o"), "--unet", str(tmp_path / "g")],
+            "no such file. Export the artifact first",
+        ),
         ([str(tmp_path / "gone"), "--layout", "optimum", "--out", str(tmp_path / "o")], "no such folder"),
     ):
         command = [sys.executable, "-m", "optimize", "export", *arguments]
