@@ -58,11 +58,16 @@ def export(
     kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
     zip: Annotated[bool, typer.Option(help="Kits as zip files.")] = False,
     exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
-    layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load, or its denoiser alone.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for what is no artifact yet: a new one, or an earlier export.")
     ] = None,
-    unet: Annotated[Path | None, typer.Option(help="Artifact to take the U-Net's place in a pipeline.")] = None,
+    denoiser: Annotated[
+        Path | None,
+        typer.Option("--denoiser", "--unet", help="Artifact to take the U-Net's or transformer's place in a pipeline."),
+    ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="LoRA of a pipeline, FILE or FILE:strength. Repeat for more.")
     ] = None,
@@ -86,10 +91,10 @@ def export(
 
     console = console_of(as_json)
     formats = tuple(format or (["onnx"] if onnx else []))
-    if is_pipeline(artifact, bool(formats), layout=layout, out=out, unet=unet, lora=lora):
+    if is_pipeline(artifact, bool(formats), layout=layout, out=out, denoiser=denoiser, lora=lora):
         _refuse_given(context)
         with rich_progress(console, quiet or as_json) as progress:
-            _pipeline(artifact, layout or "optimum", out, unet, lora or [], lora_as, console, as_json, progress)
+            _pipeline(artifact, layout or "optimum", out, denoiser, lora or [], lora_as, console, as_json, progress)
         return
     from optimize.as_onnx import parse_onnx
     from optimize.exporting import ENGINES, Request, exit_code, parse_settings
@@ -148,7 +153,7 @@ def _pipeline(
     folder: Path,
     layout: str,
     out: Path | None,
-    unet: Path | None,
+    denoiser: Path | None,
     lora: list[str],
     lora_as: str,
     console: Console,
@@ -161,7 +166,9 @@ def _pipeline(
 
     if out is None:
         raise UserError("--out: a pipeline is exported to a folder of its own. Give e.g. --out exported/pipeline.")
-    manifest = export_pipeline(folder, out, layout=layout, unet=unet, lora=lora, lora_as=lora_as, progress=progress)
+    manifest = export_pipeline(
+        folder, out, layout=layout, denoiser=denoiser, lora=lora, lora_as=lora_as, progress=progress
+    )
     if as_json:
         typer.echo(json.dumps(manifest, indent=1))
     else:
