@@ -58,9 +58,7 @@ def export(
     kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
     zip: Annotated[bool, typer.Option(help="Kits as zip files.")] = False,
     exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
-    layout: Annotated[
-        str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load, or its denoiser alone.")
-    ] = None,
+    layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for what is no artifact yet: a new one, or an earlier export.")
     ] = None,

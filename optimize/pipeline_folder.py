@@ -103,7 +103,7 @@ def _refused(folder: Path, name: str) -> UserError:
     for part in ("transformer", "unet"):
         if (config := folder / part / "config.json").is_file() and class_name(read_json(config)) in ARCHITECTURES:
             return UserError(
-                f"{said} Its {part} alone can be exported: optimize export {folder} --layout denoiser --out exported/{folder.resolve().name}."
+                f"{said} Its {part} alone can be exported: optimize export {folder} --format onnx --out exported/{folder.resolve().name}."
             )
     return UserError(said)
 

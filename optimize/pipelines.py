@@ -14,19 +14,19 @@ from typing import Any
 
 from optimize import optimum_layout as graphs
 from optimize.artifact import MANIFEST, commit, write_json
+from optimize.as_onnx import check_ort, check_out
 from optimize.configs import digest
 from optimize.context import Progress, silent
-from optimize.denoiser_alone import FARTHEST, export_denoiser
-from optimize.errors import ArtifactError, EnvironmentLacks, GateFailed, UserError, unknown
+from optimize.errors import ArtifactError, GateFailed, UserError, unknown
 from optimize.lora import Lora, Switch, add_switch, lora_option, merge, read_lora
 from optimize.optimum_artifact import check_artifact, place_artifact
 from optimize.pipeline_folder import COPIED, INDEX, Pipeline, open_pipeline
-from optimize.weights import file_sha256, read_json
+from optimize.weights import file_sha256
 
-LAYOUTS = ("optimum", "denoiser")
+LAYOUTS = ("optimum",)
 SWITCH = "lora_scale"  # the input that a switched LoRA's strength comes in by
 LORA_AS = ("merged", "switch")
-KINDS = ("pipeline", "denoiser")  # of manifests that this command writes
+FARTHEST = 1e-3  # relative L2 between a network and its exported file
 
 
 def is_pipeline(folder: Path, formats: bool = False, **options: Any) -> bool:
@@ -60,8 +60,7 @@ def export_pipeline(
     opset: int = 18,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Write the pipeline in `folder` to `out` in a layout and return its manifest: "optimum", which optimum's pipelines load,
-    or "denoiser", its U-Net or transformer alone as an artifact.
+    """Write the pipeline in `folder` to `out` in a layout (optimum's) and return its manifest.
 
     `denoiser`: an artifact with an exported ONNX file, for the U-Net or transformer. `lora`: files, each with an optional
     `:strength`, "merged" into the weights or kept as a "switch", an input of a U-Net called lora_scale (0 off, 1 as
@@ -73,11 +72,8 @@ def export_pipeline(
     for option, given, allowed in (("--layout", layout, LAYOUTS), ("--lora-as", lora_as, LORA_AS)):
         if given not in allowed:
             raise unknown(option, given, allowed)
-    _check_out(out)
-    _check_ort()
-    if layout == "denoiser":
-        _check_alone(denoiser=denoiser, lora=lora)
-        return export_denoiser(folder, out, opset=opset, progress=progress)
+    check_out(out, "pipeline")
+    check_ort()
     pipeline = open_pipeline(folder)
     loras = [read_lora(*lora_option(text), pipeline.config(pipeline.denoiser)) for text in lora]
     _check_loras(pipeline, loras, lora_as, denoiser)
@@ -90,32 +86,6 @@ def export_pipeline(
         return _about(pipeline, loras, lora_as, opset, parts)
 
     return commit(out, write)
-
-
-def _check_out(out: Path) -> None:
-    """Only a new or empty folder, or an earlier export, is written to: whatever is there is replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    earlier = out / MANIFEST
-    if not (earlier.is_file() and read_json(earlier).get("kind") in KINDS):
-        raise UserError(f"--out: {out} exists and is no exported pipeline; it is left alone. Give a new folder.")
-
-
-def _check_alone(**options: Any) -> None:
-    given = [f"--{name}" for name, value in options.items() if value]
-    if given:
-        raise UserError(
-            f"{', '.join(given)}: for whole pipelines, and --layout denoiser exports the folder's own network alone. Leave it out."
-        )
-
-
-def _check_ort() -> None:
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentLacks(
-            "export: ONNX Runtime compares every exported file with its network, and is not installed. pip install onnxruntime"
-        ) from error
 
 
 def _check_loras(pipeline: Pipeline, loras: list[Lora], lora_as: str, artifact: Path | None) -> None:

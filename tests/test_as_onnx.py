@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 from test_cli import optimize as command
+from tiny_pipelines import write_transformer_pipeline
 
 import optimize
 from optimize import as_onnx
@@ -19,6 +21,9 @@ from optimize.engines.settings import EngineSettings
 from optimize.errors import ArtifactError, EnvironmentLacks, GateFailed, UserError
 from optimize.exporting import Request, export
 from optimize.model import Model
+from optimize.optimum_artifact import check_artifact
+from optimize.pipeline_folder import open_pipeline
+from optimize.pipelines import export_pipeline
 from optimize.report.engines import about_onnx
 from optimize.store import Store
 from optimize.trust import verify
@@ -177,3 +182,33 @@ def test_options_of_pipelines_and_of_networks_do_not_mix(tiny_folder: Path, tmp_
         done = command("export", "p", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert [f.name for f in tmp_path.iterdir()] == ["p"]
+
+
+def write_pixart(folder: Path) -> Path:
+    """A PixArt pipeline's denoiser and scheduler."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+
+    PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, cross_attention_dim=16,
+        sample_size=8, caption_channels=32, use_additional_conditions=False,
+    ).save_pretrained(folder / "transformer")  # fmt: skip
+    DPMSolverMultistepScheduler().save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
+    return folder
+
+
+def test_what_the_refusal_of_a_pipeline_names_exports_its_transformer(tmp_path: Path) -> None:
+    source, out = write_pixart(tmp_path / "pixart"), tmp_path / "out"
+    with pytest.raises(UserError, match="--format onnx --out exported/pixart"):
+        export_pipeline(source, out)
+    done = command("export", str(source), "--format", "onnx", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    manifest = verify(out)
+    assert 0 < manifest["parity"]["onnxruntime"]["relative_l2"] < 1e-5
+    assert optimize.load(out).structure.architecture == "PixArtTransformer2DModel"
+
+
+def test_a_flux_alone_is_an_artifact_that_takes_the_place_in_its_pipeline(tmp_path: Path) -> None:
+    source = write_transformer_pipeline(tmp_path / "flux", "flux", num_single_layers=0)
+    export(ask(source, tmp_path / "out", "onnx"), Store(tmp_path / "store"))
+    check_artifact(open_pipeline(source), tmp_path / "out")

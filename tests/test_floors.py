@@ -66,7 +66,6 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "as_onnx.py",
         "benchmark.py",
         "comparison.py",
-        "denoiser_alone.py",
         "exporting.py",
         "fair.py",
         "fleet.py",

@@ -108,7 +108,7 @@ def test_a_class_without_a_layout_is_told_what_can_be_exported_instead(tmp_path:
         open_pipeline(tmp_path)
     said = str(error.value)
     assert f"{name} has no layout" in said and "FluxPipeline, Latent" in said and "Did you mean" not in said
-    command = f"optimize export {tmp_path} --layout denoiser --out exported/{tmp_path.name}."
+    command = f"optimize export {tmp_path} --format onnx --out exported/{tmp_path.name}."
     assert said.endswith(f"Its transformer alone can be exported: {command}")
 
 

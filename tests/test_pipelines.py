@@ -146,7 +146,7 @@ def test_without_onnxruntime_it_is_said_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"layout": "optimun"}, '--layout: "optimun" is not known. Allowed: denoiser, optimum. Did you mean "optimum"'),
+        ({"layout": "optimun"}, '--layout: "optimun" is not known. Allowed: optimum. Did you mean "optimum"'),
         ({"lora_as": "fused"}, '--lora-as: "fused" is not known. Allowed: merged, switch'),
     ],
 )
@@ -171,7 +171,7 @@ def test_the_command_asks_for_a_folder_and_ends_with_2_for_wrong_input(folder: P
         ([str(folder)], "--out: a pipeline is exported to a folder of its own. Give e.g. --out"),
         (
             [str(folder), "--out", str(tmp_path / "o"), "--layout", "x"],
-            '--layout: "x" is not known. Allowed: denoiser, optimum',
+            '--layout: "x" is not known. Allowed: optimum',
         ),
         ([str(folder), "--out", str(tmp_path / "o"), "--lora", "gone.safetensors"], "gone.safetensors: no such file"),
         (
