@@ -41,7 +41,7 @@ def export(
     zip: Annotated[bool, typer.Option(help="Kits as zip files.")] = False,
     exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
     layout: Annotated[
-        str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load, or its denoiser alone.")
+        str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load; denoiser: that alone.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for a pipeline's files: a new one, or an earlier export.")

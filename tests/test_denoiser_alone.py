@@ -44,6 +44,7 @@ def test_what_the_refusal_of_a_pipeline_names_exports_its_transformer(tmp_path: 
     export_pipeline(source, out, layout="denoiser")  # an earlier one is replaced
 
 
+@pytest.mark.slow
 def test_a_flux_alone_is_an_artifact_that_takes_the_place_in_its_pipeline(tmp_path: Path) -> None:
     source = write_transformer_pipeline(tmp_path / "flux", "flux", num_single_layers=0)
     export_pipeline(source, tmp_path / "out", layout="denoiser")

@@ -1,4 +1,4 @@
-"""What `optimize export` wrote of a pipeline, as a table: a graph a line, and what the layout has no place for."""
+"""What `optimize export` wrote of a pipeline, or of its denoiser alone, as a table: a graph a line, and what the layout has no place for."""
 
 from __future__ import annotations
 
@@ -26,4 +26,5 @@ def print_exported(manifest: dict[str, Any], out: Path, console: Console) -> Non
         console.print(
             f"~ left out, since the layout has no place for it: {', '.join(manifest['left_out'])}", markup=False
         )
-    console.print(f"Pipeline: [bold]{out}[/bold]", soft_wrap=True)
+    what = "Artifact" if manifest["kind"] == "denoiser" else "Pipeline"
+    console.print(f"{what}: [bold]{out}[/bold]", soft_wrap=True)
