@@ -26,6 +26,7 @@ from tiny_pipelines import (
     write_transformer_pipeline,
 )
 
+from optimize.as_onnx import export_model, load_network
 from optimize.pipelines import export_pipeline
 
 pytestmark = pytest.mark.slow
@@ -170,6 +171,13 @@ def test_sd3_draws_without_its_third_text_encoder(tmp_path: Path) -> None:
     assert found["largest"] < TOLERANCE < 0.01 < found["other"], found
 
 
+def test_flux_without_distilled_guidance_draws_guided_by_two_prompts(tmp_path: Path) -> None:
+    source = write_transformer_pipeline(tmp_path / "source", "flux", guidance_embeds=False)
+    asked = {**SMALL, "negative_prompt": "a dog", "true_cfg_scale": 3.0, "height": 16, "width": 16}
+    found = drawn(tmp_path, source, "FluxPipeline", **asked)
+    assert found["largest"] < TOLERANCE < 0.01 < found["other"], found
+
+
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
 def test_a_lora_merged_into_a_transformer_draws_what_diffusers_fused_pipeline_draws(
     pairs: dict[str, Pair], tmp_path: Path, kind: str
@@ -190,3 +198,14 @@ def test_sd3_draws_from_a_picture_and_paints_in_as_diffusers_does(tmp_path: Path
     asked = {"image": True, "height": 16, "width": 16, **({"mask_image": True} if use == "Inpaint" else {})}
     found = drawn(tmp_path, source, name, **SMALL, **asked, strength=0.8)
     assert found["largest"] < TOLERANCE < found["spread"], found
+
+
+def test_a_smaller_transformers_artifact_draws_as_a_pipeline_with_it_does(
+    pairs: dict[str, Pair], tmp_path: Path
+) -> None:
+    smaller = write_transformer_pipeline(tmp_path / "smaller", num_layers=1, dual_attention_layers=())
+    export_model(load_network(smaller), tmp_path / "artifact")
+    export_pipeline(pairs["sd3"][0], tmp_path / "out", denoiser=tmp_path / "artifact")
+    found = compared(smaller, tmp_path / "out", NAMES["sd3"], **SMALL, height=24, width=16)
+    other = compared(pairs["sd3"][0], tmp_path / "out", NAMES["sd3"], **SMALL, height=24, width=16)
+    assert found["largest"] < TOLERANCE < 0.01 < other["largest"], (found, other)
