@@ -191,11 +191,13 @@ def test_a_failed_build_leaves_the_folder_it_was_for_as_it_was(tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "m.onnx"]
 
 
-def test_the_estimate_grows_with_the_weights(tmp_path: Path) -> None:
+def test_the_estimate_grows_with_the_weights_and_the_profiles(tmp_path: Path) -> None:
     asked = order(half_file(tmp_path / "m.onnx"))
     large = replace(asked, facts=replace(asked.facts, weight_bytes=1_720_000_000))
     assert asked.estimate == pytest.approx(BASE_BYTES, rel=0.01)
-    assert 5.0e9 < large.estimate < 8.0e9
+    assert 6.1e9 < large.estimate < 7.5e9  # 6.1 GB were measured
+    three = replace(large, profiles=large.profiles * 3)
+    assert 7.36e9 < three.estimate < 9.0e9  # 7.36 GB were measured
 
 
 def test_refusals_come_before_any_build(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ PLAN = b"\n".join(
         layer("fully_connected", "__mye31", "h", "h"),  # a split product, in pieces of TensorRT's own
         layer("fully_connected", "__mye32", "h", "h"),
         layer("pointwise", "Add", "x", "w"),
+        tensor("h", "float"),  # the next profile uses the name for something else
+        layer("corrltn", "Conv_1 [profile 1]", "x", "w", "f"),
+        layer("fully_connected", "MatMul_2 [profile 1]", "h", "h"),
     ]
 )  # fmt: skip
 COUNTS = {"conv int8": 1, "conv fp16": 2, "matmul fp8": 4, "matmul fp32": 2, "piece fp16": 2}

@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 ENGINE, RECORD = "model.engine", "engine.json"
 SCHEMA = 1
 # Peak memory of a build, just above all that was measured (benchmarks/engines.py): the libraries, and a multiple of the
-# weights, since the parser, the optimizer and the plan each hold them.
+# weights, since the parser, the optimizer and the plan each hold them. Every further profile compiles the network again.
 BASE_BYTES, WEIGHTS_FACTOR = 0.7e9, 3.5
+PROFILE_BYTES, PROFILE_FACTOR = 0.05e9, 0.4
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Order:
     @property
     def estimate(self) -> int:
         """Bytes of memory the build is expected to take at its peak."""
-        return int(BASE_BYTES + WEIGHTS_FACTOR * self.facts.weight_bytes)
+        weights, further = self.facts.weight_bytes, max(0, len(self.profiles) - 1)
+        return int(BASE_BYTES + WEIGHTS_FACTOR * weights + further * (PROFILE_BYTES + PROFILE_FACTOR * weights))
 
     def job(self, timing_cache: str = "") -> Job:
         """The order as the builder takes it."""

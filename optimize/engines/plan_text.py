@@ -37,9 +37,13 @@ def read_plan(plan: Any) -> tuple[dict[str, int], list[str]]:
     stands in several kernels or profiles ("Conv_1 [profile 2]") counts once, in its widest format. The two products of an
     attention disappear in a kernel without a name. A convolution of one tap in a float format may become a product, and
     such a one, or a product whose output is split (GEGLU), may be replaced by TensorRT's own ("piece")."""
-    types = {name: TYPES.get(kind, kind.decode()) for name, kind in TENSOR.findall(plan)}
+    types: dict[bytes, str] = {}  # profiles use names again: what was said last before a layer is meant
     layers: dict[tuple[str, bytes], list[str]] = {}
-    for op, name, inputs in LAYER.findall(plan):
+    for said in sorted((*TENSOR.finditer(plan), *LAYER.finditer(plan)), key=lambda match: match.start()):
+        if said.re is TENSOR:
+            types[said[1]] = TYPES.get(said[2], said[2].decode())
+            continue
+        op, name, inputs = said.groups()
         kind = "conv" if op.startswith((b"corr", b"deconv")) else "matmul"
         both = [types.get(x, "unknown") for x in re.findall(rb'"([^"]+)"', inputs)[:2]]
         for node in name.partition(b" [profile ")[0].split(b"+"):
