@@ -52,6 +52,10 @@ def export(
     kits: Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")] = None,
     kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
     zip: Annotated[bool, typer.Option(help="Kits as zip files.")] = False,
+    adopt: Annotated[
+        list[Path] | None,
+        typer.Option(help="A finished build kit, folder or zip: take its engine in, build nothing. Repeat for more."),
+    ] = None,
     exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
     layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
     out: Annotated[
@@ -71,12 +75,17 @@ def export(
 
     Example: optimize export exported/digits/final --target a100,rtx3090,v100
 
+    Example: optimize export exported/digits/final --adopt exported/digits/kits/final-v100
+
     Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
     """
     from optimize.pipelines import is_pipeline
     from optimize.progress import rich_progress
 
     console = console_of(as_json)
+    if adopt:
+        _adopt(artifact, adopt, console, as_json)
+        return
     if is_pipeline(artifact, layout=layout, out=out, unet=unet, lora=lora):
         with rich_progress(console, quiet or as_json) as progress:
             _pipeline(artifact, layout or "optimum", out, unet, lora or [], lora_as, console, as_json, progress)
@@ -114,6 +123,20 @@ def export(
 
         print_engines(rows, console)
     raise typer.Exit(exit_code(rows))
+
+
+def _adopt(artifact: Path, kits: list[Path], console: Console, as_json: bool) -> None:
+    from optimize.exporting import adopt
+    from optimize.report.engines import print_engines
+
+    rows = adopt(artifact, kits)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    print_engines(rows, console)
+    for row in rows:
+        if isinstance(row["origin"]["parity"], str):
+            console.print(f"{row['target']}: parity {row['origin']['parity']}", markup=False, soft_wrap=True)
 
 
 def _pipeline(
