@@ -20,7 +20,8 @@ from test_engines_make import half_file, installed, int8_file, order
 
 from optimize.artifact import commit, verify
 from optimize.engines import adopt as adoption
-from optimize.engines import kit, kit_script
+from optimize.engines import kit, kit_files, kit_script
+from optimize.engines.graph import GraphFacts, read_graph
 from optimize.errors import ArtifactError, OptimizeError, UserError
 from optimize.exporting import adopt
 from optimize.runner import open_runner
@@ -74,15 +75,38 @@ def built(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> Path:
     return folder
 
 
-@pytest.fixture
-def artifact(tmp_path: Path) -> Path:
-    return artifact_of(tmp_path / "final")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GraphFacts]:
+    """A folder of an artifact and its finished kit, and what its graph says."""
+    place = tmp_path_factory.mktemp("made")
+    artifact = artifact_of(place / "final")
+    with pytest.MonkeyPatch.context() as patch:
+        built(kit_of(artifact, place / "kits" / "final-a100"), patch)
+    return place, read_graph(artifact / "onnx" / "model.onnx")
 
 
 @pytest.fixture
-def done(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def artifact(made: tuple[Path, GraphFacts], tmp_path: Path) -> Path:
+    shutil.copytree(made[0] / "final", tmp_path / "final")
+    return tmp_path / "final"
+
+
+@pytest.fixture
+def done(made: tuple[Path, GraphFacts], tmp_path: Path) -> Path:
     """A finished kit of the artifact."""
-    return built(kit_of(artifact, tmp_path / "kits" / "final-a100"), monkeypatch)
+    shutil.copytree(made[0] / "kits", tmp_path / "kits")
+    return tmp_path / "kits" / "final-a100"
+
+
+@pytest.fixture
+def refuses(made: tuple[Path, GraphFacts]) -> Callable[..., None]:
+    """What `adopt` asks before it writes, of the graph's facts alone."""
+
+    def ask(path: Path, said: str, kind: type[OptimizeError] = UserError) -> None:
+        with pytest.raises(kind, match=said):
+            adoption.examine(path, made[0] / "final" / "onnx" / "model.onnx", made[1], 5e-2)
+
+    return ask
 
 
 def edit(folder: Path, name: str, change: Callable[[Any], object]) -> None:
@@ -247,10 +271,10 @@ def test_parity_that_was_not_run_is_refused_for_an_engine_of_tensorrt(artifact: 
     ],
 )  # fmt: skip
 def test_a_result_that_does_not_fit_its_kit_is_refused(
-    artifact: Path, done: Path, name: str, change: Callable[[Any], object], said: str
+    refuses: Callable[..., None], done: Path, name: str, change: Callable[[Any], object], said: str
 ) -> None:
     edit(done, name, change)
-    refused(artifact, done, said)
+    refuses(done, said)
 
 
 @pytest.mark.parametrize(
@@ -263,27 +287,29 @@ def test_a_result_that_does_not_fit_its_kit_is_refused(
         {"sample": [[2, 4, 8, 8], [1, 4, 8, 8], [4, 4, 8, 8]]},
     ],
 )
-def test_profiles_that_do_not_fit_the_graph_are_refused(artifact: Path, done: Path, profile: dict[str, Any]) -> None:
+def test_profiles_that_do_not_fit_the_graph_are_refused(
+    refuses: Callable[..., None], done: Path, profile: dict[str, Any]
+) -> None:
     edit(done, "kit.json", lambda k: k["job"].update(profiles=[profile]))
     edit(done, "result.json", lambda r: r["engine"].update(profiles=[profile]))
-    refused(artifact, done, "profile 0 does not fit the graph's inputs", ArtifactError)
+    refuses(done, "profile 0 does not fit the graph's inputs", ArtifactError)
 
 
-def test_what_no_tensorrt_builds_is_refused_as_export_does(artifact: Path, tmp_path: Path, done: Path) -> None:
+def test_what_no_tensorrt_builds_is_refused_as_export_does(refuses: Callable[..., None], done: Path) -> None:
     edit(done, "kit.json", lambda k: k.update(sm=[7, 0]))
     edit(done, "result.json", lambda r: r["kit"].update(sm=[7, 0]))
     edit(done, "result.json", lambda r: r["engine"].update(sm="7.0", targets=["7.0"]) or r["gpu"].update(sm="7.0"))
-    refused(artifact, done, r"TensorRT 11\.4\.0 dropped it", OptimizeError)
+    refuses(done, r"TensorRT 11\.4\.0 dropped it", OptimizeError)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_tampered_engine_is_refused(artifact: Path, done: Path, zipped: bool) -> None:
+def test_a_tampered_engine_is_refused(refuses: Callable[..., None], done: Path, zipped: bool) -> None:
     plan = (done / FAKE_ENGINE).read_bytes()
     for other in (plan[:-1] + b"!", plan + b"!", b""):
         (done / FAKE_ENGINE).write_bytes(other)
-        refused(artifact, packed(done) if zipped else done, "not the engine that result.json tells of", ArtifactError)
+        refuses(packed(done) if zipped else done, "not the engine that result.json tells of", ArtifactError)
     (done / FAKE_ENGINE).unlink()
-    refused(artifact, packed(done) if zipped else done, f"no {FAKE_ENGINE} in it", ArtifactError)
+    refuses(packed(done) if zipped else done, f"no {FAKE_ENGINE} in it", ArtifactError)
 
 
 def test_an_engine_that_changes_after_it_was_examined_is_not_placed(
@@ -300,83 +326,87 @@ def test_an_engine_that_changes_after_it_was_examined_is_not_placed(
     refused(artifact, done, "changed while it was read", ArtifactError)
 
 
-def test_a_link_in_the_folder_is_not_followed(artifact: Path, done: Path, tmp_path: Path) -> None:
+def test_a_link_in_the_folder_is_not_followed(refuses: Callable[..., None], done: Path, tmp_path: Path) -> None:
     (done / "tensorrt").rename(tmp_path / "elsewhere")
     (done / "tensorrt").symlink_to(tmp_path / "elsewhere")
-    refused(artifact, done, "tensorrt: a symbolic link", ArtifactError)
+    refuses(done, "tensorrt: a symbolic link", ArtifactError)
 
 
-def test_folders_and_files_that_are_no_kit_are_refused(artifact: Path, done: Path, tmp_path: Path) -> None:
-    refused(artifact, tmp_path / "nothing.zip", "no such folder or zip file")
+def test_folders_and_files_that_are_no_kit_are_refused(
+    refuses: Callable[..., None], done: Path, tmp_path: Path
+) -> None:
+    refuses(tmp_path / "nothing.zip", "no such folder or zip file")
     (tmp_path / "empty").mkdir()
-    refused(artifact, tmp_path / "empty", r"no kit\.json in it, so it is no build kit", ArtifactError)
+    refuses(tmp_path / "empty", r"no kit\.json in it, so it is no build kit", ArtifactError)
     (tmp_path / "text.zip").write_text("no zip")
-    refused(artifact, tmp_path / "text.zip", "no whole zip file", ArtifactError)
+    refuses(tmp_path / "text.zip", "no whole zip file", ArtifactError)
     for text, said in (("{", "not readable JSON"), ("[" * 100_000, "not readable JSON"), ("[]", "kit.json: ")):
         (tmp_path / "empty" / "kit.json").write_text(text)
-        refused(artifact, tmp_path / "empty", said, ArtifactError)
+        refuses(tmp_path / "empty", said, ArtifactError)
 
 
-def test_a_json_file_that_is_too_large_is_not_read(artifact: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adoption, "LARGEST_JSON", 100)
-    refused(artifact, packed(done), "kit.json has .* bytes, and 100 at most", ArtifactError)
+def test_a_json_file_that_is_too_large_is_not_read(
+    refuses: Callable[..., None], done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kit_files, "LARGEST_JSON", 100)
+    refuses(packed(done), "kit.json has .* bytes, and 100 at most", ArtifactError)
 
 
-def test_a_truncated_zip_is_refused(artifact: Path, done: Path) -> None:
+def test_a_truncated_zip_is_refused(refuses: Callable[..., None], done: Path) -> None:
     path = packed(done)
     whole = path.read_bytes()
     for size in (len(whole) // 2, len(whole) - 30, 0):
         path.write_bytes(whole[:size])
-        refused(artifact, path, "no whole zip file", ArtifactError)
+        refuses(path, "no whole zip file", ArtifactError)
     with zipfile.ZipFile(packed(done)) as held:
         start = held.getinfo("kit/kit.json").header_offset
     path.write_bytes(whole[start + 10 :])  # its directory is there, kit.json is not whole
-    refused(artifact, path, "(is not readable|no whole zip).*Copy", ArtifactError)
+    refuses(path, "(is not readable|no whole zip).*Copy", ArtifactError)
 
 
-def test_damaged_bytes_in_a_zip_are_refused(artifact: Path, done: Path) -> None:
+def test_damaged_bytes_in_a_zip_are_refused(refuses: Callable[..., None], done: Path) -> None:
     path = packed(done)
     with zipfile.ZipFile(path) as held:
         start = held.getinfo("kit/kit.json").header_offset + 60
     data = bytearray(path.read_bytes())
     data[start : start + 20] = bytes(20)
     path.write_bytes(data)
-    refused(artifact, path, r"kit\.json is not readable .*Copy the kit again", ArtifactError)
+    refuses(path, r"kit\.json is not readable .*Copy the kit again", ArtifactError)
 
 
 @pytest.mark.parametrize(
     "name", ["../evil", "kit/../../evil", "/etc/evil", "kit/a\\..\\evil", "kit//evil", "kit/ev\x07il"]
 )
-def test_a_path_that_leaves_the_zip_is_refused(artifact: Path, done: Path, name: str) -> None:
+def test_a_path_that_leaves_the_zip_is_refused(refuses: Callable[..., None], done: Path, name: str) -> None:
     path = packed(done)
     with zipfile.ZipFile(path, "a") as made:
         made.writestr(name, "evil")
-    refused(artifact, path, "is no plain path inside the zip", ArtifactError)
-    assert not list(artifact.parent.rglob("evil"))
+    refuses(path, "is no plain path inside the zip", ArtifactError)
+    assert not list(done.parents[1].rglob("evil"))
 
 
 def test_links_passwords_copies_and_crowds_in_a_zip_are_refused(
-    artifact: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+    refuses: Callable[..., None], done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = packed(done)
     link = zipfile.ZipInfo("kit/link")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as made:
         made.writestr(link, "/etc/passwd")
-    refused(artifact, path, "kit/link is a symbolic link", ArtifactError)
+    refuses(path, "kit/link is a symbolic link", ArtifactError)
     with zipfile.ZipFile(packed(done), "a") as made, pytest.warns(UserWarning, match="Duplicate"):
         made.writestr("kit/kit.json", "{}")
-    refused(artifact, path, "some of one name", ArtifactError)
+    refuses(path, "some of one name", ArtifactError)
     with zipfile.ZipFile(packed(done), "a") as made:
         made.writestr("other/kit.json", "{}")
-    refused(artifact, path, r"2 files kit\.json in it", ArtifactError)
-    monkeypatch.setattr(adoption, "MOST_FILES", 3)
-    refused(artifact, packed(done), "more than 3", ArtifactError)
+    refuses(path, r"2 files kit\.json in it", ArtifactError)
+    monkeypatch.setattr(kit_files, "MOST_FILES", 3)
+    refuses(packed(done), "more than 3", ArtifactError)
     monkeypatch.undo()
     data = bytearray(packed(done).read_bytes())
     data[data.rindex(b"PK\x01\x02") + 8] |= 1  # the last file says that it is encrypted
     path.write_bytes(data)
-    refused(artifact, path, "is encrypted. Pack the kit without a password", ArtifactError)
+    refuses(path, "is encrypted. Pack the kit without a password", ArtifactError)
 
 
 def test_one_bad_kit_of_two_leaves_the_artifact_alone(artifact: Path, done: Path, tmp_path: Path) -> None:
@@ -385,7 +415,7 @@ def test_one_bad_kit_of_two_leaves_the_artifact_alone(artifact: Path, done: Path
     assert not (artifact / "tensorrt").exists()
 
 
-def test_the_command_adopts_and_refuses(artifact: Path, done: Path, tmp_path: Path) -> None:
+def test_the_command_adopts_and_refused(artifact, artifact: Path, done: Path, tmp_path: Path) -> None:
     made = optimize("export", str(artifact), "--adopt", str(done), "--json")
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)[0]["origin"]["gpu"]["name"] == "Some GPU"
