@@ -1,6 +1,6 @@
 """optimize: shrink trained diffusion models with composable passes, prove what it cost, export what a server loads.
 
-`load`, `sample`, `apply`, `run`, `open_runner`, `compare` are the whole of the Python interface; each imports what it needs when
+`load`, `sample`, `apply`, `run`, `export`, `open_runner`, `compare` are the whole of the Python interface; each imports what it needs when
 it is called.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["apply", "compare", "load", "open_runner", "run", "sample"]
+__all__ = ["apply", "compare", "export", "load", "open_runner", "run", "sample"]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,16 @@ def run(recipe: str, exported: str | Path = "exported") -> dict[str, Any]:
     from optimize.recipe import load as load_recipe
 
     return run_recipe(load_recipe(recipe), Path(exported))
+
+
+def export(model: Model, out: str | Path, **onnx: Any) -> dict[str, Any]:
+    """Write a model as the artifact `out` with `onnx/model.onnx`, compared with the network before anything is kept; returns
+    the manifest. `onnx` are fields of the exporter: precision="fp16", symbolic=("B", "H", "W"), … (`optimize schema onnx`).
+
+    Raises UserError for a wrong field or folder, GateFailed where the file computes something else."""
+    from optimize.as_onnx import export_model, onnx_config
+
+    return export_model(model, Path(out), onnx_config(onnx))
 
 
 def open_runner(artifact: str | Path, name: str, **options: Any) -> Any:

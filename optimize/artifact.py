@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import EnvironmentLacks
+from optimize.errors import ArtifactError, EnvironmentLacks
 from optimize.registry import PASSES
 from optimize.trust import MANIFEST, SCHEMA, checked, verify
 from optimize.weights import file_sha256, load_state, read_json, read_tensors
@@ -156,6 +156,18 @@ def load_model(folder: Path) -> Model:
     manifest = verify(folder)
     structure, sampling = read_json(folder / "structure.json"), read_json(folder / "sampler.json")
     return rebuild(structure, sampling, folder / "model.safetensors", manifest)
+
+
+def verify_network(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact that holds a network, its bytes verified; ArtifactError for what else has a manifest."""
+    manifest = verify(folder)
+    if missing := [name for name in ("structure.json", "sampler.json") if name not in manifest["files"]]:
+        piped = manifest.get("kind") == "pipeline"
+        what = "an exported pipeline, which optimum's pipelines load" if piped else "no network"
+        raise ArtifactError(
+            f"{folder}: {what} ({missing[0]} is not in it). Give an artifact of one network, such as exported/digits/final."
+        )
+    return manifest
 
 
 def _conditions(folder: Path) -> dict[str, Any]:

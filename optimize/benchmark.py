@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from optimize.artifact import MANIFEST, write_text_atomically
+from optimize.artifact import MANIFEST, verify_network, write_text_atomically
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.measure.measurement import Measurement, Variant, policy_text
 from optimize.registry import RUNNERS
@@ -42,7 +42,7 @@ def variants(
     """Every artifact x runner x batch x policy, keyed `artifact/runner/batch`, a policy other than the usual appended.
 
     `solver` and `steps` replace those of the artifacts' own samplers. Raises UserError for a runner, option or sampler
-    that does not exist, ArtifactError for a folder that is no artifact.
+    that does not exist, ArtifactError for a folder that is no artifact, or a changed one.
     """
     named = _named(artifacts)
     for spec in runners:
@@ -147,6 +147,7 @@ def _named(artifacts: Sequence[Path]) -> dict[str, Path]:
         if not (folder / MANIFEST).is_file():
             reason = "is no artifact: it has no manifest.json" if folder.is_dir() else "is no folder"
             raise ArtifactError(f"bench: {folder} {reason}. Give an artifact such as exported/digits/final.")
+        verify_network(folder)
     folders = dict.fromkeys(folder.resolve() for folder in artifacts)
     names = [f.name for f in folders]
     return {f.name if names.count(f.name) == 1 else str(f): f for f in folders}

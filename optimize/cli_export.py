@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
+    context: typer.Context,
     artifact: Annotated[
         Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
     ],
@@ -24,6 +25,10 @@ def export(
     format: Annotated[
         list[str] | None,
         typer.Option(help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more."),
+    ] = None,
+    onnx: Annotated[
+        list[str] | None,
+        typer.Option(help="Field of the ONNX file, e.g. precision=fp16: see optimize schema onnx. Repeat for more."),
     ] = None,
     batch: Annotated[
         str,
@@ -59,9 +64,12 @@ def export(
     exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
     layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for a pipeline's files: a new one, or an earlier export.")
+        Path | None, typer.Option(help="Folder for what is no artifact yet: a new one, or an earlier export.")
     ] = None,
-    unet: Annotated[Path | None, typer.Option(help="Artifact to take the U-Net's place in a pipeline.")] = None,
+    denoiser: Annotated[
+        Path | None,
+        typer.Option("--denoiser", "--unet", help="Artifact to take the U-Net's or transformer's place in a pipeline."),
+    ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="LoRA of a pipeline, FILE or FILE:strength. Repeat for more.")
     ] = None,
@@ -71,11 +79,14 @@ def export(
 ) -> None:
     """Engines for device classes from a finished artifact, ahead of time where that is possible, else a build kit.
 
-    A whole pipeline becomes ONNX files that other programs load, each compared with its network.
+    A whole pipeline becomes ONNX files that other programs load, each compared with its network; with --format, the
+    denoiser of any diffusers folder becomes an artifact as it is.
 
     Example: optimize export exported/digits/final --target a100,rtx3090,v100
 
     Example: optimize export exported/digits/final --adopt exported/digits/kits/final-v100
+
+    Example: optimize export my/flux --format onnx --onnx precision=fp16 --out exported/flux
 
     Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
     """
@@ -84,12 +95,16 @@ def export(
 
     console = console_of(as_json)
     if adopt:
+        _refuse_given(context, "to build with, and --adopt builds nothing. Leave it out, or export apart.")
         _adopt(artifact, adopt, console, as_json)
         return
-    if is_pipeline(artifact, layout=layout, out=out, unet=unet, lora=lora):
+    formats = tuple(format or (["onnx"] if onnx else []))
+    if is_pipeline(artifact, bool(formats), layout=layout, out=out, denoiser=denoiser, lora=lora):
+        _refuse_given(context)
         with rich_progress(console, quiet or as_json) as progress:
-            _pipeline(artifact, layout or "optimum", out, unet, lora or [], lora_as, console, as_json, progress)
+            _pipeline(artifact, layout or "optimum", out, denoiser, lora or [], lora_as, console, as_json, progress)
         return
+    from optimize.as_onnx import parse_onnx
     from optimize.exporting import ENGINES, Request, exit_code, parse_settings
     from optimize.exporting import export as export_all
     from optimize.store import Store
@@ -97,7 +112,8 @@ def export(
     asked = Request(
         artifact=artifact,
         targets=tuple(t.strip() for t in target.split(",") if t.strip()),
-        formats=tuple(format or ENGINES),
+        formats=formats or ENGINES,
+        onnx=parse_onnx(onnx or []),
         settings=parse_settings(
             batch,
             size or [],
@@ -111,8 +127,9 @@ def export(
             minutes=minutes,
             memory_gb=memory_gb,
         ),
-        kits=(kits or artifact.parent / "kits") if kit else None,
+        kits=(kits or (out or artifact).parent / "kits") if kit else None,
         zipped=zip,
+        out=out,
     )
     with rich_progress(console, quiet or as_json) as progress:
         rows = export_all(asked, Store(exported / ".cache"), progress)
@@ -139,11 +156,27 @@ def _adopt(artifact: Path, kits: list[Path], console: Console, as_json: bool) ->
             console.print(f"{row['target']}: parity {row['origin']['parity']}", markup=False, soft_wrap=True)
 
 
+OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
+
+
+FOR_A_NETWORK = "for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."  # fmt: skip
+
+
+def _refuse_given(context: typer.Context, reason: str = FOR_A_NETWORK) -> None:
+    """Options of engines beside a whole pipeline or --adopt, where they would do nothing, are one UserError."""
+    given = [n for n in OF_ENGINES if (s := context.get_parameter_source(n)) is not None and s.name == "COMMANDLINE"]
+    if given:
+        from optimize.errors import UserError
+
+        names = ", ".join(f"--{n.replace('_', '-')}" for n in given)
+        raise UserError(f"{names}: {reason}")
+
+
 def _pipeline(
     folder: Path,
     layout: str,
     out: Path | None,
-    unet: Path | None,
+    denoiser: Path | None,
     lora: list[str],
     lora_as: str,
     console: Console,
@@ -156,7 +189,9 @@ def _pipeline(
 
     if out is None:
         raise UserError("--out: a pipeline is exported to a folder of its own. Give e.g. --out exported/pipeline.")
-    manifest = export_pipeline(folder, out, layout=layout, unet=unet, lora=lora, lora_as=lora_as, progress=progress)
+    manifest = export_pipeline(
+        folder, out, layout=layout, denoiser=denoiser, lora=lora, lora_as=lora_as, progress=progress
+    )
     if as_json:
         typer.echo(json.dumps(manifest, indent=1))
     else:

@@ -5,8 +5,9 @@ The artifact is replaced whole, with the new files in its manifest; engines are 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from pydantic import ValidationError
 
 from optimize import stages
 from optimize.artifact import MANIFEST, commit, load_model, verify
+from optimize.as_onnx import RUNNER as CHECKED_BY
+from optimize.as_onnx import export_model, limit_of, load_network, merged, write_onnx
 from optimize.benchmark import numbers
 from optimize.context import Context, Progress, silent
 from optimize.engines import adopt as adoption
@@ -21,14 +24,15 @@ from optimize.engines import kit, modules
 from optimize.engines.export import classes, link_or_copy, order_for, place_engine, profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.make import Order
+from optimize.engines.runner import FOLDER
 from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError, UserError
-from optimize.recipe import ParityGate, describe
+from optimize.recipe import describe
 from optimize.registry import EXPORTERS
 from optimize.runner import ONNX_FILE
 from optimize.store import Store, code_hash
 from optimize.targets import Target
-from optimize.weights import read_json
+from optimize.weights import file_sha256, read_json
 
 ENGINES = ("tensorrt_rtx", "tensorrt")
 FIGURES = ("seconds", "peak_memory_bytes", "plan_bytes", "expected", "found", "problems", "key")
@@ -37,37 +41,50 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of one artifact. `kits`: folder for build kits, None for none."""
+    """What is asked of one artifact. `onnx`: config of its ONNX file, by default the exporter's. `kits`: folder for build
+    kits, None for none."""
 
     artifact: Path
     targets: tuple[str, ...]
     settings: EngineSettings
     formats: tuple[str, ...] = ENGINES
+    onnx: Any = None
     kits: Path | None = None
     zipped: bool = False
+    out: Path | None = None  # where the artifact of a folder of diffusers goes
 
 
 def export(asked: Request, store: Store, progress: Progress = silent) -> list[Row]:
-    """Write what can be made here into the artifact and kits for the rest; a row for each engine, kit and refusal.
+    """Write what can be made here into the artifact and kits for the rest; a row for each engine, kit and refusal. A folder
+    of diffusers becomes an artifact with its ONNX file first.
 
     Raises UserError for a wrong artifact, target, format or size before any engine; what one engine lacks is its row's reason."""
+    if not (asked.artifact / MANIFEST).is_file():
+        return _from_diffusers(asked, store, progress)
     manifest = verify(asked.artifact)
     formats = _formats(asked)
     found = classes(asked.targets)
     has_onnx = (asked.artifact / ONNX_FILE).is_file()
     others = [f for f in formats if f not in ENGINES] + ([] if has_onnx or "onnx" in formats else ["onnx"])
     rows: list[Row] = []
-    code = code_hash("optimize.engines.export")
-    context = Context(progress=progress, keep=stages.keeper(store, {"code": code}))
+    context = kept_in(store, progress)
 
     def write(folder: Path) -> dict[str, Any]:
         _take_over(asked.artifact, folder)
-        records = dict(manifest.get("exports", {}))
+        records, parity = dict(manifest.get("exports", {})), manifest.get("parity", {})
         for name in others:
-            records[name] = EXPORTERS.get(name)().export(load_model(asked.artifact), folder, context)
-            rows.append({"target": "", "what": name, "status": "done", "path": str(asked.artifact / ONNX_FILE)})
+            model = load_model(asked.artifact)
+            if name != "onnx":
+                records[name] = EXPORTERS.get(name)().export(model, folder, context)
+                rows.append({"target": "", "what": name, "status": "done", "path": str(asked.artifact)})
+                continue
+            records[name], far = write_onnx(model, folder, asked.onnx or EXPORTERS.get(name)(), context)
+            parity = merged(parity, far)
+            rows.append(onnx_row(asked.artifact, records[name], parity))
+            _drop_engines(folder, manifest, records)
         wanted = [f for f in formats if f in ENGINES]
-        return _fields(manifest, records, _engines(asked, found, wanted, folder, context, rows))
+        made = _engines(asked, found, wanted, folder, context, rows)
+        return _fields(manifest, records, made) | ({"parity": parity} if parity else {})
 
     commit(asked.artifact, write)
     return rows
@@ -112,6 +129,43 @@ def _fields(manifest: dict[str, Any], records: dict[str, Any], made: dict[str, d
     return {k: v for k, v in manifest.items() if k not in ("schema", "files")} | {"exports": records}
 
 
+def _from_diffusers(asked: Request, store: Store, progress: Progress) -> list[Row]:
+    """The denoiser of a folder as an artifact at `out`, then what else is asked of it."""
+    formats = _formats(asked)
+    classes(asked.targets)
+    model = load_network(asked.artifact)
+    if asked.out is None:
+        raise UserError(
+            "--out: a network becomes an artifact in a folder of its own. Give e.g. --out exported/network."
+        )
+    manifest = export_model(model, asked.out, asked.onnx, kept_in(store, progress))
+    first = onnx_row(asked.out, manifest["exports"]["onnx"], manifest["parity"])
+    rest = tuple(f for f in formats if f != "onnx")
+    return [first, *(export(replace(asked, artifact=asked.out, formats=rest), store, progress) if rest else ())]
+
+
+def kept_in(store: Store, progress: Progress) -> Context:
+    """A context whose traces and engines are kept in a store."""
+    code = code_hash("optimize.engines.export")
+    return Context(progress=progress, keep=stages.keeper(store, {"code": code}))
+
+
+def onnx_row(artifact: Path, record: dict[str, Any], parity: dict[str, Any]) -> Row:
+    """The row of an artifact's ONNX file: what its record says, and how far it is from the network."""
+    told = ("bytes", "precision", "opset", "exporter", "reason", "symbols", "fixed", "fp32_layers", "int8_layers", "fp8_layers")  # fmt: skip
+    row = {"target": "", "what": "onnx", "status": "done", "path": str(artifact / ONNX_FILE)}
+    return row | {k: record[k] for k in told if k in record} | {"relative_l2": parity[CHECKED_BY]["relative_l2"]}
+
+
+def _drop_engines(folder: Path, manifest: dict[str, Any], records: dict[str, Any]) -> None:
+    """Engines of an earlier graph go where the new one differs."""
+    earlier = manifest["files"].get(ONNX_FILE, {}).get("sha256")
+    if earlier != file_sha256(folder / ONNX_FILE):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        for name in ENGINES:
+            records.pop(name, None)
+
+
 def _formats(asked: Request) -> list[str]:
     for name in asked.formats:
         EXPORTERS.get(name)  # UserError with the nearest name
@@ -119,11 +173,13 @@ def _formats(asked: Request) -> list[str]:
 
 
 def _take_over(artifact: Path, folder: Path) -> None:
-    """Every file of the artifact but its manifest, without copying bytes where the file system allows."""
+    """Every file of the artifact but its manifest, without copying bytes where the file system allows. A graph's files
+    are copied: onnx refuses weights beside a graph that have a second name."""
     for file in sorted(p for p in artifact.rglob("*") if p.is_file() and p != artifact / MANIFEST):
         place = folder / file.relative_to(artifact)
         place.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(file, place)
+        take = shutil.copy2 if file.parent == (artifact / ONNX_FILE).parent else link_or_copy
+        take(file, place)
 
 
 def _engines(
@@ -206,11 +262,6 @@ def _write_kit(temporary: Path, asked: Request, target: Target, order: Order, fo
 def narrowest(facts: GraphFacts) -> str:
     """The narrowest format a graph computes layers in."""
     return next((f for f in ("fp8", "int8", "fp16", "bf16") if facts.count(f)), "fp32")
-
-
-def limit_of(precision: str) -> float:
-    """Relative L2 that an engine may differ by, as a recipe's gates have it by default."""
-    return float(ParityGate().to_json()[precision])
 
 
 def parse_settings(batch: str, sizes: Sequence[str], **rest: Any) -> EngineSettings:

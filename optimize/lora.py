@@ -18,7 +18,12 @@ from optimize.weights import read_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+DENOISERS = ("unet", "transformer")
+COMPONENTS = (*DENOISERS, "text_encoder", "text_encoder_2")
+LOADERS = {  # diffusers' reader of the namings, by the denoiser's class; all U-Nets have one
+    "SD3Transformer2DModel": "SD3LoraLoaderMixin",
+    "FluxTransformer2DModel": "FluxLoraLoaderMixin",
+}
 OTHERS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_", "lora_mid", "diff_b", "oft_")
 
 
@@ -38,7 +43,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Lora:
-    """Updates by component ("unet", "text_encoder", "text_encoder_2") and layer, and where they come from."""
+    """Updates by component ("unet", "transformer", "text_encoder", "text_encoder_2") and layer, and where they come from."""
 
     path: Path
     deltas: dict[str, dict[str, Delta]]
@@ -58,18 +63,20 @@ def lora_option(text: str) -> tuple[Path, float]:
         ) from None
 
 
-def read_lora(path: Path, strength: float = 1.0, unet_config: dict[str, Any] | None = None) -> Lora:
-    """The updates in a LoRA file. `unet_config` maps block names of SDXL files written for other programs.
+def read_lora(path: Path, strength: float = 1.0, config: dict[str, Any] | None = None) -> Lora:
+    """The updates in a LoRA file. `config` is the denoiser's: its class decides which namings are known, and it maps the
+    block names of SDXL files written for other programs.
 
     Raises ArtifactError for what is no safetensors file, and for one with anything but plain LoRA in it."""
-    tensors = read_tensors(path)
+    tensors, about = read_tensors(path), config or {}
     foreign = [k for k in tensors if any(mark in k for mark in OTHERS)]
     if foreign or not tensors:
         raise _not_plain(path, foreign)
     try:
-        named, alphas = _diffusers_names(tensors, unet_config)
+        denoiser = "transformer" if about.get("_class_name") in LOADERS else "unet"
+        named, alphas = (_by_component(found, denoiser) for found in _diffusers_names(tensors, about))
         return Lora(path, _deltas(path, named, alphas, _description(path)), strength)
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, AssertionError, NotImplementedError) as error:
         raise ArtifactError(f"{path}: not a LoRA that diffusers reads ({error}).") from error
 
 
@@ -80,11 +87,18 @@ def _not_plain(path: Path, keys: list[str]) -> ArtifactError:
     )
 
 
-def _diffusers_names(tensors: dict[str, Any], config: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, float]]:
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+def _diffusers_names(tensors: dict[str, Any], config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """(tensors, alphas) under diffusers' names."""
+    from diffusers import loaders
 
-    about = SimpleNamespace(**config) if config else None
-    named, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=about)
+    reader = LOADERS.get(config.get("_class_name", ""))
+    if reader == "SD3LoraLoaderMixin":  # the one that reads no alphas
+        return loaders.SD3LoraLoaderMixin.lora_state_dict(dict(tensors)), {}
+    if reader:
+        named, alphas = getattr(loaders, reader).lora_state_dict(dict(tensors), return_alphas=True)
+    else:
+        about = SimpleNamespace(**config) if config else None
+        named, alphas = loaders.StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=about)
     return named, dict(alphas or {})
 
 
@@ -99,17 +113,16 @@ def _description(path: Path) -> dict[str, Any]:
 
 
 def _deltas(
-    path: Path, named: dict[str, Any], alphas: dict[str, float], about: dict[str, Any]
+    path: Path, named: dict[str, dict[str, Any]], alphas: dict[str, dict[str, Any]], about: dict[str, Any]
 ) -> dict[str, dict[str, Delta]]:
     found: dict[str, dict[str, Delta]] = {}
     odd: list[str] = []
-    by_component = _by_component(alphas)
-    for component, tensors in _by_component(named).items():
+    for component, tensors in named.items():
         downs = {k.removesuffix(".lora_A.weight"): v for k, v in tensors.items() if k.endswith(".lora_A.weight")}
         ups = {k.removesuffix(".lora_B.weight"): v for k, v in tensors.items() if k.endswith(".lora_B.weight")}
         odd += [f"{component}.{k}" for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight"))]
         odd += [f"{component}.{k}" for k in set(downs) ^ set(ups)]
-        given = {k.split(".lora_A")[0].removesuffix(".alpha"): v for k, v in by_component.get(component, {}).items()}
+        given = {k.split(".lora_A")[0].removesuffix(".alpha"): v for k, v in alphas.get(component, {}).items()}
         for layer in sorted(set(downs) & set(ups)):
             scale = _scale(component, layer, len(downs[layer]), given, about)
             found.setdefault(component, {})[layer] = Delta(downs[layer], ups[layer], scale)
@@ -118,8 +131,8 @@ def _deltas(
     return found
 
 
-def _by_component(named: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Tensors by component with peft's names (layer.lora_A.weight); without a prefix they are the U-Net's."""
+def _by_component(named: dict[str, Any], denoiser: str) -> dict[str, dict[str, Any]]:
+    """Tensors by component with peft's names (layer.lora_A.weight); without a prefix they are the denoiser's."""
     from diffusers.utils import (
         convert_state_dict_to_diffusers,
         convert_state_dict_to_peft,
@@ -129,11 +142,11 @@ def _by_component(named: dict[str, Any]) -> dict[str, dict[str, Any]]:
     split: dict[str, dict[str, Any]] = {}
     for key, value in named.items():
         head, _, rest = key.partition(".")
-        component, name = (head, rest) if head in COMPONENTS else ("unet", key)
+        component, name = (head, rest) if head in COMPONENTS else (denoiser, key)
         split.setdefault(component, {})[name] = value
     return {
         component: convert_unet_state_dict_to_peft(tensors)
-        if component == "unet"
+        if component in DENOISERS
         else convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
         for component, tensors in split.items()
     }
@@ -142,7 +155,7 @@ def _by_component(named: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _scale(component: str, layer: str, rank: int, alphas: dict[str, float], about: dict[str, Any]) -> float:
     """alpha / r; 1 where the file gives no alpha; alpha / sqrt(r) for rank-stabilized LoRA (arXiv:2312.03732)."""
     if layer in alphas:
-        return alphas[layer] / rank
+        return float(alphas[layer]) / rank
     alpha = about.get(f"{component}.lora_alpha", about.get("lora_alpha"))
     pattern = about.get(f"{component}.alpha_pattern", about.get("alpha_pattern")) or {}
     alpha = pattern.get(layer, alpha)

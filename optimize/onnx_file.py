@@ -36,7 +36,10 @@ def save(graph: ir.Model, path: Path, embedded: int = EMBEDDED_BYTES) -> int:
         ir.save(graph, Path(made) / path.name, external_data=beside)
         onnx.checker.check_model(str(Path(made) / path.name), full_check=True)
         written = sorted(Path(made).iterdir(), reverse=True)  # the weights before the graph that names them
-        return sum(f.replace(path.with_name(f.name)).stat().st_size for f in written)
+        size = sum(f.replace(path.with_name(f.name)).stat().st_size for f in written)
+    if beside is None:
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # an earlier graph's weights
+    return size
 
 
 def weight_bytes(graph: ir.Model) -> int:

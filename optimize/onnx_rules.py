@@ -51,8 +51,8 @@ def _broken(path: Path, error: Exception) -> ArtifactError:
 
 
 def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or ["no reason given"])[0][:300]
+    """What an error says, on one line: onnx breaks its sentences anywhere."""
+    return " ".join(str(error).split())[:300] or "no reason given"
 
 
 def _parsed(path: Path) -> Any:
@@ -271,6 +271,10 @@ def _external(of: str, folder: Path, tensor: Any, size: int) -> str:
             )
     if not file.is_file():
         raise ArtifactError(f"{of}: external data at {name!r}: no such file in {folder}. Copy it beside the model.")
+    if (names := file.stat().st_nlink) > 1:
+        raise ArtifactError(
+            f"{of}: external data at {name!r}: the file has {names} names (hard links), and may be another program's. Put a copy of its own there."
+        )
     return _within_file(of, file, entries, size, plain.as_posix())
 
 

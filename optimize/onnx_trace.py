@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.errors import EnvironmentLacks, UserError
-from optimize.onnx_symbols import alike, dims, example, lost, multiple, rename, sizes_of, spatial, symbols
+from optimize.onnx_symbols import alike, dims, example, lost, multiple, opened, rename, sizes_of, spatial, symbols
 from optimize.weights import read_json
 
 if TYPE_CHECKING:
@@ -139,8 +139,9 @@ def _wanted(inputs: tuple[TensorSpec, ...], how: Tracing) -> set[str]:
     present = symbols(inputs)
     asked = present if how.symbolic is None else set(how.symbolic)
     if strange := asked - present:
+        allowed = symbols(opened(inputs, ("H", "W")))
         raise UserError(
-            f"symbolic: {', '.join(sorted(strange))} is no symbolic dim of this network's inputs. Allowed: {', '.join(sorted(present))}."
+            f"symbolic: {', '.join(sorted(strange))} is no symbolic dim of this network's inputs. Allowed: {', '.join(sorted(allowed))}."
         )
     return asked
 

@@ -6,26 +6,30 @@ binding computes output dims from the names of input dims ("latent_height * 8"),
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optimize import rng
-from optimize.network import TensorSpec
+from optimize.models.architectures import architecture
+from optimize.network import TensorSpec, example_inputs, raw_output
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor, nn
 
 Call = Callable[[Any, dict[str, Any]], Any]  # (network, inputs by name) -> its outputs in order
-BATCH, SEQUENCE = "batch_size", "sequence_length"
+BATCH, SEQUENCE, PACKED = "batch_size", "sequence_length", "packed_height_width"
+OUTPUTS = {"unet": "out_sample", "transformer": "out_hidden_states"}
+WORDS = {"B": BATCH, "H": "height", "W": "width", "L": SEQUENCE, "S": PACKED}  # of this library's symbols
 
 
 @dataclass(frozen=True)
 class Part:
     """One graph: how the network is called, with what, and the names and dims of what comes out. `steps` holds the number
-    that a symbolic dim must be a multiple of, `longest` the largest value of one."""
+        that a symbolic dim must be a multiple of, `longest` the largest value of one. `native` holds the inputs in this library's
+    symbols, where its own exporter traces the network."""
 
     folder: str
     network: nn.Module
@@ -35,9 +39,30 @@ class Part:
     steps: dict[str, int] = field(default_factory=dict)
     longest: dict[str, int] = field(default_factory=dict)
     tokens: int = 2  # whole numbers fed are below this
+    words: int = 7  # tokens of the shortest text fed
+    native: tuple[TensorSpec, ...] = ()
 
 
 def text_encoder(folder: str, network: Any) -> Part:
+    """The text encoder in `folder`, a T5 encoder or a CLIP text model."""
+    return t5_encoder(folder, network) if network.config.model_type == "t5" else clip_encoder(folder, network)
+
+
+def t5_encoder(folder: str, network: Any) -> Part:
+    """A T5 encoder: token ids, padding among them as words, to last_hidden_state."""
+    config = network.config
+    return Part(
+        folder,
+        network,
+        lambda network, feed: network(input_ids=feed["input_ids"]).last_hidden_state,
+        (TensorSpec("input_ids", (BATCH, SEQUENCE), "int64"),),
+        (TensorSpec("last_hidden_state", (BATCH, SEQUENCE, config.d_model)),),
+        tokens=config.vocab_size,
+        words=config.relative_attention_max_distance + 12,  # beyond it distances count as one
+    )
+
+
+def clip_encoder(folder: str, network: Any) -> Part:
     """A CLIP text model: token ids to last_hidden_state, pooler_output (or text_embeds first), and all hidden states."""
     config = network.config
     projected = hasattr(network, "text_projection")
@@ -91,8 +116,34 @@ def unet(network: Any, pooled: int, lora_input: str = "") -> Part:
         return network(feed["sample"], feed["timestep"], feed["encoder_hidden_states"], **more).sample
 
     step = 2 ** (len(config.block_out_channels) - 1)
-    output = TensorSpec("out_sample", (BATCH, config.out_channels, "height", "width"))
+    output = TensorSpec(OUTPUTS["unet"], (BATCH, config.out_channels, "height", "width"))
     return Part("unet", network, call, tuple(specs), (output,), {"height": step, "width": step})
+
+
+def transformer(network: Any) -> Part:
+    """An SD3Transformer2DModel or FluxTransformer2DModel with the inputs that this library knows of its class, one time for
+    every sample; Flux's latents are packed, a position of 2x2 latents a row."""
+    config = network.config
+    native = architecture(type(network).__name__).inputs(dict(config))
+    inputs = tuple(replace(s, dims=tuple(d if isinstance(d, int) else layout_dim(d) for d in s.dims)) for s in native)
+    channels, packed = config.out_channels or config.in_channels, PACKED in inputs[0].dims
+    dims = (BATCH, PACKED, channels) if packed else (BATCH, channels, "height", "width")
+    return Part(
+        "transformer",
+        network,
+        lambda network, feed: raw_output(network(**feed)),
+        inputs,
+        (TensorSpec(OUTPUTS["transformer"], dims),),
+        {} if packed else {"height": config.patch_size, "width": config.patch_size},
+        native=native,
+    )
+
+
+def layout_dim(symbol: str) -> str:
+    """A dim of this library's in the layout's words: "H/2" is "height / 2"."""
+    word, _, divisor = symbol.partition("/")
+    name = WORDS.get(word, word)
+    return f"{name} / {divisor}" if divisor else name
 
 
 def vae(network: Any) -> tuple[Part, Part]:
@@ -124,7 +175,11 @@ def feed_of(part: Part, seed: int = 0, batch: int = 3) -> dict[str, Tensor]:
 
     symbols = list(dict.fromkeys(d for s in part.inputs for d in s.dims if isinstance(d, str)))
     sizes = {d: (2 + (i + seed) % 3) * part.steps.get(d, 1) for i, d in enumerate(symbols)}
-    sizes |= {BATCH: batch, SEQUENCE: min(7 + seed, part.longest.get(SEQUENCE, 7 + seed))}
+    words = part.words + seed
+    sizes |= {BATCH: batch, SEQUENCE: min(words, part.longest.get(SEQUENCE, words))}
+    if part.native:
+        own = {symbol: sizes[name] for symbol, name in WORDS.items() if name in sizes and symbol != "B"}
+        return example_inputs(part.native, batch, seed, **own)
     made = {}
     for spec in part.inputs:
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in spec.dims)
@@ -148,10 +203,29 @@ def run(part: Part, feed: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 def graph_of(part: Part, opset: int) -> ir.Model:
     """The graph, by torch's exporter, cleaned, with the layout's names and dims."""
+    from optimize import onnx_graph as g
+    from optimize.onnx_clean import simplify
+
+    graph = _by_the_library(part, opset) if part.native else _by_torch(part, opset)
+    g.narrow_doubles(graph)
+    simplify(graph)
+    g.anonymize(graph)
+    relabel(graph, part.inputs, part.outputs)
+    return graph
+
+
+def _by_the_library(part: Part, opset: int) -> ir.Model:
+    """The way that a denoiser of this library takes to ONNX, all of its dims symbolic."""
+    from optimize.onnx_symbols import symbols
+    from optimize.onnx_trace import Tracing, traced
+
+    return traced(part.network, part.native, Tracing(opset, symbolic=tuple(sorted(symbols(part.native)))), {}).graph
+
+
+def _by_torch(part: Part, opset: int) -> ir.Model:
     import torch
 
     from optimize import onnx_graph as g
-    from optimize.onnx_clean import simplify
 
     feed, names = feed_of(part), [s.name for s in part.inputs]
     with g.quiet("torch"), torch.no_grad():
@@ -163,20 +237,16 @@ def graph_of(part: Part, opset: int) -> ir.Model:
     graph: ir.Model = program.model
     for value in list(graph.graph.initializers.values()):
         value.name = (value.name or "").removeprefix("network.")
-    g.narrow_doubles(graph)
-    simplify(graph)
-    g.anonymize(graph)
-    relabel(graph, part.inputs, part.outputs)
     return graph
 
 
 def relabel(graph: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """Give inputs and outputs the dims of their specs, in place."""
+    """Give inputs and outputs the names and dims of their specs, in place."""
     import onnx_ir as ir
 
     for values, specs in ((graph.graph.inputs, inputs), (graph.graph.outputs, outputs)):
         for value, spec in zip(values, specs, strict=True):
-            value.shape = ir.Shape(spec.dims)
+            value.name, value.shape = spec.name, ir.Shape(spec.dims)
 
 
 def _dynamic(part: Part) -> tuple[dict[int, Any], ...]:
@@ -216,3 +286,11 @@ def distance(part: Part, session: Any, seed: int, batch: int) -> float:
         difference = torch.from_numpy(value).double() - expected.double()
         worst = max(worst, float(difference.norm() / expected.double().norm().clamp_min(1e-12)))
     return worst
+
+
+def record(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """What the manifest says of a graph's two ends."""
+    return {
+        "inputs": [{"name": s.name, "dims": list(s.dims), "dtype": s.dtype} for s in inputs],
+        "outputs": [{"name": s.name, "dims": list(s.dims)} for s in outputs],
+    }

@@ -140,13 +140,18 @@ class Schedule:
 def from_diffusers(config: dict[str, Any], tokens: int | None = None) -> Schedule:
     """Schedule of a diffusers scheduler config (DDPM/DDIM/DPM-Solver families, or flow matching). `tokens` is the number
     of positions of an image, on which a dynamic shift depends."""
-    config = {k: v for k, v in config.items() if not k.startswith("_") or k == "_class_name"}
+    config = {k: v for k, v in config.items() if (not k.startswith("_") or k == "_class_name") and not _endless(v)}
     if "FlowMatch" in str(config.get("_class_name", "")):
         return Schedule(kind="flow", shift=_shift(config, tokens), diffusers=config)
     betas = _betas(config)
     if config.get("rescale_betas_zero_snr"):
         betas = _zero_snr(betas)
     return Schedule(kind="vp", alpha_bar=tuple(np.cumprod(1.0 - betas).tolist()), diffusers=config)
+
+
+def _endless(value: Any) -> bool:
+    """Infinity or NaN, which JSON does not have: diffusers writes lambda_min_clipped, a bound that nothing is beyond, so."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _shift(config: dict[str, Any], tokens: int | None) -> float:

@@ -16,7 +16,7 @@ import torch
 from restored import saved
 
 from optimize import artifact
-from optimize.artifact import commit, load_model, verify
+from optimize.artifact import commit, load_model, verify, verify_network
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.model import Model
 from optimize.sampling import Sampler
@@ -189,3 +189,14 @@ def test_an_unknown_architecture_names_the_nearest(copy: Path) -> None:
     (copy / "unet" / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DModl"}))
     with pytest.raises(UserError, match='Did you mean "UNet2DModel"'):
         source(copy)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("pipeline", "an exported pipeline, which optimum's pipelines load"), ("", "no network")]
+)
+def test_what_holds_no_network_is_not_taken_for_one(tmp_path: Path, kind: str, said: str) -> None:
+    commit(tmp_path / "a", lambda folder: {"kind": kind})
+    with pytest.raises(
+        ArtifactError, match=rf"{said} \(structure.json is not in it\). Give an artifact of one network"
+    ):
+        verify_network(tmp_path / "a")

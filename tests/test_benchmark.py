@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,12 @@ def test_every_artifact_runner_batch_and_policy_is_a_row(artifact: Path):
     assert (row.io, row.cuda_graphs, row.batch, row.threads, row.sampler) == ("device", False, 16, 2, None)
 
 
+def test_a_changed_artifact_is_refused_before_anything_runs(artifact: Path):
+    (artifact / "sampler.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"sampler.json is changed: expected sha256"):
+        benchmark.variants([artifact], ["torch"])
+
+
 def test_sampler_and_steps_replace_those_of_the_artifact(artifact: Path):
     (row,) = benchmark.variants([artifact], ["torch"], solver="heun", steps=7)
     assert row.sampler is not None and (row.sampler.solver, row.sampler.steps) == ("heun", 7)
@@ -61,9 +68,7 @@ def test_sampler_and_steps_replace_those_of_the_artifact(artifact: Path):
 
 def test_artifacts_of_one_name_are_told_apart_by_their_paths(artifact: Path, tmp_path: Path):
     (tmp_path / "other").mkdir()
-    other = artifact.rename(tmp_path / "other" / "artifact")
-    (tmp_path / "artifact").mkdir()
-    (tmp_path / "artifact" / "manifest.json").write_text("{}")
+    other = Path(shutil.copytree(artifact, tmp_path / "other" / "artifact"))
     keys = [v.key for v in benchmark.variants([other, tmp_path / "artifact", other], ["torch"])]
     assert keys == [f"{other}/torch/1", f"{tmp_path / 'artifact'}/torch/1"]
 

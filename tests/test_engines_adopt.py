@@ -415,7 +415,7 @@ def test_one_bad_kit_of_two_leaves_the_artifact_alone(artifact: Path, done: Path
     assert not (artifact / "tensorrt").exists()
 
 
-def test_the_command_adopts_and_refused(artifact, artifact: Path, done: Path, tmp_path: Path) -> None:
+def test_the_command_adopts_and_refuses(artifact: Path, done: Path, tmp_path: Path) -> None:
     made = optimize("export", str(artifact), "--adopt", str(done), "--json")
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)[0]["origin"]["gpu"]["name"] == "Some GPU"
@@ -423,3 +423,5 @@ def test_the_command_adopts_and_refused(artifact, artifact: Path, done: Path, tm
     assert shown.returncode == 0 and "TensorRT 11.4.0" in shown.stdout
     again = optimize("export", str(artifact), "--adopt", str(kit_of(artifact, tmp_path / "unbuilt", "h200")))
     assert again.returncode == 2 and "not built yet" in again.stderr and "Traceback" not in again.stderr
+    both = optimize("export", str(artifact), "--adopt", str(done), "--target", "a100")
+    assert both.returncode == 2 and "--target: to build with, and --adopt builds nothing" in both.stderr

@@ -122,6 +122,20 @@ def test_an_artifact_without_onnx_gets_it_first(model: Model, tmp_path: Path) ->
     assert verify(tmp_path / "a")["exports"]["onnx"]["int8_layers"] > 10
 
 
+def test_an_artifact_with_its_weights_in_a_file_beside_the_graph_is_exported_further(
+    model: Model, tmp_path: Path
+) -> None:
+    def write(temporary: Path) -> dict[str, Any]:
+        save_model(temporary, model)
+        return {"id": "x", "exports": {"onnx": Onnx(embedded_bytes=0).export(model, temporary, Context())}}
+
+    before = commit(tmp_path / "a", write)
+    rows = export(ask(tmp_path / "a", "v100", formats=("tensorrt",), kits=tmp_path / "kits"), Store(tmp_path / "store"))
+    assert rows[-1]["what"] == "kit" and rows[-1]["status"] == "done", rows
+    assert (Path(rows[-1]["path"]) / "model.onnx.data").stat().st_size > 0
+    assert verify(tmp_path / "a")["files"] == before["files"] and "onnx/model.onnx.data" in before["files"]
+
+
 def test_a_target_with_neither_engine_nor_kit_is_the_exit_code(artifact: Path) -> None:
     rows = export(ask(artifact, "cpu"), Store(artifact.parent / "store"))
     assert exit_code(rows) == 2 and all("engines are for NVIDIA GPUs" in r["reason"] for r in rows)

@@ -197,6 +197,17 @@ def test_what_is_no_model_is_refused_with_what_would_be_one(files: dict[str, str
         parts(tmp_path)
 
 
+def test_a_t5_encoder_is_one_of_a_pipelines_text_encoders(tmp_path: Path) -> None:
+    from tiny_pipelines import t5_encoder, write_transformer_pipeline
+
+    found = {p.name: p for p in parts(write_transformer_pipeline(tmp_path / "sd3"))}
+    part = found["text_encoder_3"]
+    assert part.role == "text encoder" and part.class_name == "T5EncoderModel" and part.load is not None
+    assert part.inputs[0].dims == ("B", 512)
+    made = part.load()
+    assert all(torch.equal(made.state_dict()[k], v) for k, v in t5_encoder().state_dict().items())
+
+
 def test_a_path_that_is_not_there_and_numbers_below_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         parts(tmp_path / "nowhere")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_pipelines import ATTENTION, lora_tensors, text_lora_tensors, unet
+from tiny_pipelines import ATTENTION, flux, lora_tensors, sd3, text_lora_tensors, transformer_lora_tensors, unet
 
 from optimize.errors import ArtifactError, UserError
 from optimize.lora import Switch, add_switch, lora_option, merge, read_lora
@@ -42,6 +43,11 @@ def written(folder: Path, tensors: Tensors, metadata: dict[str, str] | None = No
     path = folder / "style.safetensors"
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
     return path
+
+
+def named(network: Any) -> dict[str, Any]:
+    """A network's config as it is on disk."""
+    return {**network.config, "_class_name": type(network).__name__}
 
 
 def inputs(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -112,6 +118,46 @@ def test_merging_equals_diffusers_own_fused_network(tmp_path: Path) -> None:
         a, b, plain = ours(**inputs()).sample, theirs(**inputs()).sample, unet()(**inputs()).sample
     assert float((a - b).norm() / b.norm()) < 1e-6
     assert float((plain - b).norm() / b.norm()) > 1e-2  # the update is not lost in the noise
+
+
+@pytest.mark.parametrize("network", [sd3, flux], ids=["sd3", "flux"])
+@pytest.mark.parametrize("prefix", ["transformer.", ""], ids=["named", "bare"])
+def test_a_transformers_updates_are_merged_as_diffusers_fuses_them(
+    tmp_path: Path, network: Callable[[], Any], prefix: str
+) -> None:
+    pytest.importorskip("peft", reason="the reference wants peft (extra dev)")
+    ours, theirs = network(), network()
+    tensors = transformer_lora_tensors(ours)
+    lora = read_lora(written(tmp_path, peft(tensors, prefix)), 0.7, named(ours))
+    assert merge(ours, lora, "transformer") == 3 and set(lora.deltas) == {"transformer"}
+    theirs.load_lora_adapter(peft(tensors, ""), prefix=None)
+    theirs.fuse_lora(lora_scale=0.7)
+    for name, layer in dict(ours.named_modules()).items():
+        if f"{name}.A" in tensors:
+            expected = dict(theirs.named_modules())[name].base_layer.weight
+            assert torch.allclose(layer.weight, expected, atol=1e-5) and not torch.equal(
+                layer.weight, network().get_submodule(name).weight
+            )
+
+
+def test_kohyas_names_for_flux_are_read_with_their_alpha(tmp_path: Path) -> None:
+    """The attention's q, k and v are one update there, taken apart by rows."""
+    network, random = flux(), torch.Generator().manual_seed(1)
+    down, up = torch.randn(RANK, 32, generator=random), torch.randn(96, RANK, generator=random)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    both = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(ALPHA)}
+    lora = read_lora(written(tmp_path, both), 1.0, named(network))
+    expected = ALPHA / RANK * up @ down
+    for i, part in enumerate("qkv"):
+        delta = lora.deltas["transformer"][f"transformer_blocks.0.attn.to_{part}"]
+        assert torch.allclose(delta.product(), expected[32 * i : 32 * (i + 1)], atol=1e-5)
+
+
+def test_a_file_for_another_family_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a LoRA that diffusers reads"):
+        read_lora(written(tmp_path, kohya(lora_tensors())), 1.0, named(flux()))
+    with pytest.raises(ArtifactError, match="Only plain LoRA"):
+        read_lora(written(tmp_path, kohya(lora_tensors())), 1.0, named(sd3()))
 
 
 def test_a_switch_is_the_base_bit_for_bit_at_0_and_merged_at_1_and_half_way_between(tmp_path: Path) -> None:

@@ -134,6 +134,13 @@ def test_external_data_cannot_leave_the_folder_or_lie_beyond_its_file(
     refused(folder, external(folder, location, **entries), said)
 
 
+def test_external_data_with_a_second_name_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    model = external(tmp_path / "model", "w.data")
+    (tmp_path / "elsewhere").hardlink_to(tmp_path / "model" / "w.data")
+    refused(tmp_path / "model", model, "the file has 2 names (hard links), and may be another program's. Put a copy")
+
+
 def test_external_data_named_twice_is_refused(tmp_path: Path) -> None:
     model = external(tmp_path, "w.data")
     model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")

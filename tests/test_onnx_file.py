@@ -117,6 +117,8 @@ def test_an_earlier_file_is_replaced_whole(tmp_path: Path) -> None:
     size = save(graph(), tmp_path / "model.onnx", embedded=3999)
     assert size == sum(f.stat().st_size for f in tmp_path.iterdir())
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    save(graph(), tmp_path / "model.onnx")
+    assert [f.name for f in tmp_path.iterdir()] == ["model.onnx"]  # no weights that nothing reads
 
 
 def test_weights_turned_and_narrowed_are_read_one_at_a_time_when_they_are_written(tmp_path: Path) -> None:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
+from pipeline_checks import FLOAT, artifact, ends, identity, session
 from safetensors.torch import save_file
-from tiny_pipelines import XL, lora_tensors, text_lora_tensors, unet, write_pipeline
+from tiny_pipelines import (
+    flux,
+    lora_tensors,
+    text_lora_tensors,
+    transformer_lora_tensors,
+    unet,
+    write_pipeline,
+    write_transformer_pipeline,
+)
 
 from optimize import optimum_layout as graphs
 from optimize import pipelines
-from optimize.artifact import commit
 from optimize.errors import ArtifactError, EnvironmentLacks, GateFailed, UserError
 from optimize.lora import merge, read_lora
-from optimize.network import TensorSpec
 from optimize.onnx_file import save
-from optimize.onnx_trace import Tracing, traced
-from optimize.pipelines import export_pipeline, is_pipeline, open_pipeline, renamed, unet_part
+from optimize.pipelines import export_pipeline, is_pipeline, unet_part
 from optimize.trust import verify
 
 
@@ -43,16 +45,6 @@ def exported(folder: Path) -> Path:
     return out
 
 
-def ends(path: Path) -> dict[str, Any]:
-    """{name: (type, dims)} of a file's inputs, then of its outputs, in order."""
-    graph = onnx.load(path).graph
-    return {
-        v.name: (v.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim])
-        for v in [*graph.input, *graph.output]
-    }
-
-
-FLOAT = TensorProto.FLOAT
 STATES = {f"hidden_states.{i}": (FLOAT, ["batch_size", "sequence_length", 32]) for i in range(4)}
 TEXT = {
     "input_ids": (TensorProto.INT64, ["batch_size", "sequence_length"]),
@@ -102,10 +94,6 @@ def test_every_file_computes_what_its_network_does(exported: Path) -> None:
     assert all(0 < value < 1e-5 for value in far.values()), far
 
 
-def session(path: Path) -> Any:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-
 @pytest.mark.parametrize(("batch", "height", "width", "tokens"), [(1, 8, 8, 77), (5, 2, 6, 1), (2, 16, 10, 13)])
 def test_the_unet_runs_at_any_batch_size_and_length(
     exported: Path, batch: int, height: int, width: int, tokens: int
@@ -140,23 +128,10 @@ def test_a_file_that_is_far_from_its_network_fails_and_nothing_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "distance", lambda *a: float("nan"))
-    monkeypatch.setattr(pipelines.graphs, "graph_of", lambda part, opset: ir.load(_identity(tmp_path)))
+    monkeypatch.setattr(pipelines.graphs, "graph_of", lambda part, opset: ir.load(identity(tmp_path)))
     with pytest.raises(GateFailed, match=r"text_encoder: the exported file is nan \(relative L2\) from the network"):
         export_pipeline(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".tmp*"))
-
-
-def _identity(folder: Path) -> Path:
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["x"], ["y"])],
-        "g",
-        [onnx.helper.make_tensor_value_info("x", FLOAT, [1])],
-        [onnx.helper.make_tensor_value_info("y", FLOAT, [1])],
-    )
-    onnx.save(
-        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), folder / "i"
-    )
-    return folder / "i"
 
 
 def test_without_onnxruntime_it_is_said_before_anything_is_written(
@@ -166,52 +141,6 @@ def test_without_onnxruntime_it_is_said_before_anything_is_written(
     with pytest.raises(EnvironmentLacks, match="pip install onnxruntime"):
         export_pipeline(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-# bad input
-
-
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def changed(folder: Path, **fields: Any) -> Path:
-    path = folder / "model_index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-    return folder
-
-
-def test_a_folder_without_an_index_is_one_clear_error(copy: Path) -> None:
-    (copy / "model_index.json").unlink()
-    with pytest.raises(UserError, match=r"there is no model_index.json in it. Give a pipeline folder of diffusers"):
-        open_pipeline(copy)
-    with pytest.raises(UserError, match="no such folder"):
-        open_pipeline(copy / "gone")
-
-
-def test_an_unknown_pipeline_class_is_told_with_the_nearest(copy: Path) -> None:
-    with pytest.raises(
-        UserError, match=r'_class_name: "StableDiffusionPipe" is not known.*Did you mean "StableDiffusionPipeline"'
-    ):
-        open_pipeline(changed(copy, _class_name="StableDiffusionPipe"))
-    (copy / "model_index.json").write_text("[]")
-    with pytest.raises(UserError, match=r'_class_name: "" is not known. Allowed: LatentConsistency'):
-        open_pipeline(copy)
-
-
-@pytest.mark.parametrize("part", ["tokenizer", "scheduler", "text_encoder", "vae", "unet"])
-def test_a_missing_part_is_named(copy: Path, part: str) -> None:
-    shutil.rmtree(copy / part)
-    with pytest.raises(ArtifactError, match=f"{part}/ is missing, and StableDiffusionPipeline cannot be used without"):
-        open_pipeline(copy)
-    with pytest.raises(ArtifactError, match=f"{part}/ is missing"):
-        open_pipeline(changed(copy, **{part: [None, None]}))
-
-
-def test_parts_without_a_place_in_the_layout_are_recorded(copy: Path) -> None:
-    pipeline = open_pipeline(changed(copy, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"]))
-    assert pipeline.left_out == ["safety_checker"]
 
 
 @pytest.mark.parametrize(
@@ -234,14 +163,21 @@ def test_the_command_tells_pipelines_from_artifacts(folder: Path, tmp_path: Path
     with pytest.raises(
         UserError, match=r"--out, --lora: for a pipeline folder \(model_index.json\), and .* is an artifact"
     ):
-        is_pipeline(tmp_path, out=tmp_path / "out", unet=None, lora=["x"])
+        is_pipeline(tmp_path, out=tmp_path / "out", denoiser=None, lora=["x"])
 
 
 def test_the_command_asks_for_a_folder_and_ends_with_2_for_wrong_input(folder: Path, tmp_path: Path) -> None:
     for arguments, said in (
         ([str(folder)], "--out: a pipeline is exported to a folder of its own. Give e.g. --out"),
-        ([str(folder), "--out", str(tmp_path / "o"), "--layout", "x"], '--layout: "x" is not known. Allowed: optimum'),
+        (
+            [str(folder), "--out", str(tmp_path / "o"), "--layout", "x"],
+            '--layout: "x" is not known. Allowed: optimum',
+        ),
         ([str(folder), "--out", str(tmp_path / "o"), "--lora", "gone.safetensors"], "gone.safetensors: no such file"),
+        (
+            [str(folder), "--out", str(tmp_path / "o"), "--unet", str(tmp_path / "g")],
+            "no such file. Export the artifact first",
+        ),
         ([str(tmp_path / "gone"), "--layout", "optimum", "--out", str(tmp_path / "o")], "no such folder"),
     ):
         command = [sys.executable, "-m", "optimize", "export", *arguments]
@@ -289,6 +225,25 @@ def test_a_switch_is_refused_where_the_text_encoder_is_changed_too_and_a_foreign
         export_pipeline(folder, tmp_path / "out", lora=[second])
 
 
+def test_no_lora_is_merged_into_an_artifact(folder: Path, tmp_path: Path) -> None:
+    made = artifact(tmp_path / "artifact", unet(), identity(tmp_path))
+    with pytest.raises(UserError, match="is exported already, so no LoRA can be merged into it"):
+        export_pipeline(folder, tmp_path / "out", denoiser=made, lora=[str(lora_file(tmp_path, lora_tensors()))])
+
+
+def test_a_switch_is_refused_for_a_transformer_by_name(tmp_path: Path) -> None:
+    folder = write_transformer_pipeline(tmp_path / "flux", "flux")
+    style = lora_file(tmp_path, transformer_lora_tensors(flux()), "transformer")
+    with pytest.raises(
+        UserError, match="--lora-as switch: FluxPipeline has a transformer, and only a U-Net has an input"
+    ):
+        export_pipeline(folder, tmp_path / "out", lora=[str(style)], lora_as="switch")
+    unets = lora_file(tmp_path, lora_tensors(), name="unets")
+    with pytest.raises(ArtifactError, match="it is for unet, which this pipeline does not have"):
+        export_pipeline(folder, tmp_path / "out", lora=[str(unets)])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_lora_that_does_not_fit_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     wrong = {k.replace("blocks.1", "blocks.7"): v for k, v in lora_tensors().items()}
     (tmp_path / "to").mkdir()
@@ -315,103 +270,6 @@ def test_a_merged_lora_changes_unet_and_text_encoder_in_the_files(folder: Path, 
     assert np.abs(texts[0] - texts[1]).max() > 1e-3
 
 
-# an artifact in the U-Net's place
-
-
-def artifact(folder: Path, network: Any, file: Path) -> Path:
-    """An artifact of a U-Net with an exported file."""
-
-    def write(temporary: Path) -> dict[str, Any]:
-        (temporary / "onnx").mkdir()
-        shutil.copy2(file, temporary / "onnx" / "model.onnx")
-        config = {k: v for k, v in network.config.items() if not k.startswith("_")}
-        (temporary / "structure.json").write_text(
-            json.dumps({"architecture": "UNet2DConditionModel", "config": config, "edits": []}, default=list)
-        )
-        return {"id": "pruned"}
-
-    commit(folder, write)
-    return folder
-
-
-SPECS = (
-    TensorSpec("sample", ("B", 4, 8, 8)),
-    TensorSpec("timestep", ("B",)),
-    TensorSpec("encoder_hidden_states", ("B", 77, 32)),
-)
-
-
-def test_an_artifacts_own_file_takes_the_unets_place(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    smaller = unet(block_out_channels=(8, 16))
-    save(traced(smaller, SPECS, Tracing(), {}).graph, tmp_path / "model.onnx")
-    made = artifact(tmp_path / "artifact", smaller, tmp_path / "model.onnx")
-    pipeline, out = open_pipeline(folder), tmp_path / "out"
-    out.mkdir()
-    record = pipelines._artifact(pipeline, made, out)
-    assert record["artifact"]["id"] == "pruned"
-    found = ends(out / "unet" / "model.onnx")
-    assert found["timestep"] == (FLOAT, []) and found["sample"] == (FLOAT, ["batch_size", 4, 8, 8])
-    assert json.loads((out / "unet" / "config.json").read_text())["block_out_channels"] == [8, 16]
-    random = np.random.default_rng(0)
-    feed = {
-        "sample": random.normal(size=(3, 4, 8, 8)).astype(np.float32),
-        "timestep": np.array(500, np.float32),
-        "encoder_hidden_states": random.normal(size=(3, 77, 32)).astype(np.float32),
-    }
-    got = session(out / "unet" / "model.onnx").run(None, feed)[0]
-    before = session(made / "onnx" / "model.onnx").run(None, {**feed, "timestep": np.full(3, 500, np.float32)})[0]
-    assert np.array_equal(got, before)
-
-
-def test_an_artifact_that_is_fed_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
-    made = artifact(tmp_path / "artifact", unet(in_channels=9), _identity(tmp_path))
-    with pytest.raises(ArtifactError, match=r"in_channels is 9, the pipeline's is 4. Give an artifact made from this"):
-        export_pipeline(folder, tmp_path / "out", unet=made)
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="is exported already, so no LoRA can be merged into it"):
-        export_pipeline(folder, tmp_path / "out", unet=made, lora=[str(lora_file(tmp_path, lora_tensors()))])
-
-
-def test_nested_inputs_of_sdxl_lose_their_prefix() -> None:
-    names = ["sample", "timestep", "added_cond_kwargs.text_embeds", "down_block_additional_residuals.0"]
-    inputs = [ir.Input(n, ir.Shape(["B", 4]), ir.TensorType(ir.DataType.FLOAT)) for n in names]
-    inputs[1].shape, inputs[3].shape = ir.Shape(["B"]), ir.Shape(["B", "H", "H/2"])
-    node = ir.node("Add", [inputs[0], inputs[2]])
-    late = ir.node("Mul", [node.outputs[0], inputs[1]])
-    late.outputs[0].name, late.outputs[0].shape = "out_sample", ir.Shape(["B", 4])
-    late.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Model(ir.Graph(inputs, [late.outputs[0]], nodes=[node, late], opset_imports={"": 18}), ir_version=10)
-    got, _ = renamed(graph)
-    assert [(s.name, s.dims) for s in got] == [
-        ("sample", ("batch_size", 4)),
-        ("timestep", ()),
-        ("text_embeds", ("batch_size", 4)),
-        ("down_block_additional_residuals.0", ("batch_size", "height", "height / 2")),
-    ]
-
-
-# inputs of other uses of a U-Net
-
-
-@pytest.mark.slow
-def test_an_inpainting_unet_keeps_its_nine_channels(tmp_path: Path) -> None:
-    part = unet_part(unet(in_channels=9), 0)
-    save(graphs.graph_of(part, 18), tmp_path / "model.onnx")
-    assert ends(tmp_path / "model.onnx")["sample"] == (FLOAT, ["batch_size", 9, "height", "width"])
-    assert graphs.distance(part, session(tmp_path / "model.onnx"), 1, 2) < 1e-5
-
-
-@pytest.mark.slow
-def test_the_inputs_of_sdxl_are_those_its_config_asks_for(tmp_path: Path) -> None:
-    part = unet_part(unet(**XL), 32)
-    save(graphs.graph_of(part, 18), tmp_path / "model.onnx")
-    found = ends(tmp_path / "model.onnx")
-    assert found["text_embeds"] == (FLOAT, ["batch_size", 32]) and found["time_ids"] == (FLOAT, ["batch_size", 6])
-    assert graphs.distance(part, session(tmp_path / "model.onnx"), 2, 1) < 1e-5
-
-
 @pytest.mark.slow
 def test_sdxl_exports_with_both_text_encoders(tmp_path: Path) -> None:
     export_pipeline(write_pipeline(tmp_path / "xl", xl=True), tmp_path / "out")
@@ -421,3 +279,21 @@ def test_sdxl_exports_with_both_text_encoders(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tokenizer_2" / "vocab.json").exists()
     far = {n: p["parity"]["relative_l2"] for n, p in verify(tmp_path / "out")["parts"].items()}
     assert len(far) == 5 and all(value < 1e-5 for value in far.values()), far
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "encoders"), [("sd3", 3), ("flux", 2)])
+def test_a_pipeline_with_a_transformer_exports_whole(tmp_path: Path, kind: str, encoders: int) -> None:
+    source, out = write_transformer_pipeline(tmp_path / kind, kind), tmp_path / "out"
+    export_pipeline(source, out)
+    texts = [f"text_encoder{f'_{i + 1}' if i else ''}" for i in range(encoders)]
+    parts = verify(out)["parts"]
+    assert list(parts) == [*texts, "transformer", "vae_encoder", "vae_decoder"]
+    far = {n: p["parity"]["relative_l2"] for n, p in parts.items()}
+    assert all(0 < value < 1e-5 for value in far.values()), far
+    tokenizer = f"tokenizer_{encoders}/tokenizer.json"
+    assert (out / tokenizer).read_bytes() == (source / tokenizer).read_bytes()
+    settings = json.loads((out / "vae_decoder" / "config.json").read_text())
+    assert (settings["scaling_factor"], settings["shift_factor"]) == (1.5, 0.06)
+    assert json.loads((out / "transformer" / "config.json").read_text())["_class_name"].endswith("Transformer2DModel")
+    assert list(ends(out / texts[-1] / "model.onnx")) == ["input_ids", "last_hidden_state"]

@@ -141,6 +141,17 @@ def test_unknown_backends_and_options_are_named(artifacts: dict[str, Path]) -> N
         open_runner(artifacts["fp32"], "openvino", thread=1)
 
 
+def test_onnxruntime_says_which_shapes_a_graph_takes(
+    artifacts: dict[str, Path], models: dict[str, Model], capfd: pytest.CaptureFixture[str]
+) -> None:
+    feed = example_inputs(models["fp32"].inputs, 2)
+    with open_runner(artifacts["fp32"], "onnxruntime", threads=1) as runner:
+        with pytest.raises(UserError, match=r"given sample \[2, 1, 7, 16\].*allowed is sample \[B, 1, 16, 16\]"):
+            runner(**{**feed, "sample": feed["sample"][:, :, :7]})
+        assert runner(**feed).shape == (2, 1, 16, 16)  # and goes on
+    assert "onnxruntime" not in capfd.readouterr().err
+
+
 def test_an_artifact_without_the_exported_file_is_refused(tmp_path: Path) -> None:
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(ArtifactError, match="Export the artifact first"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import networks
@@ -57,3 +58,14 @@ def test_flow_grids_that_are_not_known_are_refused(key: str) -> None:
 def test_a_linear_dynamic_shift_is_refused() -> None:
     with pytest.raises(UserError, match='time_shift_type is supported as "exponential" only'):
         from_diffusers({**FLOW, "use_dynamic_shifting": True, "time_shift_type": "linear"})
+
+
+def test_a_bound_at_infinity_is_left_out_of_what_is_stored() -> None:
+    """diffusers writes DPM-Solver's lambda_min_clipped as -Infinity, which is no JSON."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    config = dict(DPMSolverMultistepScheduler().config)
+    assert config["lambda_min_clipped"] == -float("inf")
+    found = from_diffusers(config)
+    stored = json.dumps(found.to_json(), allow_nan=False)
+    assert "lambda_min_clipped" not in stored and Schedule.from_json(json.loads(stored)) == found

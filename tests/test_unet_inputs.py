@@ -54,6 +54,15 @@ def load_sizes(model: Model) -> int:
     return sum(p.numel() for p in model.module.parameters())
 
 
+def test_an_embedded_guidance_weight_is_an_input() -> None:
+    from optimize.models.architectures import architecture
+
+    entry = architecture("UNet2DConditionModel")
+    specs = entry.inputs({"time_cond_proj_dim": 256})
+    assert ("timestep_cond", ("B", 256)) in [(s.name, s.dims) for s in specs]
+    assert "timestep_cond" in [s.name for s in entry.conditioning({"time_cond_proj_dim": 256}).tensors]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_inputs_survive_quantization_too(name: str, tmp_path: Path) -> None:

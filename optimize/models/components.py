@@ -61,6 +61,11 @@ def _token_inputs(config: Config) -> tuple[TensorSpec, ...]:
     return (TensorSpec("input_ids", ("B", config.get("max_position_embeddings", 77)), "int64"),)
 
 
+def _t5_inputs(config: Config) -> tuple[TensorSpec, ...]:
+    """T5 takes any length; its config names the one it was trained with."""
+    return (TensorSpec("input_ids", ("B", config.get("n_positions", 512)), "int64"),)
+
+
 COMPONENTS: dict[str, Component] = {
     **{name: Component("denoiser", a.build, a.inputs) for name, a in ARCHITECTURES.items()},
     "AutoencoderKL": Component("decoder", _decoder, _decoder_inputs),
@@ -68,6 +73,7 @@ COMPONENTS: dict[str, Component] = {
     "CLIPTextModelWithProjection": Component(
         "text encoder", _transformers("CLIPTextModelWithProjection", "CLIPTextConfig"), _token_inputs
     ),
+    "T5EncoderModel": Component("text encoder", _transformers("T5EncoderModel", "T5Config"), _t5_inputs),
 }
 
 

@@ -45,6 +45,7 @@ def _text_inputs(config: Config) -> tuple[TensorSpec, ...]:
         TensorSpec("encoder_hidden_states", text, sizes=sized(config, L=CLIP_TOKENS)),
         *_added(config),
         *_class(config),
+        *_guided(config),
         *_residuals(config),
     )
 
@@ -86,6 +87,12 @@ def _class(config: Config) -> tuple[TensorSpec, ...]:
         else config["projection_class_embeddings_input_dim"]
     )
     return (TensorSpec("class_labels", ("B", width)),)
+
+
+def _guided(config: Config) -> tuple[TensorSpec, ...]:
+    """The embedding of the guidance weight, where it was distilled in (latent consistency models)."""
+    width = config.get("time_cond_proj_dim")
+    return (TensorSpec("timestep_cond", ("B", width)),) if width else ()
 
 
 def _residuals(config: Config) -> tuple[TensorSpec, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimize.report import figures
@@ -9,6 +10,7 @@ from optimize.report import figures
 if TYPE_CHECKING:
     from rich.console import Console
 
+NAMED = 4  # modules named in a line
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
@@ -19,9 +21,9 @@ def print_engines(rows: list[dict[str, Any]], console: Console) -> None:
     from rich.text import Text
 
     done = [row for row in rows if row["status"] == "done"]
-    if done:
+    if engines := [row for row in done if row["what"] in ("engine", "kit")]:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        texts = [cells(row) for row in done]
+        texts = [cells(row) for row in engines]
         for title in texts[0]:
             table.add_column(title, justify="left" if title in ("target", "what") else "right", no_wrap=True)
         for cell in texts:
@@ -37,7 +39,27 @@ def print_engines(rows: list[dict[str, Any]], console: Console) -> None:
     for row in done:
         found = layers(row)
         told = f" ({'layers found/expected' if 'found' in row else 'layers'}: {found})" if found else ""
-        console.print(Text(f"{row['target']} {name(row)}: {row['path']}{told}"), soft_wrap=True)
+        console.print(Text(f"{row['target']} {name(row)}: {row['path']}{told}".strip()), soft_wrap=True)
+        if "precision" in row:
+            console.print(Text(f"  {about_onnx(row)}"), soft_wrap=True)
+
+
+def about_onnx(row: dict[str, Any]) -> str:
+    """What an ONNX file is, in words: size, formats, symbolic dims, what traced it, and how far it is from the network."""
+    layers = [f"{row[f'{f}_layers']} layers in {f}" for f in ("int8", "fp8") if row.get(f"{f}_layers")]
+    kept = [f"fp32 for {why}: {_paths(paths)}" for why, paths in row.get("fp32_layers", {}).items() if paths]
+    fixed = [f"{s} fixed at {n}" for s, n in row["fixed"].items()]
+    by = {"dynamo": "torch.export", "torchscript": f"the older exporter ({row['reason']})"}[row["exporter"]]
+    sizes = f"{', '.join(row['symbols']) or 'nothing'} symbolic"
+    far = f"{row['relative_l2']:.1e} from the network (relative L2)"
+    size = figures.bytes_text(row["bytes"])
+    return " · ".join([size, row["precision"], *layers, *kept, f"opset {row['opset']}", sizes, *fixed, by, far])
+
+
+def _paths(paths: Sequence[str]) -> str:
+    """The first of several modules' paths, and how many more there are."""
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(list(paths)[:NAMED]) + more
 
 
 def cells(row: dict[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from optimize.configs import Config
-from optimize.errors import EnvironmentLacks
+from optimize.errors import EnvironmentLacks, UserError
 from optimize.network import TensorSpec
 from optimize.onnx_graph import NOTE
 from optimize.registry import RUNNERS
@@ -96,10 +96,24 @@ class OnnxRuntimeRunner(Closing):
         self.inputs = tuple(_spec(i) for i in session.get_inputs())
 
     def __call__(self, **tensors: Tensor) -> Tensor:
+        """The network's output; UserError with the shapes given where the graph does not take them."""
+        try:
+            return self._computed(tensors)
+        except _refusals() as error:
+            given = ", ".join(f"{n} {list(t.shape)}" for n, t in tensors.items())
+            asked = ", ".join(f"{s.name} [{', '.join(map(str, s.dims))}]" for s in self.inputs)
+            said = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"runner onnxruntime: given {given}; allowed is {asked}, heights and widths that the network can halve and "
+                f"double again (multiples of 8, or of the export's multiple_of). {said}"
+            ) from error
+
+    def _computed(self, tensors: dict[str, Tensor]) -> Tensor:
         import torch
 
         if self._bound is not None:
-            return self._bound(tensors)
+            made: Tensor = self._bound(tensors)
+            return made
         feed = {spec.name: tensors[spec.name].detach().contiguous().numpy() for spec in self.inputs}
         return torch.from_numpy(self.held.run(None, feed)[0])
 
@@ -196,7 +210,7 @@ def _settings(options: OnnxRuntime, path: Path, computes_in_16_bit: bool) -> Any
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # what fails is raised
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # a graph given as bytes looks for its weights here
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))

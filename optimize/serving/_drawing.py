@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
-from optimize.artifact import MANIFEST, model_around, verify
+from optimize.artifact import MANIFEST, model_around, verify_network
 from optimize.environment import device_class
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
 from optimize.registry import RUNNERS
@@ -79,7 +79,7 @@ class Drawing:
 
     def __init__(self, path: Path, runner: str | None = None) -> None:
         self.folder = find_artifact(path)
-        self.manifest = verify(self.folder)
+        self.manifest = verify_network(self.folder)
         self.sampling = read_json(self.folder / "sampler.json")
         self._stack, self._lock = ExitStack(), threading.Lock()
         self._seen: set[int] = set()  # batch sizes drawn

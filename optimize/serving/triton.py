@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from optimize.artifact import MANIFEST, commit, verify
+from optimize.artifact import MANIFEST, commit, verify_network
 from optimize.errors import UserError
 from optimize.serving._drawing import find_artifact
 from optimize.serving._repository import Serving, write_repository
@@ -25,7 +25,7 @@ def make_repository(path: Path, out: Path, **options: Any) -> dict[str, Any]:
     artifact = find_artifact(path)
     serving = _serving({"model": name_of(artifact)} | {k: v for k, v in options.items() if v is not None})
     _check_out(out)
-    made_from = verify(artifact)
+    made_from = verify_network(artifact)
     about = {"id": made_from.get("id", ""), "source": made_from.get("source", {}), "serving": serving.to_json()}
     return commit(out, lambda folder: about | {MARK: write_repository(artifact, folder, serving)})
 
