@@ -57,6 +57,10 @@ def export(
     kits: Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")] = None,
     kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
     zip: Annotated[bool, typer.Option(help="Kits as zip files.")] = False,
+    adopt: Annotated[
+        list[Path] | None,
+        typer.Option(help="A finished build kit, folder or zip: take its engine in, build nothing. Repeat for more."),
+    ] = None,
     exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
     layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
     out: Annotated[
@@ -80,6 +84,8 @@ def export(
 
     Example: optimize export exported/digits/final --target a100,rtx3090,v100
 
+    Example: optimize export exported/digits/final --adopt exported/digits/kits/final-v100
+
     Example: optimize export my/flux --format onnx --onnx precision=fp16 --out exported/flux
 
     Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
@@ -88,6 +94,10 @@ def export(
     from optimize.progress import rich_progress
 
     console = console_of(as_json)
+    if adopt:
+        _refuse_given(context, "to build with, and --adopt builds nothing. Leave it out, or export apart.")
+        _adopt(artifact, adopt, console, as_json)
+        return
     formats = tuple(format or (["onnx"] if onnx else []))
     if is_pipeline(artifact, bool(formats), layout=layout, out=out, denoiser=denoiser, lora=lora):
         _refuse_given(context)
@@ -132,19 +142,34 @@ def export(
     raise typer.Exit(exit_code(rows))
 
 
+def _adopt(artifact: Path, kits: list[Path], console: Console, as_json: bool) -> None:
+    from optimize.exporting import adopt
+    from optimize.report.engines import print_engines
+
+    rows = adopt(artifact, kits)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    print_engines(rows, console)
+    for row in rows:
+        if isinstance(row["origin"]["parity"], str):
+            console.print(f"{row['target']}: parity {row['origin']['parity']}", markup=False, soft_wrap=True)
+
+
 OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
 
 
-def _refuse_given(context: typer.Context) -> None:
-    """Options of engines beside a whole pipeline, where they would do nothing, are one UserError."""
+FOR_A_NETWORK = "for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."  # fmt: skip
+
+
+def _refuse_given(context: typer.Context, reason: str = FOR_A_NETWORK) -> None:
+    """Options of engines beside a whole pipeline or --adopt, where they would do nothing, are one UserError."""
     given = [n for n in OF_ENGINES if (s := context.get_parameter_source(n)) is not None and s.name == "COMMANDLINE"]
     if given:
         from optimize.errors import UserError
 
         names = ", ".join(f"--{n.replace('_', '-')}" for n in given)
-        raise UserError(
-            f"{names}: for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."
-        )
+        raise UserError(f"{names}: {reason}")
 
 
 def _pipeline(

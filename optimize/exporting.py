@@ -19,6 +19,7 @@ from optimize.as_onnx import RUNNER as CHECKED_BY
 from optimize.as_onnx import export_model, limit_of, load_network, merged, write_onnx
 from optimize.benchmark import numbers
 from optimize.context import Context, Progress, silent
+from optimize.engines import adopt as adoption
 from optimize.engines import kit, modules
 from optimize.engines.export import classes, link_or_copy, order_for, place_engine, profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
@@ -34,6 +35,7 @@ from optimize.targets import Target
 from optimize.weights import file_sha256, read_json
 
 ENGINES = ("tensorrt_rtx", "tensorrt")
+FIGURES = ("seconds", "peak_memory_bytes", "plan_bytes", "expected", "found", "problems", "key")
 Row = dict[str, Any]
 
 
@@ -81,14 +83,50 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
             rows.append(onnx_row(asked.artifact, records[name], parity))
             _drop_engines(folder, manifest, records)
         wanted = [f for f in formats if f in ENGINES]
-        for name, made in _engines(asked, found, wanted, folder, context, rows).items():
-            held = records.get(name, {}).get("engines", {})
-            records[name] = {"engines": held | made}
-        kept = {k: v for k, v in manifest.items() if k not in ("schema", "files")}
-        return kept | {"exports": records} | ({"parity": parity} if parity else {})
+        made = _engines(asked, found, wanted, folder, context, rows)
+        return _fields(manifest, records, made) | ({"parity": parity} if parity else {})
 
     commit(asked.artifact, write)
     return rows
+
+
+def adopt(artifact: Path, kits: Sequence[Path]) -> list[Row]:
+    """Engines that build kits (folders or zips) made elsewhere, into the artifact the kits were made of; a row each.
+
+    Raises what `engines.adopt.examine` does before anything is written; the artifact gets all of them or none."""
+    manifest = verify(artifact)
+    facts = read_graph(artifact / ONNX_FILE)
+    found = [adoption.examine(path, artifact / ONNX_FILE, facts, limit_of(narrowest(facts))) for path in kits]
+    names = [f.order.name for f in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--adopt: {names.count(name)} kits hold an engine {name}. Give one of them.")
+    rows: list[Row] = []
+
+    def write(folder: Path) -> dict[str, Any]:
+        _take_over(artifact, folder)
+        made: dict[str, dict[str, Any]] = {}
+        for one in found:
+            record = made.setdefault(one.order.module, {})[one.order.name] = adoption.place(one, folder)
+            rows.append(_adopted(one, record, artifact))
+        return _fields(manifest, dict(manifest.get("exports", {})), made)
+
+    commit(artifact, write)
+    return rows
+
+
+def _adopted(one: adoption.Adoption, record: dict[str, Any], artifact: Path) -> Row:
+    row: Row = {"target": one.about.target, "sm": record["sm"], "what": "engine", "module": one.order.module}
+    path = artifact / "tensorrt" / one.order.name / "model.engine"
+    row |= {"version": one.order.version, "status": "done", "path": str(path), "origin": record["origin"]}
+    return row | {k: record[k] for k in FIGURES}
+
+
+def _fields(manifest: dict[str, Any], records: dict[str, Any], made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A manifest's fields with the engines made, by module and name, beside those that were there."""
+    for module, engines in made.items():
+        records[module] = {"engines": records.get(module, {}).get("engines", {}) | engines}
+    return {k: v for k, v in manifest.items() if k not in ("schema", "files")} | {"exports": records}
 
 
 def _from_diffusers(asked: Request, store: Store, progress: Progress) -> list[Row]:
@@ -181,8 +219,7 @@ def _engine(
     except OptimizeError as error:
         return row | {"status": "refused", "reason": str(error), "exit_code": error.exit_code}, None
     path = asked.artifact / "tensorrt" / order.name / "model.engine"
-    figures = ("seconds", "peak_memory_bytes", "plan_bytes", "expected", "found", "problems", "key")
-    return row | {"status": "done", "path": str(path), **{k: record[k] for k in figures}}, record
+    return row | {"status": "done", "path": str(path), **{k: record[k] for k in FIGURES}}, record
 
 
 def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Row:

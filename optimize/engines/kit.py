@@ -55,6 +55,9 @@ README = """# Build kit: {name} for {title} (SM {sm})
 the formats of its layers with the graph's ({expected}), runs it on the inputs in `parity/` and compares (relative L2 up
 to {limit:g}), times it with and without CUDA graphs, and writes `tensorrt/` and `result.json`.
 Without a GPU it builds what can be built ahead of time (TensorRT-RTX only) and says what was not checked.
+
+Then bring this folder, or a zip of it, back; there `optimize export ARTIFACT --adopt FOLDER` takes the engine into the
+artifact. kit.json, result.json and `tensorrt/` are enough.
 """
 
 

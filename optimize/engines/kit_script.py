@@ -66,7 +66,7 @@ def run(kit: Path, module: str | None, calls: int, sm: str | None = None, any_gp
     check_lane(trt, about, device)
     plan, record = make(kit, about, trt)
     result: dict[str, Any] = {
-        "kit": {k: about[k] for k in ("name", "target", "sm", "precision")},
+        "kit": {k: about[k] for k in ("name", "target", "sm", "precision")} | {"sha256": sha256(kit / "kit.json")},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "system": {"python": platform.python_version(), "machine": platform.machine(), "numpy": np.__version__},
         "gpu": gpu_facts(device),

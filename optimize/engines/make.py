@@ -45,6 +45,7 @@ class Order:
     sm: tuple[int, int]
     profiles: list[Shapes]
     settings: EngineSettings
+    gpu: str | None = None  # name of the GPU it is built on; None: the first one here
 
     @property
     def name(self) -> str:
@@ -66,10 +67,14 @@ class Order:
             "hardware_compatible": s.hardware_compatible,
             "tf32": s.tf32,
             "level": s.level,
-            "workspace_bytes": int(s.workspace_gb * 1e9),
+            "workspace_bytes": round(s.workspace_gb * 1e9),
             # TensorRT takes the kernels that are fastest on the very card; TensorRT-RTX is told the SM alone
-            "gpu": modules.gpu_name() if self.module == "tensorrt" else "",
+            "gpu": self._card if self.module == "tensorrt" else "",
         }
+
+    @property
+    def _card(self) -> str:
+        return modules.gpu_name() if self.gpu is None else self.gpu
 
     @property
     def key(self) -> str:
@@ -117,7 +122,7 @@ def make(order: Order, folder: Path) -> dict[str, Any]:
     cache = _timing_cache(order)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-build-") as place:
         facts = _built(order, Path(place), what, limit, cache)
-        record = _record(order, Path(place) / ENGINE, facts)
+        record = record_of(order, Path(place) / ENGINE, facts)
         _judge(order, record, what)
         (Path(place) / ENGINE).replace(folder / ENGINE)
     write_json(folder / RECORD, record)
@@ -170,8 +175,10 @@ def _end(path: Path) -> str:
     return " | ".join(lines[-3:]) or "it said nothing"
 
 
-def _record(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    found, sms = facts.pop("found") or {}, [modules.sm_text(order.sm)]
+def record_of(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of an engine: its order, `facts` of its build ({found: layers, seconds, ...}; a TensorRT-RTX plan tells
+    its layers itself), and what it lost of the graph's precision."""
+    found, sms = facts.get("found") or {}, [modules.sm_text(order.sm)]
     if order.module == "tensorrt_rtx":
         found, sms = read_plan_file(engine)
     return {
