@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,12 +96,15 @@ def export(
 
     console = console_of(as_json)
     if adopt:
-        _refuse_given(context, "to build with, and --adopt builds nothing. Leave it out, or export apart.")
+        of_others = (*OF_ENGINES, *OF_PIPELINES)
+        _refuse_given(
+            context, of_others, "of what is made here, and --adopt makes nothing. Leave it out, or export apart."
+        )
         _adopt(artifact, adopt, console, as_json)
         return
     formats = tuple(format or (["onnx"] if onnx else []))
     if is_pipeline(artifact, bool(formats), layout=layout, out=out, denoiser=denoiser, lora=lora):
-        _refuse_given(context)
+        _refuse_given(context, OF_ENGINES, FOR_A_NETWORK)
         with rich_progress(console, quiet or as_json) as progress:
             _pipeline(artifact, layout or "optimum", out, denoiser, lora or [], lora_as, console, as_json, progress)
         return
@@ -156,15 +160,14 @@ def _adopt(artifact: Path, kits: list[Path], console: Console, as_json: bool) ->
             console.print(f"{row['target']}: parity {row['origin']['parity']}", markup=False, soft_wrap=True)
 
 
-OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
-
-
+OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "tf32", "workspace_gb", "precision_lost", "minutes", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
+OF_PIPELINES = ("format", "onnx", "layout", "out", "denoiser", "lora", "lora_as")
 FOR_A_NETWORK = "for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."  # fmt: skip
 
 
-def _refuse_given(context: typer.Context, reason: str = FOR_A_NETWORK) -> None:
-    """Options of engines beside a whole pipeline or --adopt, where they would do nothing, are one UserError."""
-    given = [n for n in OF_ENGINES if (s := context.get_parameter_source(n)) is not None and s.name == "COMMANDLINE"]
+def _refuse_given(context: typer.Context, options: Sequence[str], reason: str) -> None:
+    """Options beside a whole pipeline or --adopt, where they would do nothing, are one UserError."""
+    given = [n for n in options if (s := context.get_parameter_source(n)) is not None and s.name == "COMMANDLINE"]
     if given:
         from optimize.errors import UserError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import zipfile
@@ -18,6 +19,7 @@ from test_cli import optimize
 from test_engines_kit import fake, run
 from test_engines_make import half_file, installed, int8_file, order
 
+from optimize import cli_export
 from optimize.artifact import commit, verify
 from optimize.engines import adopt as adoption
 from optimize.engines import kit, kit_files, kit_script
@@ -423,5 +425,19 @@ def test_the_command_adopts_and_refuses(artifact: Path, done: Path, tmp_path: Pa
     assert shown.returncode == 0 and "TensorRT 11.4.0" in shown.stdout
     again = optimize("export", str(artifact), "--adopt", str(kit_of(artifact, tmp_path / "unbuilt", "h200")))
     assert again.returncode == 2 and "not built yet" in again.stderr and "Traceback" not in again.stderr
-    both = optimize("export", str(artifact), "--adopt", str(done), "--target", "a100")
-    assert both.returncode == 2 and "--target: to build with, and --adopt builds nothing" in both.stderr
+    both = optimize("export", str(artifact), "--adopt", str(done), "--target", "a100", "--tf32", "--out", "x")
+    assert (
+        both.returncode == 2
+        and "--target, --tf32, --out: of what is made here, and --adopt makes nothing" in both.stderr
+    )
+
+
+def test_every_option_of_the_command_is_refused_where_it_would_do_nothing() -> None:
+    known = {*cli_export.OF_ENGINES, *cli_export.OF_PIPELINES}
+    assert set(inspect.signature(cli_export.export).parameters) == known | {
+        "context",
+        "artifact",
+        "adopt",
+        "as_json",
+        "quiet",
+    }
