@@ -23,7 +23,7 @@ from optimize.engines import adopt as adoption
 from optimize.engines import kit, modules
 from optimize.engines.export import classes, link_or_copy, order_for, place_engine, profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
-from optimize.engines.make import Order
+from optimize.engines.make import ENGINE, Order
 from optimize.engines.runner import FOLDER
 from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError, UserError
@@ -108,18 +108,19 @@ def adopt(artifact: Path, kits: Sequence[Path]) -> list[Row]:
         made: dict[str, dict[str, Any]] = {}
         for one in found:
             record = made.setdefault(one.order.module, {})[one.order.name] = adoption.place(one, folder)
-            rows.append(_adopted(one, record, artifact))
+            row: Row = {"target": one.about.target, "sm": record["sm"], "what": "engine", "module": one.order.module}
+            row |= {"version": one.order.version, "origin": record["origin"]}
+            rows.append(_done(row, artifact, one.order, record))
         return _fields(manifest, dict(manifest.get("exports", {})), made)
 
     commit(artifact, write)
     return rows
 
 
-def _adopted(one: adoption.Adoption, record: dict[str, Any], artifact: Path) -> Row:
-    row: Row = {"target": one.about.target, "sm": record["sm"], "what": "engine", "module": one.order.module}
-    path = artifact / "tensorrt" / one.order.name / "model.engine"
-    row |= {"version": one.order.version, "status": "done", "path": str(path), "origin": record["origin"]}
-    return row | {k: record[k] for k in FIGURES}
+def _done(row: Row, artifact: Path, order: Order, record: dict[str, Any]) -> Row:
+    """The row of an engine that stands in the artifact: where, and what its record says."""
+    path = artifact / FOLDER / order.name / ENGINE
+    return row | {"status": "done", "path": str(path)} | {k: record[k] for k in FIGURES}
 
 
 def _fields(manifest: dict[str, Any], records: dict[str, Any], made: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -218,8 +219,7 @@ def _engine(
         record = place_engine(order, folder, context)
     except OptimizeError as error:
         return row | {"status": "refused", "reason": str(error), "exit_code": error.exit_code}, None
-    path = asked.artifact / "tensorrt" / order.name / "model.engine"
-    return row | {"status": "done", "path": str(path), **{k: record[k] for k in FIGURES}}, record
+    return _done(row, asked.artifact, order, record), record
 
 
 def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Row:
