@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from slowed import plugged_in
 
-from optimize.environment import environment
-from optimize.measure.measurement import Measurement, Variant, speedup
+from optimize.hardware.environment import environment
+from optimize.measure.record import Measurement, Variant, speedup
 from optimize.measure.statistics import PLACEMENT
 from optimize.measure.turns import bench
 
@@ -146,11 +146,12 @@ def tiny_artifact(folder: Path) -> Path:
     """An untrained network whose calls take under a millisecond, exported to ONNX: times do not depend on weights."""
     import torch
     from diffusers import DDPMScheduler, UNet2DModel
+    from optimize.storage.commit import commit
 
-    from optimize.artifact import commit, save_model
-    from optimize.context import Context
+    from optimize.architectures.artifact import save_model
+    from optimize.diffusion.context import Context
+    from optimize.diffusion.sampling import Sampler
     from optimize.exporters.onnx import Onnx
-    from optimize.sampling import Sampler
     from optimize.sources.diffusers import DiffusersSource
 
     torch.manual_seed(0)

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 from optimize import rng
-from optimize.environment import environment
-from optimize.measure.measurement import Variant
+from optimize.hardware.environment import environment
+from optimize.measure.record import Variant
 from optimize.measure.statistics import ratio_interval
 from optimize.measure.turns import Worker, drawn_cores, place, thread_environment
 
@@ -182,9 +182,9 @@ def _benchmark_app(asked: argparse.Namespace, inputs: Path) -> Turn:
 
 def _inputs(artifact: Path, batch: int, folder: Path) -> Path:
     """The harness's own inputs at this batch, one .npy a name."""
-    from optimize.artifact import model_around
+    from optimize.architectures.artifact import model_around
+    from optimize.diffusion.backend import open_runner
     from optimize.measure.worker import middle_inputs
-    from optimize.runner import open_runner
 
     with open_runner(artifact, "onnxruntime", threads=1) as network:
         for name, value in middle_inputs(model_around(artifact, network), batch).items():
@@ -225,7 +225,7 @@ def _timer(asked: argparse.Namespace, feed: dict[str, np.ndarray]) -> Callable[[
     import torch
     from torch.utils.benchmark import Timer
 
-    from optimize.artifact import load_model
+    from optimize.architectures.artifact import load_model
 
     tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
     names = {"module": load_model(asked.artifact).module, "feed": tensors, "torch": torch}

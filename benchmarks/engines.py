@@ -24,19 +24,19 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from networks import FULL, TINY
+from optimize.storage.commit import commit, write_json
 from recorded import put
 
-from optimize import environment
-from optimize.artifact import commit, write_json
 from optimize.configs import digest
-from optimize.engines.export import profiles_for
 from optimize.engines.graph import GraphFacts, read_graph
+from optimize.engines.libraries import found_version, sm_text
 from optimize.engines.make import Order, make
-from optimize.engines.modules import found_version, sm_text
+from optimize.engines.place import profiles_for
 from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError
-from optimize.room import gb
-from optimize.weights import read_json
+from optimize.hardware import environment
+from optimize.hardware.memory import gb
+from optimize.storage.weights import read_json
 
 MODULE = "tensorrt_rtx"
 OUT = Path(__file__).parent / "records" / "engines.json"
@@ -80,9 +80,9 @@ def network(name: str) -> tuple[Any, Any, Any]:
     import networks
     import onnx_full
 
-    from optimize.models.architectures import architecture
-    from optimize.network import example_inputs
-    from optimize.onnx_symbols import symbols
+    from optimize.architectures.known import architecture
+    from optimize.diffusion.network import example_inputs
+    from optimize.onnx.symbols import symbols
 
     if name in TINY:
         model = networks.model(TINY[name])
@@ -97,8 +97,8 @@ def quantized(module: Any, format: str) -> list[dict[str, Any]]:
     """The quantize pass's table of a network, with ranges: weights' own, and `RANGE` for every activation."""
     import torch
 
-    from optimize.ops.quantization import exact_amax
     from optimize.passes.quantize import Quantize
+    from optimize.quantization.codes import exact_amax
 
     table, _ = Quantize(format=format).plan(module)
     for row in table:

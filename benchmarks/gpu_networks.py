@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from networks import FULL, TINY, scheduler
+from optimize.storage.commit import commit, write_json
 
-from optimize.artifact import commit, sampler_json, save_model, write_json
-from optimize.context import Context
+from optimize.architectures.artifact import sampler_json, save_model
+from optimize.diffusion.context import Context
 from optimize.errors import OptimizeError
-from optimize.weights import read_json
+from optimize.storage.weights import read_json
 
 KINDS = ("weights", "fp32", "fp16", "bf16", "int8", "fp8")
 ENGINES = {"tensorrt_rtx": ("fp16", "int8", "fp8"), "tensorrt": ("fp16", "int8", "fp8")}  # module -> kinds it builds
@@ -39,8 +40,8 @@ def prepare(name: str, kind: str, folder: Path, traces: Path, batches: tuple[int
     """Make the artifact, whole or not at all."""
     from engines import network
 
-    from optimize.models.assembled import assembled
-    from optimize.sampling import Sampler
+    from optimize.architectures.assembled import assembled
+    from optimize.diffusion.sampling import Sampler
 
     config = {**FULL, **TINY}[name]
     module, _, given = network(name)
@@ -75,7 +76,7 @@ def onnx(name: str, model: Any, kind: str, given: Any, place: Path, traces: Path
 
 def engines_of(model: Any, kind: str, place: Path, batches: tuple[int, ...]) -> dict[str, Any]:
     """Engines for the GPU here by every module installed, and what the others say in refused.json."""
-    from optimize.engines.export import export_engines
+    from optimize.engines.place import export_engines
     from optimize.engines.settings import EngineSettings
 
     made, refused = {}, {}

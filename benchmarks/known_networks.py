@@ -15,10 +15,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from optimize.layers import layers, macs, params
-from optimize.measure.published import SD15_UNET
-from optimize.models.components import skeleton
-from optimize.network import example_inputs
+from optimize.architectures.components import skeleton
+from optimize.diffusion.network import example_inputs
+from optimize.roofline.layers import layers, macs, params
+from optimize.roofline.published import SD15_UNET
 
 TOLERANCE = 0.01
 

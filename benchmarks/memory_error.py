@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from optimize.environment import environment
-from optimize.measure import calibrate as c
+from optimize.hardware.environment import environment
 from optimize.measure import memory
+from optimize.roofline import probe as c
 
 ERROR = 0.20
 BATCHES = (1, 4)
@@ -44,7 +44,7 @@ def child(config: dict[str, Any], batch: int) -> dict[str, int]:
     """Bytes by which this process grew with the module, and above that at the most during its second call."""
     import torch
 
-    from optimize.network import example_inputs
+    from optimize.diffusion.network import example_inputs
 
     torch.set_num_threads(1)
     for small in (c.unet_config((16, 32), 1, 16), c.dit_config(32, 1, 16)):  # imports what it takes
@@ -64,10 +64,10 @@ def child(config: dict[str, Any], batch: int) -> dict[str, int]:
 
 def predicted(config: dict[str, Any], batch: int) -> dict[str, int]:
     """Bytes of weights and activations as `optimize plan` has them, in FP32."""
-    from optimize.layers import layers
-    from optimize.measure.roofline import predict
-    from optimize.network import example_inputs
-    from optimize.targets import target
+    from optimize.diffusion.network import example_inputs
+    from optimize.hardware.targets import target
+    from optimize.roofline.layers import layers
+    from optimize.roofline.predict import predict
 
     module, inputs = c.built(config)
     operators = layers(module, feed=example_inputs(inputs, batch, classes=2))

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from optimize.models.architectures import with_controlnet, with_sizes
+from optimize.architectures.known import with_controlnet, with_sizes
 
 if TYPE_CHECKING:
-    from optimize.model import Model
-    from optimize.sampling import Sampler
+    from optimize.diffusion.model import Model
+    from optimize.diffusion.sampling import Sampler
 
 Config = dict[str, Any]
 
@@ -146,8 +146,8 @@ def model(config: Config, sampler: Sampler | None = None, seed: int = 0) -> Mode
     has an effect."""
     import torch
 
-    from optimize.models.assembled import assembled
-    from optimize.sampling import Sampler
+    from optimize.architectures.assembled import assembled
+    from optimize.diffusion.sampling import Sampler
 
     torch.manual_seed(seed)
     made = assembled(config["_class_name"], config, scheduler(config), sampler or Sampler(steps=4))
@@ -160,9 +160,9 @@ def model(config: Config, sampler: Sampler | None = None, seed: int = 0) -> Mode
 
 def main() -> None:
     """Print a line a network."""
-    from optimize.layers import layers, macs, params
-    from optimize.models.components import skeleton
-    from optimize.network import example_inputs
+    from optimize.architectures.components import skeleton
+    from optimize.diffusion.network import example_inputs
+    from optimize.roofline.layers import layers, macs, params
 
     for name, config in FULL.items():
         module, inputs = skeleton(config)

@@ -29,17 +29,18 @@ from typing import Any
 
 from gpu_networks import Preparer, refusal
 from networks import FULL, TINY
+from optimize.roofline.rates import Rates
+from optimize.storage.commit import write_json_atomically
 
-from optimize import environment
-from optimize.artifact import write_json_atomically
-from optimize.benchmark import append, numbers
 from optimize.errors import EnvironmentLacks, OptimizeError
-from optimize.gpus import gpus
-from optimize.measure.devices import here, memory_gb
-from optimize.measure.measurement import Measurement, Variant
-from optimize.measure.roofline import Rates, predict
+from optimize.hardware import environment
+from optimize.hardware.devices import here, memory_gb
+from optimize.hardware.gpus import gpus
+from optimize.hardware.memory import available
+from optimize.measure.bench import append, numbers
+from optimize.measure.record import Measurement, Variant
 from optimize.measure.turns import bench
-from optimize.room import available
+from optimize.roofline.predict import predict
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
@@ -308,9 +309,9 @@ def _roofline(network: str, batch: int, format: str, call_s: float) -> Row:
 
 @lru_cache
 def _layers(network: str, batch: int) -> list[Any]:
-    from optimize.layers import layers
-    from optimize.models.components import skeleton
-    from optimize.network import example_inputs
+    from optimize.architectures.components import skeleton
+    from optimize.diffusion.network import example_inputs
+    from optimize.roofline.layers import layers
 
     module, inputs = skeleton({**FULL, **TINY}[network])
     return layers(module, feed=example_inputs(inputs, batch))

@@ -59,8 +59,8 @@ def network(name: str) -> tuple[Any, Any]:
     import torch
     from accelerate import init_empty_weights
 
-    from optimize.models.architectures import architecture
-    from optimize.onnx_symbols import opened
+    from optimize.architectures.known import architecture
+    from optimize.onnx.symbols import opened
 
     config = FULL[name]
     entry = architecture(config["_class_name"])
@@ -80,8 +80,8 @@ def network(name: str) -> tuple[Any, Any]:
 
 def feed(inputs: Any) -> dict[str, Any]:
     """The input that is compared."""
-    from optimize.network import example_inputs
-    from optimize.onnx_symbols import symbols
+    from optimize.diffusion.network import example_inputs
+    from optimize.onnx.symbols import symbols
 
     return example_inputs(inputs, 1, **{s: SMALL[s] for s in symbols(inputs) - {"B"}})
 
@@ -91,8 +91,8 @@ def export(name: str, precision: str, folder: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
+    from optimize.diffusion.network import nested, raw_output
     from optimize.exporters.onnx import Onnx
-    from optimize.network import nested, raw_output
 
     module, inputs = network(name)
     given = feed(inputs)
@@ -114,10 +114,10 @@ def compare(name: str, precision: str, folder: Path) -> dict[str, Any]:
     """ONNX Runtime's output against torch's."""
     from safetensors.torch import load_file
 
-    from optimize.models.architectures import architecture
-    from optimize.onnx_symbols import opened
-    from optimize.parity import relative_l2
-    from optimize.runner import open_runner
+    from optimize.architectures.known import architecture
+    from optimize.diffusion.backend import open_runner
+    from optimize.diffusion.parity import relative_l2
+    from optimize.onnx.symbols import opened
 
     config = FULL[name]
     inputs = opened(architecture(config["_class_name"]).inputs(config), ("H", "W", "L"))

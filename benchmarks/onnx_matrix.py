@@ -29,9 +29,9 @@ from networks import FULL, TINY
 from networks import model as tiny_model
 from recorded import append
 
-from optimize.context import Context
-from optimize.environment import environment
+from optimize.diffusion.context import Context
 from optimize.errors import OptimizeError
+from optimize.hardware.environment import environment
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 QUANTIZED = ("int8", "fp8")
@@ -71,14 +71,14 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 def _free(model: Any) -> Any:
     """The model with height, width and length of its input symbolic."""
-    from optimize.network import TorchNetwork
-    from optimize.onnx_symbols import opened
+    from optimize.diffusion.network import TorchNetwork
+    from optimize.onnx.symbols import opened
 
     return model.with_network(TorchNetwork(model.module, opened(model.inputs, FREE)))
 
 
 def _artifact(folder: Path) -> Any:
-    from optimize.artifact import load_model
+    from optimize.architectures.artifact import load_model
 
     return load_model(folder)
 
@@ -146,7 +146,7 @@ def _quantized(model: Any, precision: str) -> Any:
 def compared(model: Any, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Worst relative L2 and largest difference from torch over levels x sizes x batches, every single comparison, and
     `own`: the worst that the network itself moves by where its inputs move by `ROUNDING`."""
-    from optimize.runner import open_runner
+    from optimize.diffusion.backend import open_runner
 
     with open_runner(folder, "onnxruntime", int8="as_is", threads=1) as network:
         rows = [
@@ -161,7 +161,7 @@ def compared(model: Any, folder: Path, record: dict[str, Any]) -> dict[str, Any]
 
 def tried_sizes(inputs: Any, symbols: list[str]) -> list[dict[str, int]]:
     """The network's own sizes, and others of every symbolic dim: half as large again, a little more for odd ones."""
-    from optimize.onnx_symbols import sizes_of
+    from optimize.onnx.symbols import sizes_of
 
     own = {s: n for s, n in sizes_of(inputs).items() if s != "B"}
     free = [s for s in own if s in symbols]
@@ -173,8 +173,8 @@ def tried_sizes(inputs: Any, symbols: list[str]) -> list[dict[str, int]]:
 def _compared(model: Any, network: Any, level: float, batch: int, sizes: dict[str, int]) -> dict[str, Any]:
     import torch
 
-    from optimize.network import example_inputs
-    from optimize.parity import relative_l2
+    from optimize.diffusion.network import example_inputs
+    from optimize.diffusion.parity import relative_l2
 
     feed = example_inputs(model.inputs, batch, **sizes)
     spec = model.inputs[1]

@@ -22,15 +22,15 @@ import numpy as np
 from rich.console import Console
 
 from optimize import rng
-from optimize.benchmark import FEWEST, variants
-from optimize.environment import environment
-from optimize.measure import conditions
-from optimize.measure.measurement import Variant
+from optimize.cli.bars import rich_progress
+from optimize.hardware.environment import environment
+from optimize.measure import machine
+from optimize.measure.bench import FEWEST, variants
+from optimize.measure.record import Variant
 from optimize.measure.statistics import ratio_interval
 from optimize.measure.timing import no_garbage_collection
 from optimize.measure.turns import Worker, bench, thread_environment
 from optimize.measure.worker import middle_inputs
-from optimize.progress import rich_progress
 
 LIMIT, ROWS, SUITE_S = 0.01, 40, 600.0
 Call = Callable[[], Any]
@@ -61,8 +61,8 @@ def wrapping(folder: Path, runner: str, asked: argparse.Namespace) -> dict[str, 
     """
     import torch
 
-    from optimize.artifact import model_around
-    from optimize.runner import open_runner
+    from optimize.architectures.artifact import model_around
+    from optimize.diffusion.backend import open_runner
 
     with torch.inference_mode(), open_runner(folder, runner, threads=asked.threads) as network:
         feed = middle_inputs(model_around(folder, network), asked.batch)
@@ -144,9 +144,9 @@ def turn(folder: Path, runner: str, asked: argparse.Namespace) -> dict[str, Any]
         worker.ask({"do": "warm", "limit_s": 0.6})
         shares = []
         for _ in range(asked.rounds):
-            start, before = perf_counter(), conditions.now()
+            start, before = perf_counter(), machine.now()
             taken = worker.ask({"do": "turn", "calls": 10**6, "limit_s": asked.seconds})
-            conditions.between(before, conditions.now())
+            machine.between(before, machine.now())
             whole = perf_counter() - start
             first = float(np.median(taken["call_s"]))
             shares.append(whole / (sum(taken["call_s"]) + sum(taken["image_s"]) + first) - 1)

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optimize.artifact import write_text_atomically
-from optimize.environment import environment
+from optimize.storage.commit import write_text_atomically
+
+from optimize.hardware.environment import environment
 
 FOLDER = Path(__file__).parent / "records"
 

@@ -18,12 +18,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from optimize.environment import environment
-from optimize.measure import calibrate as c
-from optimize.measure import published
-from optimize.measure.fitting import fit, left_out
-from optimize.measure.roofline import Device, Table, predict
-from optimize.targets import target
+from optimize.roofline.rates import Device, Table
+
+from optimize.hardware.environment import environment
+from optimize.hardware.targets import target
+from optimize.roofline import probe as c
+from optimize.roofline import published
+from optimize.roofline.fitting import fit, left_out
+from optimize.roofline.predict import predict
 
 ERROR, COVERAGE = 0.20, 0.80
 

@@ -24,11 +24,11 @@ import numpy as np
 from recorded import put
 from triton_server import CACHE, SERVER, Server, environment, served
 
-from optimize.environment import environment as machine
+from optimize.hardware.environment import environment as machine
 from optimize.measure.statistics import percentiles
 from optimize.serving._drawing import find_artifact
-from optimize.trust import MANIFEST
-from optimize.weights import read_json
+from optimize.storage.trust import MANIFEST
+from optimize.storage.weights import read_json
 
 CLIENT = Path(__file__).with_name("triton_client.py")
 TOLERANCE = 1e-5  # of images in [-1, 1]: float32 rounding of the network at another batch size
@@ -77,8 +77,8 @@ def measure(asked: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
 
 def library_images(artifact: Path, count: int, batch: int = 1) -> np.ndarray:
     """Images (N,C,H,W) of seeds 0..N-1 as the library draws them, `batch` at a time."""
-    from optimize.artifact import load_model
-    from optimize.runner import open_runner
+    from optimize.architectures.artifact import load_model
+    from optimize.diffusion.backend import open_runner
 
     folder = find_artifact(artifact)
     with open_runner(folder, "onnxruntime") as runner:

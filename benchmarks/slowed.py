@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from optimize.configs import Config
+from optimize.diffusion.backend import open_runner
 from optimize.registry import RUNNERS
-from optimize.runner import open_runner
 
 
 @RUNNERS.register("slowed")

@@ -16,8 +16,8 @@ __all__ = ["apply", "compare", "export", "load", "open_runner", "run", "sample"]
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from optimize.context import Context
-    from optimize.model import Model
+    from optimize.diffusion.context import Context
+    from optimize.diffusion.model import Model
 
 
 def load(path: str | Path, steps: int = 50, cfg: float | None = None) -> Model:
@@ -25,9 +25,10 @@ def load(path: str | Path, steps: int = 50, cfg: float | None = None) -> Model:
 
     Raises ArtifactError for what is missing, altered, truncated or pickled.
     """
-    from optimize.artifact import MANIFEST, load_model
-    from optimize.sampling import Guidance, Sampler
+    from optimize.architectures.artifact import load_model
+    from optimize.diffusion.sampling import Guidance, Sampler
     from optimize.sources.diffusers import DiffusersSource
+    from optimize.storage.trust import MANIFEST
 
     folder = Path(path)
     if (folder / MANIFEST).exists():
@@ -42,15 +43,15 @@ def sample(model: Model, seeds: Sequence[int], batch: int = 64) -> Tensor:
 
 def apply(model: Model, step: Any, context: Context | None = None) -> Model:
     """The model after one pass, e.g. `apply(model, Prune(budget={"macs": 0.4}), Context(data=...))`."""
-    from optimize.context import Context
+    from optimize.diffusion.context import Context
 
     return step.apply(model, context or Context())[0]
 
 
 def run(recipe: str, exported: str | Path = "exported") -> dict[str, Any]:
     """Carry out a recipe (a file or a built-in name) and return its summary; raises UserError for what cannot work."""
-    from optimize.pipeline import run as run_recipe
-    from optimize.recipe import load as load_recipe
+    from optimize.recipes.read import load as load_recipe
+    from optimize.run.execute import run as run_recipe
 
     return run_recipe(load_recipe(recipe), Path(exported))
 
@@ -60,21 +61,21 @@ def export(model: Model, out: str | Path, **onnx: Any) -> dict[str, Any]:
     the manifest. `onnx` are fields of the exporter: precision="fp16", symbolic=("B", "H", "W"), … (`optimize schema onnx`).
 
     Raises UserError for a wrong field or folder, GateFailed where the file computes something else."""
-    from optimize.as_onnx import export_model, onnx_config
+    from optimize.delivery.as_onnx import export_model, onnx_config
 
     return export_model(model, Path(out), onnx_config(onnx))
 
 
 def open_runner(artifact: str | Path, name: str, **options: Any) -> Any:
     """A context manager around one backend on an artifact folder; inside it is a Network."""
-    from optimize.runner import open_runner as open_
+    from optimize.diffusion.backend import open_runner as open_
 
     return open_(Path(artifact), name, **options)
 
 
 def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     """What changed between two reports (run folders, measurements files or summary.json files), and whether it is more
-    than noise; see `optimize.comparison`."""
-    from optimize.comparison import compare as compare_reports
+    than noise; see `optimize.run.comparison`."""
+    from optimize.run.comparison import compare as compare_reports
 
     return compare_reports(a, b)

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from optimize import rng
-from optimize.context import Data
-from optimize.model import Model
-from optimize.sampling import Guidance, Sampler
+from optimize.diffusion.context import Data
+from optimize.diffusion.model import Model
+from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.sources.diffusers import DiffusersSource
 
 

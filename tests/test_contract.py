@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from restored import saved
+from support.restored import saved
 
-from optimize.artifact import verify
-from optimize.context import Context, Data
-from optimize.model import Model
+from optimize.diffusion.context import Context, Data
+from optimize.diffusion.model import Model
 from optimize.registry import EXPORTERS, PASSES, RUNNERS
+from optimize.storage.trust import verify
 
 SMALL: dict[str, dict[str, Any]] = {  # the smallest config of a pass that has required fields or would run long
     "prune": {"budget": {"macs": 0.3}, "batch": 8},
@@ -32,8 +32,8 @@ FRESH = textwrap.dedent(
     sys.modules["torch_pruning"] = None
     def refuse(*args, **kwargs): raise AssertionError("torch.load was called")
     torch.load = refuse
-    from optimize.artifact import load_model
-    from optimize.parity import noised_inputs
+    from optimize.architectures.artifact import load_model
+    from optimize.diffusion.parity import noised_inputs
     from safetensors.torch import save_file
     model = load_model(Path(sys.argv[1]))
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def test_a_pass_is_deterministic_leaves_its_input_alone_and_restores_in_a_fresh_
 
     from safetensors.torch import load_file
 
-    from optimize.parity import noised_inputs
+    from optimize.diffusion.parity import noised_inputs
 
     output = tmp_path / "output.safetensors"
     subprocess.run([sys.executable, "-c", FRESH, str(tmp_path / "one"), str(output)], check=True, timeout=240)

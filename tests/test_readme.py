@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from optimize.recipe import parse
+from optimize.recipes.read import parse
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -28,7 +27,7 @@ def test_the_recipe_in_the_readme_is_valid() -> None:
 def test_the_commands_in_the_readme_exist() -> None:
     from typer.main import get_command
 
-    from optimize.cli import app
+    from optimize.cli.app import app
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
     named = {line.split()[1] for block in blocks("bash") for line in block.splitlines() if line.startswith("optimize ")}

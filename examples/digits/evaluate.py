@@ -21,8 +21,8 @@ from scipy.linalg import sqrtm
 from examples.digits import data
 from examples.digits.card import markdown
 from examples.digits.train import NULL_CLASS
-from optimize.models.image_classifier import ImageClassifier
-from optimize.weights import file_sha256
+from optimize.quality.judges.image_classifier import ImageClassifier
+from optimize.storage.weights import file_sha256
 
 FOLDER = Path(__file__).parent
 SPLITS = 10  # random halvings of the scans

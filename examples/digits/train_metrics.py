@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from examples.digits import data
-from optimize.models.image_classifier import ImageClassifier, ImageClassifierConfig
+from optimize.quality.judges.image_classifier import ImageClassifier, ImageClassifierConfig
 
 FOLDER = Path(__file__).parent
 NETWORKS = {  # name: (architecture, seed)

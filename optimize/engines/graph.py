@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.network import TensorSpec
-from optimize.onnx_check import check_onnx
-from optimize.onnx_file import weight_bytes
-from optimize.weights import file_sha256
+from optimize.diffusion.network import TensorSpec
+from optimize.onnx.check import check_onnx
+from optimize.onnx.file import weight_bytes
+from optimize.storage.weights import file_sha256
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,7 +68,7 @@ class GraphFacts:
 
 
 def read_graph(path: Path) -> GraphFacts:
-    """Facts of an ONNX file that keeps the rules of `optimize.onnx_check`; ArtifactError where it does not: missing,
+    """Facts of an ONNX file that keeps the rules of `optimize.onnx.check`; ArtifactError where it does not: missing,
     truncated, hostile, or with data outside its folder."""
     import onnx_ir as ir
     import onnx_ir.passes.common as passes

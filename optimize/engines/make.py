@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optimize.artifact import write_json
 from optimize.configs import digest
-from optimize.engines import memory, modules
+from optimize.engines import libraries, memory
 from optimize.engines.builder import Job, Shapes
 from optimize.engines.graph import GraphFacts
 from optimize.engines.plan_text import compare, read_plan_file
 from optimize.engines.profiles import bound_text
 from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
-from optimize.room import available
-from optimize.weights import file_sha256, read_json
+from optimize.hardware.memory import available
+from optimize.storage.commit import write_json
+from optimize.storage.weights import file_sha256, read_json
 
 log = logging.getLogger(__name__)
 ENGINE, RECORD = "model.engine", "engine.json"
@@ -50,7 +50,7 @@ class Order:
     @property
     def name(self) -> str:
         """Folder of the engine, `<sm>-<module>-<version>`."""
-        return f"{modules.sm_text(self.sm)}-{self.module}-{self.version}"
+        return f"{libraries.sm_text(self.sm)}-{self.module}-{self.version}"
 
     @property
     def content(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Order:
 
     @property
     def _card(self) -> str:
-        return modules.gpu_name() if self.gpu is None else self.gpu
+        return libraries.gpu_name() if self.gpu is None else self.gpu
 
     @property
     def key(self) -> str:
@@ -104,10 +104,10 @@ class Order:
 
     def refuse(self, gpu: tuple[int, int] | None) -> None:
         """Raise where it cannot be made here (see `modules.refuse`)."""
-        wish = modules.Wish(
+        wish = libraries.Wish(
             self.sm, frozenset(self.facts.formats), self.settings.flags, self.settings.hardware_compatible
         )
-        modules.refuse(self.module, self.version, wish, gpu)
+        libraries.refuse(self.module, self.version, wish, gpu)
 
 
 def make(order: Order, folder: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def make(order: Order, folder: Path) -> dict[str, Any]:
 
     Raises UserError or EnvironmentLacks where it is refused, is estimated to need or does take too much memory or time,
     or where TensorRT does not take the file; OptimizeError where the engine lost the graph's precision."""
-    order.refuse(modules.gpu_sm())
+    order.refuse(libraries.gpu_sm())
     what = f"engine {order.name}"
     limit = int(order.settings.memory_gb * 1e9) if order.settings.memory_gb else int(0.9 * available())
     memory.check(order.estimate, limit, what)
@@ -178,13 +178,13 @@ def _end(path: Path) -> str:
 def record_of(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """What is kept of an engine: its order, `facts` of its build ({found: layers, seconds, ...}; a TensorRT-RTX plan tells
     its layers itself), and what it lost of the graph's precision."""
-    found, sms = facts.get("found") or {}, [modules.sm_text(order.sm)]
+    found, sms = facts.get("found") or {}, [libraries.sm_text(order.sm)]
     if order.module == "tensorrt_rtx":
         found, sms = read_plan_file(engine)
     return {
         **order.content,
         "key": order.key,
-        "sm": modules.sm_text(order.sm),
+        "sm": libraries.sm_text(order.sm),
         "profiles": bound_text(order.profiles),
         "sha256": file_sha256(engine),
         "plan_bytes": engine.stat().st_size,
@@ -194,7 +194,7 @@ def record_of(order: Order, engine: Path, facts: dict[str, Any]) -> dict[str, An
         "expected": order.facts.expected,
         "found": found,
         "problems": compare(order.facts.expected, found, order.module == "tensorrt_rtx"),
-        "built_on_gpu": modules.gpu_sm() is not None,
+        "built_on_gpu": libraries.gpu_sm() is not None,
     }
 
 

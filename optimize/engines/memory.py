@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from optimize.errors import EnvironmentLacks
-from optimize.room import gb
+from optimize.hardware.memory import gb
 
 
 class Watch:

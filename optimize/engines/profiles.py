@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
+from optimize.diffusion.network import TensorSpec
 from optimize.engines.builder import Shapes
 from optimize.errors import UserError, did_you_mean
-from optimize.network import TensorSpec
 
 MOST = 8  # profiles; each takes memory of its own in an execution context
 Sizes = Mapping[str, Sequence[int]]

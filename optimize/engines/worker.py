@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from optimize.engines.builder import EngineError, build
-from optimize.engines.kit_script import peak_memory
-from optimize.engines.modules import load_module
+from optimize.engines.libraries import load_module
 from optimize.engines.plan_text import inspected
+from optimize.engines.script import peak_memory
 
 
 def main(job_file: str, folder: str) -> int:

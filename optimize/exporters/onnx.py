@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from optimize.configs import Config
-from optimize.onnx_file import EMBEDDED_BYTES, save
-from optimize.onnx_precision import LOWEST_OPSET, lower
-from optimize.onnx_symbols import opened
-from optimize.onnx_trace import OUTPUT, Exporter, Traced, Tracing, traced
+from optimize.onnx.file import EMBEDDED_BYTES, save
+from optimize.onnx.precision import LOWEST_OPSET, lower
+from optimize.onnx.symbols import opened
+from optimize.onnx.trace import OUTPUT, Exporter, Traced, Tracing, traced
 from optimize.registry import EXPORTERS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor, nn
 
-    from optimize.context import Context, Keep
-    from optimize.model import Model
-    from optimize.network import TensorSpec
+    from optimize.diffusion.context import Context, Keep
+    from optimize.diffusion.model import Model
+    from optimize.diffusion.network import TensorSpec
 
 FILE = "onnx/model.onnx"
 OPSETS = range(18, 24)
@@ -116,16 +116,16 @@ class Onnx(Config):
 
     def resolved_opset(self, table: list[dict[str, Any]]) -> int:
         """The operator set asked for, or the lowest that holds the precision; never below what a quantizer table needs."""
-        from optimize.onnx_quantize import least_opset
+        from optimize.onnx.qdq import least_opset
 
         halves = QDQ_16_BIT if table and self.precision != "fp32" else 1
         return max(self.opset or LOWEST_OPSET[self.precision], least_opset(table), halves)
 
     def _finish(self, made: Traced, module: nn.Module, rounding: Rounding, feeds: Feeds) -> dict[str, Any]:
         """Clean the graph, quantize it, give it its precision; the record of all three."""
-        from optimize import onnx_graph as g
-        from optimize.onnx_clean import simplify
-        from optimize.onnx_quantize import quantize_layers
+        from optimize.onnx import graph as g
+        from optimize.onnx.clean import simplify
+        from optimize.onnx.qdq import quantize_layers
 
         nodes, doubles = {"traced": len(made.graph.graph)}, g.narrow_doubles(made.graph)
         simplify(made.graph)
@@ -142,7 +142,7 @@ class Onnx(Config):
         return {"nodes": nodes, "doubles_narrowed": doubles} | about | counts | {"kept_dtype": stored}
 
     def _lowered(self, graph: ir.Model, module: nn.Module, feeds: Feeds) -> dict[str, Any]:
-        from optimize.overflow import overflowing
+        from optimize.onnx.overflow import overflowing
 
         assert self.precision != "fp32"
         found = overflowing(module, feeds()) if self.precision == "fp16" else {}
@@ -175,20 +175,20 @@ def _structure(model: Model) -> dict[str, Any]:
 
 
 def _plain(module: nn.Module, table: list[dict[str, Any]]) -> nn.Module:
-    from optimize.quantizers import float_copy
+    from optimize.quantization.fake_quant import float_copy
 
     return float_copy(module, table) if table else module
 
 
 def _noised(model: Model) -> Iterable[Mapping[str, Tensor]]:
     """The model's own inputs over the noise range."""
-    from optimize.parity import noise_levels, noised_inputs
+    from optimize.diffusion.parity import noise_levels, noised_inputs
 
     return (noised_inputs(model, t, 2, 0) for t in noise_levels(model, LEVELS))
 
 
 def _examples(inputs: tuple[TensorSpec, ...]) -> Iterable[Mapping[str, Tensor]]:
     """Seeded inputs at the network's own sizes; a batch's times go over the whole range."""
-    from optimize.network import example_inputs
+    from optimize.diffusion.network import example_inputs
 
     yield example_inputs(inputs, LEVELS)

@@ -10,8 +10,8 @@ from optimize.engines.settings import EngineSettings
 from optimize.registry import EXPORTERS
 
 if TYPE_CHECKING:
-    from optimize.context import Context
-    from optimize.model import Model
+    from optimize.diffusion.context import Context
+    from optimize.diffusion.model import Model
 
 
 @EXPORTERS.register("tensorrt")
@@ -22,6 +22,6 @@ class Tensorrt(EngineSettings):
 
     def export(self, model: Model, folder: Path, context: Context) -> dict[str, Any]:
         """Write `folder/tensorrt/<sm>-tensorrt-<version>/`; returns the record {engines: {name: …}}."""
-        from optimize.engines.export import export_engines
+        from optimize.engines.place import export_engines
 
         return export_engines("tensorrt", self, model.shape, folder, context)

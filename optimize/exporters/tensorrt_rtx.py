@@ -9,8 +9,8 @@ from optimize.engines.settings import EngineSettings
 from optimize.registry import EXPORTERS
 
 if TYPE_CHECKING:
-    from optimize.context import Context
-    from optimize.model import Model
+    from optimize.diffusion.context import Context
+    from optimize.diffusion.model import Model
 
 
 @EXPORTERS.register("tensorrt_rtx")
@@ -19,6 +19,6 @@ class TensorrtRtx(EngineSettings):
 
     def export(self, model: Model, folder: Path, context: Context) -> dict[str, Any]:
         """Write `folder/tensorrt/<sm>-tensorrt_rtx-<version>/`; returns the record {engines: {name: …}}."""
-        from optimize.engines.export import export_engines
+        from optimize.engines.place import export_engines
 
         return export_engines("tensorrt_rtx", self, model.shape, folder, context)

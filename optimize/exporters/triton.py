@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import UserError
+from optimize.onnx.check import ONNX_FILE
 from optimize.registry import EXPORTERS
-from optimize.runner import ONNX_FILE
 from optimize.serving._repository import Serving, write_repository
 
 if TYPE_CHECKING:
-    from optimize.context import Context
-    from optimize.model import Model
+    from optimize.diffusion.context import Context
+    from optimize.diffusion.model import Model
 
 FOLDER = "triton"
 

@@ -24,14 +24,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from optimize import environment, rng
-from optimize.context import Advance, Progress, silent
+from optimize import rng
+from optimize.diffusion.backend import reads_weights
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
-from optimize.measure import conditions
-from optimize.measure.measurement import KINDS, Measurement, Variant
+from optimize.hardware import environment
+from optimize.measure import machine
 from optimize.measure.nvml import Gpu, Watch
-from optimize.onnx_check import passed
-from optimize.runner import onnx_file, reads_weights
+from optimize.measure.record import KINDS, Measurement, Variant
+from optimize.onnx.check import onnx_file, passed
+from optimize.progress import Advance, Progress, silent
 
 SLOW = 10  # turns that a batch of images may take before its variant sits rounds out
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -161,7 +162,7 @@ class _Row:
             return
         if self.variant.threads and self.variant.threads < len(cores):
             place(self.worker.pid, cores[: self.variant.threads])
-        before = conditions.now()
+        before = machine.now()
         with ExitStack() as stack:
             watch = stack.enter_context(Watch(self.gpu, self.worker.pid)) if self.gpu else None
             taken = self._ask({"do": "turn", "calls": calls, "limit_s": limit_s, "kinds": list(kinds)})
@@ -170,7 +171,7 @@ class _Row:
         if taken is not None and "image" not in kinds and self.found["image_s"]:
             self.found["image_s"].append([])  # sat out
         gpu = {"gpu": watch.summary()} if watch else {}
-        self.found["conditions"].append(conditions.between(before, conditions.now()) | gpu)
+        self.found["conditions"].append(machine.between(before, machine.now()) | gpu)
 
     def close(self) -> Measurement:
         """The Measurement; the worker has ended."""

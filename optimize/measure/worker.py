@@ -19,18 +19,18 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from optimize import environment
+from optimize.diffusion.backend import open_runner, reads_weights
 from optimize.errors import EnvironmentLacks, OptimizeError
+from optimize.hardware import environment
 from optimize.measure import energy, memory, timing
-from optimize.measure.measurement import KINDS, Variant
-from optimize.onnx_check import vouch
+from optimize.measure.record import KINDS, Variant
+from optimize.onnx.check import vouch
 from optimize.registry import RUNNERS
-from optimize.runner import open_runner, reads_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from optimize.model import Model
+    from optimize.diffusion.model import Model
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
@@ -90,7 +90,7 @@ class Subject:
         start, options = perf_counter(), runner_options(self.variant)
         import torch
 
-        from optimize.artifact import model_around
+        from optimize.architectures.artifact import model_around
 
         imported, resident, folder = perf_counter(), memory.resident_bytes(), Path(self.variant.folder)
         self._stack.enter_context(torch.inference_mode())
@@ -236,7 +236,7 @@ def _torch_threads() -> int:
 
 def middle_inputs(model: Model, batch: int) -> dict[str, Tensor]:
     """Seeded network inputs in the middle of the noise range."""
-    from optimize.parity import noise_levels, noised_inputs
+    from optimize.diffusion.parity import noise_levels, noised_inputs
 
     return noised_inputs(model, noise_levels(model, 3)[1], batch, seed=0)
 

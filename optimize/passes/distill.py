@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from optimize.context import conditioned
-from optimize.denoiser import moved
+from optimize.diffusion.context import conditioned
+from optimize.diffusion.denoiser import moved
 from optimize.errors import UserError
 from optimize.registry import PASSES
-from optimize.training import TrainingConfig, draw, train
+from optimize.training.loop import TrainingConfig, draw, train
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from optimize.context import Context, Data
-    from optimize.denoiser import Denoiser
-    from optimize.model import Model
-    from optimize.sampling import Sampler
-    from optimize.training import Loss, Share
+    from optimize.diffusion.context import Context, Data
+    from optimize.diffusion.denoiser import Denoiser
+    from optimize.diffusion.model import Model
+    from optimize.diffusion.sampling import Sampler
+    from optimize.training.loop import Loss, Share
 
 AFTER_QUANTIZED = "training would change weights whose scales are fixed already; put distill before quantize"
 ALPHA_MIN = 0.01  # with less signal than this at the noisiest time, an epsilon head says nothing about x
@@ -106,8 +106,8 @@ class Distill(TrainingConfig):
 
     def sampler(self, student: Model, weight: float) -> Sampler:
         """DDIM at the segments' beginnings, the times the student was trained for."""
-        from optimize.ops.distillation import segment_grid
-        from optimize.sampling import Guidance, Sampler
+        from optimize.diffusion.sampling import Guidance, Sampler
+        from optimize.training.objectives import segment_grid
 
         times = student.denoiser.schedule.time(segment_grid(self.nfe))
         folded = Guidance(folded=weight) if weight else Guidance()
@@ -120,8 +120,8 @@ class Distill(TrainingConfig):
         steps what is learned has no time to travel through so many: in trials of 120 steps on the digits, few large
         ones came closer to the teacher's endpoints, and so did w = sqrt(SNR + 1), which favours clean times less.
         """
-        from optimize.network import TorchNetwork
-        from optimize.ops import distillation as ops
+        from optimize.diffusion.network import TorchNetwork
+        from optimize.training import objectives as ops
 
         def loss(module: nn.Module, step: int, share: Share) -> Tensor:
             import torch
@@ -152,8 +152,8 @@ class Distill(TrainingConfig):
         """The loss of one step: at the segments' beginnings, |x^ - x| for the x whose DDIM step lands where the
         teacher's trajectory does, weighted to the norm of v's error."""
         from optimize import rng
-        from optimize.network import TorchNetwork
-        from optimize.ops import distillation as ops
+        from optimize.diffusion.network import TorchNetwork
+        from optimize.training import objectives as ops
 
         u = (*ops.segment_grid(self.nfe), 0.0)
 
@@ -179,7 +179,7 @@ class Distill(TrainingConfig):
 
     def _trajectories(self, teacher: Model, weight: float, context: Context) -> Trajectories:
         """Drawn once; kept beside the checkpoints, so that a killed run finds them again."""
-        from optimize.training import kept
+        from optimize.training.loop import kept
 
         folder = context.checkpoints / "trajectories" if context.checkpoints else None
         key = {"config": self.to_json(), "seed": context.seed, "teacher": teacher.id, "weight": weight}
@@ -245,7 +245,7 @@ def draw_trajectories(teacher: Model, sampler: Sampler, config: Distill, context
     import torch
 
     from optimize import rng
-    from optimize.sampling import Step, trajectory
+    from optimize.diffusion.sampling import Step, trajectory
 
     about, count, stride = teacher.denoiser.conditioning, config.trajectories, sampler.steps // config.nfe
     drawn = {}
@@ -317,7 +317,7 @@ class Levels:
         """Native times (B,) float64 and (alpha, sigma), each (B,1,1,1) in the dtype of `like`."""
         import torch
 
-        from optimize.denoiser import coefficients
+        from optimize.diffusion.denoiser import coefficients
 
         t = torch.from_numpy(self.denoiser.schedule.time(u_B)).to(self.like.device)
         return t, coefficients(self.denoiser.schedule, t, self.like)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from optimize.context import Context
-    from optimize.model import Model
-    from optimize.ops.dependency import Coupled, Slice
-    from optimize.ops.groups import Group, Term
+    from optimize.diffusion.context import Context
+    from optimize.diffusion.model import Model
+    from optimize.pruning.dependency import Coupled, Slice
+    from optimize.pruning.groups import Group, Term
 
 log = logging.getLogger(__name__)
 TOLERANCE = 0.03  # fraction of the MACs by which the budget may be missed
@@ -60,8 +60,8 @@ class Prune(Config):
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
         """The pruned model, on the device of the given one, and the record. Raises UserError for a budget no choice of
         channels meets within 3 points (naming the largest reachable), missing data, or a quantized model."""
-        from optimize import macs
-        from optimize.ops import reshape
+        from optimize.diffusion import macs
+        from optimize.pruning import reshape
 
         refuse_quantized(model)
         before, work = macs.count(model), model.clone()
@@ -92,7 +92,7 @@ class Prune(Config):
     @staticmethod
     def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
         """Give an unpruned skeleton the recorded shapes and sizes; torch-pruning is not needed."""
-        from optimize.ops import reshape
+        from optimize.pruning import reshape
 
         return reshape.apply(module, record)
 
@@ -112,7 +112,7 @@ def accumulate_gradients(model: Model, context: Context, batch: int, stride: int
     L_t is the MSE between the raw output and its true target on one seeded batch and one noise for all t (Diff-Pruning,
     algorithm 1), so it fits any head. Returns timesteps used, where it stopped (None: never), and the losses.
     """
-    from optimize.ops.importance import Cutoff
+    from optimize.pruning.importance import Cutoff
 
     times, cutoff = timesteps(model, stride), Cutoff(threshold)
     x, e, condition = scoring_batch(model, context, batch)
@@ -161,8 +161,8 @@ def scoring_batch(model: Model, context: Context, batch: int) -> tuple[Tensor, T
     import torch
 
     from optimize import rng
-    from optimize.context import conditioned
-    from optimize.denoiser import moved
+    from optimize.diffusion.context import conditioned
+    from optimize.diffusion.denoiser import moved
 
     assert context.data is not None
     data = conditioned(context.data, model)
@@ -186,10 +186,10 @@ class Plan:
     """The coupled groups of a network, what each layer costs, and what to remove. State: the traced graph."""
 
     def __init__(self, model: Model, config: Prune, seed: int) -> None:
-        from optimize import macs
-        from optimize.denoiser import moved
-        from optimize.network import example_inputs, nested, raw_output
-        from optimize.ops import blocks, dependency
+        from optimize.diffusion import macs
+        from optimize.diffusion.denoiser import moved
+        from optimize.diffusion.network import example_inputs, nested, raw_output
+        from optimize.pruning import blocks, dependency
 
         self.module, self.config, self.seed = model.module, config, seed
         self.round_to, self.share = int(config.round_to), config.max_share
@@ -209,7 +209,7 @@ class Plan:
         A first-order importance does not see that a group runs dry, hence the share. Raises UserError where nothing
         comes within TOLERANCE of the budget.
         """
-        from optimize.ops.groups import cost, select, smallest, up_to
+        from optimize.pruning.groups import cost, select, smallest, up_to
 
         full, reachable = cost(self.terms, [g.width for g in self.coupled]), 0.0
         target, per_mac = (1 - budget) * full, self.config.importance == "diffusion_taylor"
@@ -240,7 +240,7 @@ class Plan:
 
     def remove(self, chosen: list[Group]) -> list[dict[str, Any]]:
         """Remove the chosen channels from every coupled layer and repair the rest; returns what is kept, by group."""
-        from optimize.ops import blocks, dependency
+        from optimize.pruning import blocks, dependency
 
         norms = dependency.norm_sizes(self.module)
         gone = [frozenset(g.removed(len(g.units)).tolist()) for g in chosen]
@@ -253,7 +253,7 @@ class Plan:
 
     def _group(self, coupled: Coupled, importance: np.ndarray, step: int) -> Group:
         """Units of whole heads, of whole norm groups, or of as many channels from every norm group."""
-        from optimize.ops.groups import Group, chunk_units, even_units
+        from optimize.pruning.groups import Group, chunk_units, even_units
 
         blocks = coupled.norm_groups
         if coupled.head_width or self._whole(coupled, step):
@@ -273,7 +273,7 @@ class Plan:
         import torch
 
         from optimize import rng
-        from optimize.ops.importance import add_coupled, magnitude, taylor
+        from optimize.pruning.importance import add_coupled, magnitude, taylor
 
         if self.config.importance == "random":
             return rng.uniform((coupled.width,), "prune", "random", coupled.name, self.seed)
@@ -308,7 +308,7 @@ def sliced_parameters(part: Slice) -> list[tuple[Tensor, int]]:
 
 def layer_terms(module: nn.Module, coupled: list[Coupled], costs: dict[str, int]) -> list[Term]:
     """One Term per module with MACs of its own: its share per input and output channel, and which groups these are."""
-    from optimize.ops.groups import Term
+    from optimize.pruning.groups import Term
 
     inputs: dict[str, dict[int, int]] = {path: {} for path in costs}
     outputs: dict[str, dict[int, int]] = {path: {} for path in costs}

@@ -2,7 +2,7 @@
 sampler.
 
 Activations per tensor; weights per output channel in INT8, per tensor in FP8. Layers that hurt more than they save
-(see `optimize.quantizable`) compute in high precision; their weights are stored in 16 bit, or, where `weight_only`
+(see `optimize.quantization.eligible`) compute in high precision; their weights are stored in 16 bit, or, where `weight_only`
 says so, as INT8 codes that are widened before use.
 """
 
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from optimize.configs import Config
-from optimize.network import TorchNetwork
-from optimize.ops.quantization import Bits, exact_amax, relative_l2
-from optimize.quantizable import KEEP, WEIGHT_ONLY
+from optimize.diffusion.network import TorchNetwork
+from optimize.quantization.codes import Bits, exact_amax, relative_l2
+from optimize.quantization.eligible import KEEP, WEIGHT_ONLY
 from optimize.registry import PASSES
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from optimize.calibration import Feed
-    from optimize.context import Context
-    from optimize.model import Model
+    from optimize.diffusion.context import Context
+    from optimize.diffusion.model import Model
+    from optimize.quantization.calibration import Feed
 
 
 @PASSES.register("quantize")
@@ -74,7 +74,7 @@ class Quantize(Config):
         error_by_time, error, calibration {calls, inputs}}.
 
         Raises UserError where nothing in the network can be quantized."""
-        from optimize import quantizers as q
+        from optimize.quantization import fake_quant as q
 
         module = model.clone().module
         table, kept = self.plan(module)
@@ -105,7 +105,7 @@ class Quantize(Config):
         """(rows without ranges: the layers that compute in the format, and those of which the weights alone become
         INT8; {layer that computes in high precision: why}). UserError where there are none of the first."""
         from optimize.errors import UserError
-        from optimize.quantizable import layers
+        from optimize.quantization.eligible import layers
 
         rows: list[dict[str, Any]] = []
         kept: dict[str, str] = {}
@@ -129,7 +129,7 @@ class Quantize(Config):
         """What becomes of the layer at `path` ("quantize", "weight_only" or "keep"), and why where it is not the first."""
         from torch import nn
 
-        from optimize.quantizable import matching, unfit
+        from optimize.quantization.eligible import matching, unfit
 
         if (found := matching(path, self.keep)) is not None:
             narrow = matching(path, self.weight_only) is not None
@@ -148,7 +148,7 @@ class Quantize(Config):
 
     def feeds(self, model: Model, seed: int) -> list[Feed]:
         """The network inputs that ranges are taken from, a dictionary a call."""
-        from optimize.calibration import noised_feeds, trajectory_inputs
+        from optimize.quantization.calibration import noised_feeds, trajectory_inputs
 
         if self.inputs == "noise":
             return noised_feeds(model, self.samples, seed, self.batch, self.levels)
@@ -156,7 +156,7 @@ class Quantize(Config):
 
     def _error(self, model: Model, quantized: Model) -> float:
         """Worst relative L2 over noise levels, of no larger batches and no more levels than calibration had."""
-        from optimize.parity import parity
+        from optimize.diffusion.parity import parity
 
         levels, batch = min(10, self.levels), min(8, self.batch, self.samples)
         return parity(model, quantized.denoiser.network, levels, batch)["relative_l2"]
@@ -168,7 +168,7 @@ class Quantize(Config):
         Returns the table without the layers that were never called, which are plain again."""
         import torch
 
-        from optimize import quantizers as q
+        from optimize.quantization import fake_quant as q
 
         if self.calibration == "percentile":
             for layer in (x for x in _layers(module, table) if x.input_quantizer.is_enabled):
@@ -213,7 +213,7 @@ class Quantize(Config):
         self, module: nn.Module, table: list[dict[str, Any]], errors: dict[str, float], kept: dict[str, str]
     ) -> list[dict[str, Any]]:
         """The calibrated table, without the layers that err too much; those become plain modules again."""
-        from optimize import quantizers as q
+        from optimize.quantization import fake_quant as q
 
         rows: list[dict[str, Any]] = []
         for row in table:
@@ -228,7 +228,7 @@ class Quantize(Config):
     @staticmethod
     def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
         """Insert the record's quantizers; scales and weights come with the state dict."""
-        from optimize import quantizers as q
+        from optimize.quantization import fake_quant as q
 
         return q.store_compactly(q.insert(module, record["quantizers"]), record["quantizers"], record["kept_dtype"])
 
@@ -252,7 +252,7 @@ def layer_errors(module: nn.Module, table: list[dict[str, Any]], feeds: list[Fee
     over at most eight of the recorded calls."""
     import torch
 
-    from optimize import quantizers as q
+    from optimize.quantization import fake_quant as q
 
     found: dict[str, list[float]] = {row["module"]: [] for row in table}
 

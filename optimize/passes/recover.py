@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from optimize.context import conditioned
+from optimize.diffusion.context import conditioned
 from optimize.errors import UserError
 from optimize.registry import PASSES
-from optimize.training import TrainingConfig, draw, train
+from optimize.training.loop import TrainingConfig, draw, train
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from optimize.context import Context, Data
-    from optimize.denoiser import Denoiser
-    from optimize.model import Model
-    from optimize.schedule import Schedule
-    from optimize.training import Loss, Share
+    from optimize.diffusion.context import Context, Data
+    from optimize.diffusion.denoiser import Denoiser
+    from optimize.diffusion.model import Model
+    from optimize.diffusion.schedule import Schedule
+    from optimize.training.loop import Loss, Share
 
 AFTER_QUANTIZED = "training would change weights whose scales are fixed already; put recover before quantize"
 AFTER_DISTILLED = "the denoising loss would undo the few-step student; put recover before distill"
@@ -72,8 +72,8 @@ class Recover(TrainingConfig):
     def loss(self, student: Denoiser, teacher: Denoiser | None, data: Data, seed: int) -> Loss:
         """The loss of one step: mean squared errors of the raw output, to the data and to the teacher's prediction."""
         from optimize import rng
-        from optimize.denoiser import coefficients
-        from optimize.network import TorchNetwork
+        from optimize.diffusion.denoiser import coefficients
+        from optimize.diffusion.network import TorchNetwork
 
         def loss(module: nn.Module, step: int, share: Share) -> Tensor:
             import torch

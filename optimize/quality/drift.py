@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from optimize.models.lpips import Lpips
+    from optimize.quality.judges.lpips import Lpips
 
 RANGE = 2.0  # images lie in [-1, 1]
 IDENTICAL_DB = 100.0  # what equal images count as, since their PSNR is infinite
@@ -44,7 +44,7 @@ def lpips(network: Lpips, images: Tensor, baseline: Tensor, batch: int = 50) -> 
     """(N,) perceptual distance of each image; grey is repeated to colour."""
     import torch
 
-    from optimize.quality.preprocess import rgb
+    from optimize.quality.judges.preprocess import rgb
 
     with torch.inference_mode():
         pairs = zip(images.split(batch), baseline.split(batch))

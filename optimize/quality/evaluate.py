@@ -16,16 +16,17 @@ import numpy as np
 
 from optimize import rng
 from optimize.errors import OptimizeError, UserError
-from optimize.quality import accuracy, bootstrap, distribution, drift, frechet, networks, prompts, shards
-from optimize.quality.config import DEFAULT_METRICS, FeatureNetwork
+from optimize.quality import accuracy, bootstrap, distribution, drift, frechet, prompts, shards
+from optimize.quality import features as networks
 from optimize.quality.distribution import Drawn, Scans
-from optimize.weights import read_tensors
+from optimize.quality.metrics import DEFAULT_METRICS, FeatureNetwork
+from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from optimize.models.image_classifier import ImageClassifier
-    from optimize.models.lpips import Lpips
+    from optimize.quality.judges.image_classifier import ImageClassifier
+    from optimize.quality.judges.lpips import Lpips
 
 LEAST = {"fd": 0.0, "class_accuracy": 0.0, "ssim": -1.0, "psnr_db": 0.0, "endpoint_error": 0.0, "lpips": 0.0,
          "precision": 0.0, "recall": 0.0, "density": 0.0, "coverage": 0.0, "clip_score": 0.0}  # fmt: skip
@@ -152,7 +153,7 @@ class Evaluator:
     @cached_property
     def classifier(self) -> ImageClassifier:
         """The independent classifier."""
-        from optimize.models.image_classifier import ImageClassifier
+        from optimize.quality.judges.image_classifier import ImageClassifier
 
         if self._classifier is None:
             raise UserError("quality.classifier: none was given, and class accuracy needs one")
@@ -161,7 +162,7 @@ class Evaluator:
     @cached_property
     def perceptual(self) -> Lpips:
         """The network behind LPIPS."""
-        from optimize.models.lpips import Lpips
+        from optimize.quality.judges.lpips import Lpips
 
         if self._lpips is None:
             raise UserError(

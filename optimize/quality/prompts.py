@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optimize.errors import UserError
-from optimize.quality import networks
-from optimize.quality.config import FeatureNetwork
+from optimize.quality import features
+from optimize.quality.metrics import FeatureNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,8 @@ def scores(
             "quality.clip, quality.prompts: the metric clip_score needs both. Give a CLIP (folder or hub id) and a prompt for every class."
         )
     which = chosen(wording, len(images), labels)
-    text = networks.prompt_features(clip, list(wording))[which]
-    seen = networks.extract(networks.open_network(clip), images, batch, "clip")
+    text = features.prompt_features(clip, list(wording))[which]
+    seen = features.extract(features.open_network(clip), images, batch, "clip")
     return agreement(seen, text)
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimize import errors
 from optimize.errors import OptimizeError
-from optimize.quality.config import FeatureNetwork
-from optimize.weights import read_tensors
+from optimize.quality.metrics import FeatureNetwork
+from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import OptimizeError
-from optimize.quality.config import FeatureNetwork
+from optimize.quality.metrics import FeatureNetwork
 from optimize.quality.shards import parts
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def gathered(compute: Compute, batches: list[tuple[int, int]], state: PartialSta
 @contextmanager
 def _images(job: dict[str, Any], state: PartialState, folder: Path) -> Iterator[Compute]:
     """Draws the images of seeds start..stop-1."""
-    from optimize.artifact import model_around
-    from optimize.runner import open_runner
-    from optimize.sampling import Sampler
+    from optimize.architectures.artifact import model_around
+    from optimize.diffusion.backend import open_runner
+    from optimize.diffusion.sampling import Sampler
 
     artifact, sampler = Path(job["folder"]), Sampler(**job["sampler"])
     with open_runner(artifact, job["runner"], **job["options"]) as network:
@@ -97,16 +97,16 @@ def _features(job: dict[str, Any], state: PartialState, folder: Path) -> Iterato
     """Extracts the features of the images that lie beside the job."""
     import torch
 
-    from optimize.quality import networks
-    from optimize.weights import read_tensors
+    from optimize.quality import features
+    from optimize.storage.weights import read_tensors
 
     name, device = job["name"], str(state.device)
-    network = networks.open_network(FeatureNetwork.model_validate(job["network"]), device)
+    network = features.open_network(FeatureNetwork.model_validate(job["network"]), device)
     pixels = read_tensors(folder / "images.safetensors")["images"]
 
     def compute(start: int, stop: int) -> Tensor:
         part = pixels[start:stop]
-        return torch.from_numpy(networks.extract(network, part, len(part), name, device))
+        return torch.from_numpy(features.extract(network, part, len(part), name, device))
 
     yield compute
 

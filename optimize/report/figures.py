@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from optimize.measure.measurement import policy_text
+from optimize.measure.record import policy_text
 
 Summary = dict[str, Any]
 Row = dict[str, Any]

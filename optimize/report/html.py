@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from optimize.report import charts, columns, figures, judged, layers
+from optimize.report import charts, columns, figures, layers, verdicts
 from optimize.report.figures import Summary
 
 TEMPLATE = "page.html.jinja"
@@ -34,10 +34,10 @@ def render_html(summary: Summary, folder: Path | None = None) -> str:
         rows=rows,
         rewritten=figures.rewritten(summary),
         batches=sorted({r["batch"] for r in figures.rows(summary) if isinstance(r.get("batch"), int)}),
-        quality=judged.table(summary),
-        by_class=judged.by_class(summary),
-        notes=judged.notes(summary),
-        judges=judged.judges(summary),
+        quality=verdicts.table(summary),
+        by_class=verdicts.by_class(summary),
+        notes=verdicts.notes(summary),
+        judges=verdicts.judges(summary),
         pictures=pictures(summary, folder),
         stages=[_stage(s) for s in summary.get("stages") or []],
         fair=fair_rows(summary),

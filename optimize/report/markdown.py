@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from optimize.report import columns, figures, judged, layers
-from optimize.report.figures import DASH, Row, Summary
+from optimize.measure.wording import DASH
+from optimize.report import columns, figures, layers, verdicts
+from optimize.report.figures import Row, Summary
 from optimize.report.html import fair_rows
 
 HEADER = ("variant", "runner", "batch", "NFE", "size", "params", "MACs", "call ms p50 / p99", "image ms p50 / p99",
@@ -95,14 +96,14 @@ def _marked(cell: dict[str, object], row: dict[str, object]) -> str:
 
 
 def _quality(summary: Summary) -> str:
-    names, lines = judged.table(summary)
+    names, lines = verdicts.table(summary)
     if not lines:
         return ""
     body = [(f"{title} {arrow}".strip(), *(" ".join(p for p in (c[0], c[1] and f"({c[1]})", c[2]) if p) for c in cells)) for title, arrow, cells in lines]  # fmt: skip
     parts = ["## Quality", "Same seeds for every variant; Δ is the difference to the baseline under the same resampling.", table(("", *names), body)]  # fmt: skip
-    for title, classes, rows in judged.by_class(summary):
+    for title, classes, rows in verdicts.by_class(summary):
         parts += [f"### {title} by class", table(("", *classes), ((v, *(t for t, _ in cells)) for v, cells in rows))]
-    said = [*judged.notes(summary), *(f"judged by {line}" for line in judged.judges(summary))]
+    said = [*verdicts.notes(summary), *(f"judged by {line}" for line in verdicts.judges(summary))]
     return "\n\n".join([*parts, *(["\n".join(f"- {n}" for n in said)] if said else [])])
 
 

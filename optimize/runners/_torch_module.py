@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from optimize.configs import Config
+from optimize.diffusion.backend import Closing
 from optimize.errors import EnvironmentLacks
-from optimize.runner import Closing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,7 @@ class ModuleRunner(Closing):
 
     def compute(self, fed: dict[str, Tensor]) -> Tensor:
         """The raw output for inputs that are on the device and cast; a tensor of the caller's own."""
-        from optimize.network import raw_output
+        from optimize.diffusion.network import raw_output
 
         return raw_output(self.held(**fed))
 
@@ -143,7 +143,7 @@ class CudaGraphs:
         """Warm up on a side stream, as capturing asks for, then capture with inputs at fixed addresses."""
         import torch
 
-        from optimize.network import raw_output
+        from optimize.diffusion.network import raw_output
 
         inputs = {name: value.clone() for name, value in fed.items()}
         side = torch.cuda.Stream()

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from optimize.configs import Config
+from optimize.diffusion.backend import Closing
+from optimize.diffusion.network import TensorSpec
 from optimize.errors import EnvironmentLacks, UserError
-from optimize.network import TensorSpec
-from optimize.onnx_graph import NOTE
+from optimize.onnx.check import onnx_file, parsing
+from optimize.onnx.graph import NOTE
 from optimize.registry import RUNNERS
-from optimize.runner import Closing, onnx_file, parsing
 from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, provider_list, refuse_fallback
 
 if TYPE_CHECKING:
@@ -198,8 +199,8 @@ def prepared(path: Path, options: OnnxRuntime) -> tuple[str | bytes, list[str]]:
         return str(path), []
     import onnx_ir as ir
 
-    from optimize.onnx_emulation import emulate
-    from optimize.onnx_lowering import widen
+    from optimize.onnx.emulation import emulate
+    from optimize.onnx.lowering import widen
 
     model = ir.load(path)
     said = [f"{emulate(model)} {ROUNDED}"] if half else widen(model)

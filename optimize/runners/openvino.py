@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from optimize.configs import Config
+from optimize.diffusion.backend import Closing
+from optimize.diffusion.network import TensorSpec
 from optimize.errors import EnvironmentLacks
-from optimize.network import TensorSpec
+from optimize.onnx.check import onnx_file, parsing
 from optimize.registry import RUNNERS
-from optimize.runner import Closing, onnx_file, parsing
 
 if TYPE_CHECKING:
     from torch import Tensor

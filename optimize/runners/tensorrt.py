@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optimize.engines.runner import EngineOptions, EngineRunner, open_engine
+from optimize.engines.opened import EngineOptions, EngineRunner, open_engine
 from optimize.registry import RUNNERS
 
 

@@ -15,7 +15,7 @@ class Torch(TorchOptions):
     def open(self, folder: Path) -> ModuleRunner:
         """Load the artifact (verified). EnvironmentLacks for a device, precision or policy this machine does not have."""
         device = check("torch", self)
-        from optimize.artifact import load_model
+        from optimize.architectures.artifact import load_model
 
         network = load_model(folder).denoiser.network
         return ModuleRunner("torch", network, self, device, CudaGraphs if self.cuda_graphs else None)

@@ -29,7 +29,7 @@ class TorchCompile(TorchOptions):
         compiler, or for a device, precision or policy this machine does not have."""
         device = check("torch_compile", self)
         find_compiler()
-        from optimize.artifact import load_model
+        from optimize.architectures.artifact import load_model
 
         network = load_model(folder).denoiser.network
         return CompiledRunner("torch_compile", network, self, device, lambda module: compiled(module, self.mode))

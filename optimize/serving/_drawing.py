@@ -10,12 +10,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
-from optimize.artifact import MANIFEST, model_around, verify_network
-from optimize.environment import device_class
+from optimize.architectures.artifact import model_around, verify_network
+from optimize.diffusion.backend import open_runner, spec_parts
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
+from optimize.hardware.environment import device_class
 from optimize.registry import RUNNERS
-from optimize.runner import open_runner, spec_parts
-from optimize.weights import read_json
+from optimize.storage.trust import MANIFEST
+from optimize.storage.weights import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +110,7 @@ class Drawing:
         """Images of the seeds, all of class `label` or each of its own; UserError for a class there is not."""
         import torch
 
-        from optimize.sampling import sample
+        from optimize.diffusion.sampling import sample
 
         about = self.model.denoiser.conditioning
         if label is not None and about.kind != "class":

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from optimize.ops.solvers import NEXT, Step, clipped, guided, solve, split
+from optimize.diffusion.solvers import NEXT, Step, clipped, guided, solve, split
 from optimize.rng import noise
 
 Network = Callable[[dict[str, np.ndarray]], np.ndarray]  # named inputs -> raw output (B, C, H, W)

@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from optimize import rng
-from optimize.artifact import CONDITIONS
+from optimize.architectures.artifact import CONDITIONS
 from optimize.configs import Config
+from optimize.diffusion import solvers
 from optimize.errors import ArtifactError, UserError
-from optimize.onnx_check import check_onnx
-from optimize.ops import solvers
-from optimize.runner import onnx_file
+from optimize.onnx.check import check_onnx, onnx_file
 from optimize.serving import _loop, _model
-from optimize.serving._config import TYPES, Port, Word, batched, parameters, text
-from optimize.trust import MANIFEST, checked
-from optimize.weights import read_json, read_tensors
+from optimize.serving._pbtxt import TYPES, Port, Word, batched, parameters, text
+from optimize.storage.trust import MANIFEST, checked
+from optimize.storage.weights import read_json, read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +38,7 @@ ENGINE = re.compile(r"(?:sm)?_?(?P<major>\d+)\.?(?P<minor>\d)-(?P<module>[a-z_]+
 COPIES = {_model: "model.py", _loop: "sampling/loop.py", solvers: "sampling/solvers.py", rng: "sampling/rng.py"}
 IMPORTS = {  # in the copies, what was this package is the folder `sampling` beside model.py
     "from optimize.serving._loop import": "from sampling.loop import",
-    "from optimize.ops.solvers import": "from sampling.solvers import",
+    "from optimize.diffusion.solvers import": "from sampling.solvers import",
     "from optimize.rng import": "from sampling.rng import",
 }
 PATHS = (
@@ -145,7 +144,7 @@ def _network(path: Path, to: Path, serving: Serving) -> list[str]:
     if serving.device == "cpu" and serving.int8 == "widen" and b"QuantizeLinear" in path.read_bytes():
         import onnx_ir as ir
 
-        from optimize.onnx_lowering import widen
+        from optimize.onnx.lowering import widen
 
         graph = ir.load(path)
         said = widen(graph)
@@ -301,7 +300,7 @@ def _problems(
 def conditions(artifact: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     """The conditions that lie with the model, by name of the network's input: the artifact's own, and constants. Normal
     numbers, which stand in for text in measurements, are none."""
-    from optimize.network import TensorSpec, stand_in
+    from optimize.diffusion.network import TensorSpec, stand_in
 
     kept = {}
     for value in about["conditioning"].get("tensors", ()):

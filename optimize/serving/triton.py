@@ -7,11 +7,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from optimize.artifact import MANIFEST, commit, verify_network
+from optimize.architectures.artifact import verify_network
 from optimize.errors import UserError
 from optimize.serving._drawing import find_artifact
 from optimize.serving._repository import Serving, write_repository
-from optimize.weights import read_json
+from optimize.storage.commit import commit
+from optimize.storage.trust import MANIFEST
+from optimize.storage.weights import read_json
 
 MARK = "triton"  # field of a repository's manifest
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.registry import SOURCES
-from optimize.weights import file_sha256, load_state, read_json, read_tensors, read_weights, weights_files
+from optimize.storage.weights import file_sha256, load_state, read_json, read_tensors, read_weights, weights_files
 
 if TYPE_CHECKING:
-    from optimize.model import Model
-    from optimize.sampling import Sampler
+    from optimize.diffusion.model import Model
+    from optimize.diffusion.sampling import Sampler
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NETWORKS = ("unet", "transformer")  # folders that hold the denoiser
@@ -22,7 +22,7 @@ NETWORKS = ("unet", "transformer")  # folders that hold the denoiser
 @dataclass(frozen=True)
 class DiffusersSource:
     """`path`: the pipeline folder. `sha256`: expected hash of the weights file, checked before loading. `conditions`: a
-    file of conditions (see `optimize.conditions`). `controlnet`: the U-Net is fed a ControlNet's residuals."""
+    file of conditions (see `optimize.diffusion.conditions`). `controlnet`: the U-Net is fed a ControlNet's residuals."""
 
     path: Path
     sha256: str | None = None
@@ -52,9 +52,9 @@ class DiffusersSource:
 
     def load(self, sampler: Sampler) -> Model:
         """The Model in evaluation mode, float32, on the CPU."""
-        from optimize import conditions
-        from optimize.models.architectures import ARCHITECTURES, architecture, hollow
-        from optimize.models.assembled import assembled
+        from optimize.architectures.assembled import assembled
+        from optimize.architectures.known import ARCHITECTURES, architecture, hollow
+        from optimize.diffusion import conditions
 
         if not self.path.is_dir():
             raise ArtifactError(
@@ -74,7 +74,7 @@ class DiffusersSource:
         return assembled(name, config, noise, sampler, module=module, source=self._about(), conditions=given)
 
     def _with_inputs(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
-        from optimize.models.architectures import with_controlnet
+        from optimize.architectures.known import with_controlnet
 
         if not self.controlnet:
             return config

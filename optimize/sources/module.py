@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from optimize.configs import digest
 from optimize.errors import ArtifactError, UserError
 from optimize.registry import SOURCES
-from optimize.weights import file_sha256, load_state, read_tensors
+from optimize.storage.weights import file_sha256, load_state, read_tensors
 
 if TYPE_CHECKING:
-    from optimize.model import Model
-    from optimize.sampling import Sampler
+    from optimize.diffusion.model import Model
+    from optimize.diffusion.sampling import Sampler
 
 
 @SOURCES.register("module")
@@ -35,7 +35,7 @@ class ModuleSource:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from optimize.models.imported import allow_import
+        from optimize.architectures.any_module import allow_import
 
         if self.network:
             allow_import(self.network)  # the user named it; workers of the same run may build it as well
@@ -49,10 +49,10 @@ class ModuleSource:
     def load(self, sampler: Sampler) -> Model:
         """The Model in evaluation mode, float32, on the CPU. Raises UserError for what is missing, ArtifactError where
         the weights do not fit."""
-        from optimize import conditions
-        from optimize.models.architectures import architecture
-        from optimize.models.assembled import assembled
-        from optimize.models.imported import PREFIX, described
+        from optimize.architectures.any_module import PREFIX, described
+        from optimize.architectures.assembled import assembled
+        from optimize.architectures.known import architecture
+        from optimize.diffusion import conditions
 
         if not self.network or len(self.inputs) < 2:
             raise UserError(

@@ -1,0 +1,245 @@
+"""Artifacts: immutable directories, written under a temporary name and renamed when whole.
+
+`commit` is the only way anything lands on disk; `save_model`/`load_model` turn a Model into files and back. Loading
+compares every file with the manifest (see `optimize.storage.trust`), builds the registered architecture on the meta device, lets
+each structural pass redo its edit from its record, and assigns tensors from safetensors; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.errors import ArtifactError, EnvironmentLacks
+from optimize.registry import PASSES
+from optimize.storage.trust import MANIFEST, SCHEMA, checked, verify
+from optimize.storage.weights import file_sha256, load_state, read_json, read_tensors
+
+if TYPE_CHECKING:
+    from optimize.diffusion.model import Model
+    from optimize.diffusion.network import Network
+
+CONDITIONS = "conditions.safetensors"
+
+
+def commit(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Create `folder` whole or not at all. `write(temporary)` makes the files and returns the manifest's fields, to
+    which `schema` and `files` {path: {sha256, bytes}} are added. Returns the manifest. A full disk is one clear error
+    and leaves nothing behind; whatever was at `folder` is replaced only at the end."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        manifest = {"schema": SCHEMA, **write(temporary), "files": hash_files(temporary)}
+        write_json(temporary / MANIFEST, manifest)
+        _sync(temporary)
+        _replace(temporary, folder)
+    except OSError as error:
+        raise _explained(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _explained(error: OSError, folder: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentLacks(
+            f"{folder}: the disk is full; nothing was half-written and earlier results are intact. Free space, then run the same command again."
+        )
+    return EnvironmentLacks(f"{folder}: cannot be written ({error.strerror or error}). Nothing was half-written.")
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """{relative path: {sha256, bytes}} of every file below `folder` but its manifest, sorted."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    return {p.relative_to(folder).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON with a final newline; NaN is refused."""
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """`write_json` under a temporary name, synced and renamed."""
+    write_text_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """Put `temporary` in the place of `folder`, moving an older one aside first so that neither is ever partial."""
+    if folder.exists():
+        old = folder.parent / f".tmp-old-{folder.name}-{os.getpid()}"
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left under temporary names directly in `folder`; those of living ones stay."""
+    for path in folder.glob(".tmp-*") if folder.is_dir() else ():
+        if not _alive(path.name.rpartition("-")[2]):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _alive(pid: str) -> bool:
+    return pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write model.safetensors, structure.json, sampler.json and, where there are, conditions.safetensors into `folder`
+    (inside a `commit`)."""
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    write_json(folder / "structure.json", model.structure.to_json())
+    write_json(folder / "sampler.json", sampler_json(model))
+    if model.conditions:
+        save_file({k: v.cpu().contiguous().clone() for k, v in model.conditions.items()}, folder / CONDITIONS)
+
+
+def sampler_json(model: Model) -> dict[str, Any]:
+    """Everything a program needs to sample with the exported network and nothing of this library: see `steps`."""
+    denoiser, sampler = model.denoiser, model.sampler
+    times = sampler.times(denoiser.schedule)
+    coefficients = [
+        {"t": float(t), "alpha": float(denoiser.schedule.alpha(t)), "sigma": float(denoiser.schedule.sigma(t))}
+        for t in times
+    ]
+    return {
+        "sampler": sampler.to_json(),
+        "schedule": denoiser.schedule.to_json(),
+        "parameterization": denoiser.parameterization.to_json(),
+        "conditioning": denoiser.conditioning.to_json(),
+        "shape": list(model.shape),
+        "limit": model.limit,
+        "nfe": model.nfe,
+        "steps": coefficients,
+    }
+
+
+def load_model(folder: Path) -> Model:
+    """The Model saved in `folder`, evaluation mode, CPU. The folder's bytes are verified first."""
+    manifest = verify(folder)
+    structure, sampling = read_json(folder / "structure.json"), read_json(folder / "sampler.json")
+    return rebuild(structure, sampling, folder / "model.safetensors", manifest)
+
+
+def verify_network(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact that holds a network, its bytes verified; ArtifactError for what else has a manifest."""
+    manifest = verify(folder)
+    if missing := [name for name in ("structure.json", "sampler.json") if name not in manifest["files"]]:
+        piped = manifest.get("kind") == "pipeline"
+        what = "an exported pipeline, which optimum's pipelines load" if piped else "no network"
+        raise ArtifactError(
+            f"{folder}: {what} ({missing[0]} is not in it). Give an artifact of one network, such as exported/digits/final."
+        )
+    return manifest
+
+
+def _conditions(folder: Path) -> dict[str, Any]:
+    """The conditions kept with an artifact."""
+    return read_tensors(folder / CONDITIONS) if (folder / CONDITIONS).is_file() else {}
+
+
+def rebuild(structure: dict[str, Any], sampling: dict[str, Any], weights: Path, manifest: dict[str, Any]) -> Model:
+    """Model from its parsed files."""
+    from optimize.architectures.known import architecture
+    from optimize.diffusion.network import TorchNetwork
+
+    entry, config = architecture(structure["architecture"]), structure["config"]
+    module = restore_module(structure, read_tensors(weights), weights)
+    network = TorchNetwork(module, entry.inputs(config))
+    return _assemble(structure, sampling, network, manifest, _conditions(weights.parent))
+
+
+def model_around(folder: Path, network: Network) -> Model:
+    """The Model of an artifact with `network`, e.g. a runner, in the place of its torch weights, which are not read.
+    What is read is compared with the manifest first; ArtifactError where it differs."""
+    structure, sampling = (read_json(checked(folder, name)) for name in ("structure.json", "sampler.json"))
+    if (folder / CONDITIONS).is_file():
+        checked(folder, CONDITIONS)
+    return _assemble(structure, sampling, network, {}, _conditions(folder))
+
+
+def _assemble(
+    structure: dict[str, Any],
+    sampling: dict[str, Any],
+    network: Network,
+    manifest: dict[str, Any],
+    conditions: dict[str, Any],
+) -> Model:
+    from optimize.diffusion.denoiser import Conditioning, Denoiser
+    from optimize.diffusion.model import Model, Structure
+    from optimize.diffusion.parameterization import Parameterization
+    from optimize.diffusion.sampling import Sampler
+    from optimize.diffusion.schedule import Schedule
+
+    denoiser = Denoiser(
+        network,
+        Parameterization(**sampling["parameterization"]),
+        Schedule.from_json(sampling["schedule"]),
+        Conditioning.from_json(sampling["conditioning"]),
+    )
+    edits = Structure(structure["architecture"], structure["config"], tuple(structure["edits"]))
+    return Model(
+        denoiser,
+        Sampler(**sampling["sampler"]),
+        edits,
+        tuple(sampling["shape"]),
+        manifest.get("id", ""),
+        manifest.get("source", {}),
+        sampling.get("limit", 1.0),
+        conditions,
+    )
+
+
+def restore_module(structure: dict[str, Any], tensors: dict[str, Any], path: Path) -> Any:
+    """Meta skeleton -> every edit redone by its pass -> tensors assigned; the module in evaluation mode."""
+    from optimize.architectures.known import hollow
+
+    module = hollow(structure["architecture"], structure["config"])
+    for edit in structure["edits"]:
+        module = PASSES.get(edit["pass"]).restore(module, edit["record"])
+    load_state(module, tensors, path)
+    return module.eval().requires_grad_(False)
+
+
+def architecture_module(structure: dict[str, Any]) -> Any:
+    """The unedited network of a structure."""
+    from optimize.architectures.known import architecture
+
+    return architecture(structure["architecture"]).build(structure["config"])

@@ -1,0 +1,61 @@
+"""A Model from an architecture's name, a network config and a scheduler config; what sources have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from optimize.architectures.entry import Architecture, Config
+from optimize.architectures.known import architecture
+from optimize.diffusion import parameterization, schedule
+from optimize.diffusion.denoiser import Denoiser
+from optimize.diffusion.model import Model, Structure
+from optimize.diffusion.network import TorchNetwork
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from optimize.diffusion.parameterization import Parameterization
+    from optimize.diffusion.sampling import Sampler
+
+
+def assembled(
+    name: str,
+    config: Config,
+    scheduler: dict[str, Any],
+    sampler: Sampler,
+    *,
+    module: nn.Module | None = None,
+    source: dict[str, Any] | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
+) -> Model:
+    """The Model, in evaluation mode; `module` is the network with its weights, built anew where it is not given."""
+    entry = architecture(name)
+    inputs, shape = entry.inputs(config), entry.shape(config)
+    module = entry.build(config) if module is None else module
+    tokens = shape[0] if len(shape) == 2 else math.prod(shape[1:]) // 4
+    denoiser = Denoiser(
+        TorchNetwork(module.eval().requires_grad_(False), inputs),
+        _parameterization(entry, config, scheduler),
+        schedule.from_diffusers(scheduler, tokens),
+        entry.conditioning(config),
+    )
+    return Model(
+        denoiser,
+        sampler,
+        Structure(name, config),
+        shape,
+        source=source or {},
+        limit=entry.limit,
+        conditions=conditions or {},
+    )
+
+
+def _parameterization(entry: Architecture, config: Config, scheduler: dict[str, Any]) -> Parameterization:
+    """The scheduler's, with what the architecture knows: a learned variance, and a time that is fed as it is in [0, 1]."""
+    found = parameterization.from_diffusers(scheduler)
+    time = entry.inputs(config)[1]
+    scale = float(time.fill[0]) if found.time == "flow" and isinstance(time.fill, tuple) else found.time_scale
+    return replace(found, time_scale=scale, learned_variance=entry.learned_variance(config))

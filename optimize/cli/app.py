@@ -1,0 +1,246 @@
+"""The command line. Heavy imports happen inside commands, so `--help` answers at once.
+
+Exit codes: 0 done, 1 a gate failed, 2 the user's input is wrong, 3 the environment lacks something.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optimize.cli.hand_over import export
+from optimize.cli.look import bench, compare, inspect, plan
+from optimize.cli.options import AsJson, Exported, PriceTable, console_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
+    exported: Exported = Path("exported"),
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    prices: PriceTable = None,
+) -> None:
+    """Run a recipe: passes, exports, parity, benchmark, quality, gates, report.
+
+    Example: optimize run digits --exported exported
+    """
+    from optimize.recipes.read import load
+
+    loaded = load(recipe)
+    loaded = loaded.model_copy(update={"prices": prices}) if prices else loaded
+    from optimize.cli.bars import rich_progress
+    from optimize.planning.refusals import will_not_pay
+    from optimize.run.execute import run as run_recipe
+
+    console = console_of(stderr=as_json)
+    for line in will_not_pay(loaded):
+        console.print(f"~ {line}", style="yellow", markup=False, highlight=False)
+    _log_to(exported / loaded.name / "run.log")
+    with rich_progress(console, quiet or as_json) as progress:
+        summary = run_recipe(loaded, exported, progress)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+    else:
+        _show(summary, exported / loaded.name, console)
+    raise typer.Exit(0 if summary["gates_passed"] else 1)
+
+
+def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    from optimize.report.terminal.summary import print_table
+
+    print_table(summary, console)
+    console.print(f"Report: [bold]{folder / 'report.html'}[/bold]", soft_wrap=True)
+
+
+def list_(as_json: AsJson = False) -> None:
+    """List recipes, passes, exporters, runners and sources.
+
+    Example: optimize list --json
+    """
+    from optimize import registry
+    from optimize.recipes.read import builtin
+
+    kinds = {
+        "passes": registry.PASSES,
+        "exporters": registry.EXPORTERS,
+        "runners": registry.RUNNERS,
+        "sources": registry.SOURCES,
+    }
+    found = {"recipes": builtin(), **{k: v.names() for k, v in kinds.items()}}
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for kind, names in found.items():
+        typer.echo(f"{kind:<10} {', '.join(names)}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A finished run's folder, e.g. exported/digits.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print a finished run's table again and rewrite its report.md and report.html.
+
+    Example: optimize report exported/digits
+    """
+    from optimize.run.execute import write_reports
+    from optimize.storage.weights import read_json
+
+    summary = read_json(folder / "summary.json")
+    write_reports(summary, folder)
+    if as_json:
+        files = {kind: str(folder / f"report.{kind}") for kind in ("html", "md")}
+        typer.echo(json.dumps(summary | {"files": files}, indent=1))
+    else:
+        _show(summary, folder, console_of())
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a run's folder.")],
+    expect: Annotated[
+        str | None, typer.Option(help="Digest that it must have, as an earlier verify printed it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that every file of an artifact, or of all artifacts of a run, is the one its manifest names.
+
+    Example: optimize verify exported/digits/final
+    """
+    from optimize.storage.trust import inspect_trust, require
+
+    found = inspect_trust(folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        from optimize.report.terminal.verified import print_verified
+
+        print_verified(found, console_of())
+    require(found, expect)
+
+
+def serve(
+    path: Annotated[Path, typer.Argument(help="An artifact, or a finished run's folder (its final one is taken).")],
+    runner: Annotated[
+        str | None,
+        typer.Option(help="name, name:precision or name:precision@device; by default the fastest installed."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
+    triton: Annotated[
+        Path | None, typer.Option(help="Write a Triton model repository to this folder instead of serving.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Triton: what clients call the model; the run's name.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Triton: images of one execution at most; 16.")] = None,
+    queue_delay_us: Annotated[
+        int | None, typer.Option(help="Triton: microseconds a request may wait for others; 2000.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Triton: cpu or cuda; cpu.")] = None,
+) -> None:
+    """Draw images in a browser for a quick look, or write what Triton loads.
+
+    Example: optimize serve exported/digits
+    """
+    if triton is not None:
+        from optimize.serving.triton import make_repository
+
+        options = {"model": name, "max_batch": max_batch, "queue_delay_us": queue_delay_us, "device": device}
+        made = make_repository(path, triton, **options)["triton"]
+        for model, kind in made["models"].items():
+            typer.echo(f"{triton / model}: {kind}")
+        typer.echo(" ".join([f"Serve it: tritonserver --model-repository {triton}", *made["server"]]))
+        return
+    from optimize.serving.quick import serve_forever
+
+    serve_forever(path, runner, host, port, lambda line: typer.echo(line))
+
+
+def gc(exported: Exported = Path("exported")) -> None:
+    """Remove intermediate artifacts (exported/.cache); published variants stay.
+
+    Example: optimize gc
+    """
+    import shutil
+
+    cache = exported / ".cache"
+    size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) if cache.is_dir() else 0
+    if cache.is_dir():
+        shutil.rmtree(cache)
+    typer.echo(f"{cache}: {size / 2**20:.1f} MiB removed")
+
+
+def schema(
+    name: Annotated[str, typer.Argument(help="recipe, or a pass, exporter or source")] = "recipe",
+) -> None:
+    """Print the JSON schema of a recipe or of one pass or exporter.
+
+    Example: optimize schema distill
+    """
+    from optimize.errors import unknown
+    from optimize.recipes.schema import Recipe
+    from optimize.registry import EXPORTERS, PASSES
+
+    if name == "recipe":
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+        return
+    for registry in (PASSES, EXPORTERS):
+        if name in registry.names():
+            typer.echo(json.dumps(registry.get(name).model_json_schema(), indent=1))
+            return
+    raise unknown("schema", name, ["recipe", *PASSES.names(), *EXPORTERS.names()])
+
+
+def _log_to(path: Path) -> None:
+    """Send this package's log, one line a step, to a file."""
+    from optimize.errors import EnvironmentLacks
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"--exported: {path} cannot be written ({error.strerror}). Choose a folder you may write to."
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("optimize")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+
+
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    name="optimize",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Shrink trained diffusion models, prove what it cost, and export what a server loads.\n\nExample: optimize run digits",
+)
+for command in (run, plan, export, serve, bench, compare, report, inspect, verify):
+    app.command()(command)
+app.command("list")(list_)
+app.command()(schema)
+app.command()(gc)
+
+
+def main() -> None:
+    """Entry point: runs a command and turns every error raised on purpose into one message and an exit code."""
+    from optimize.errors import OptimizeError
+
+    try:
+        app(standalone_mode=True)
+    except OptimizeError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; the same command goes on where it stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The command `optimize export`; its own file, since it has many options. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optimize.cli.options import console_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from optimize.progress import Progress
+
+
+def export(
+    context: typer.Context,
+    artifact: Annotated[
+        Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
+    ],
+    target: Annotated[str, typer.Option(help="Device classes, e.g. a100,rtx3090,v100, or here; or sm120.")] = "here",
+    format: Annotated[
+        list[str] | None,
+        typer.Option(help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more."),
+    ] = None,
+    onnx: Annotated[
+        list[str] | None,
+        typer.Option(help="Field of the ONNX file, e.g. precision=fp16: see optimize schema onnx. Repeat for more."),
+    ] = None,
+    batch: Annotated[
+        str,
+        typer.Option(help="Batch sizes of calls in use; engines take all between. Guidance doubles that of images."),
+    ] = "1,4,16",
+    size: Annotated[
+        list[str] | None, typer.Option(help="Sizes of another symbolic dimension, e.g. H=64,96. Repeat for more.")
+    ] = None,
+    exact: Annotated[bool, typer.Option(help="A further profile tuned for each combination of sizes.")] = False,
+    flag: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="refit, refit_identical, refit_individual, strip_weights, stream_weights, version_compatible or "
+            "sparse_weights. Repeat for more."
+        ),
+    ] = None,
+    hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: one engine from SM 8.0 on.")] = False,
+    level: Annotated[int, typer.Option(min=0, max=5, help="How long TensorRT looks for faster kernels.")] = 3,
+    tf32: Annotated[bool, typer.Option(help="FP32 layers may round their inputs to TF32.")] = False,
+    workspace_gb: Annotated[float, typer.Option(min=0.001, help="Scratch memory of a kernel on the GPU.")] = 4.0,
+    precision_lost: Annotated[
+        str, typer.Option(help="error, or warn: keep an engine that computes wider than its graph asks.")
+    ] = "error",
+    minutes: Annotated[float, typer.Option(min=0.001, help="A build may take at most.")] = 60.0,
+    memory_gb: Annotated[float | None, typer.Option(min=0.001, help="A build may take at most.")] = None,
+    kits: Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")] = None,
+    kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
+    zip: Annotated[bool, typer.Option(help="Kits as zip files.")] = False,
+    adopt: Annotated[
+        list[Path] | None,
+        typer.Option(help="A finished build kit, folder or zip: take its engine in, build nothing. Repeat for more."),
+    ] = None,
+    exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
+    layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what is no artifact yet: a new one, or an earlier export.")
+    ] = None,
+    denoiser: Annotated[
+        Path | None,
+        typer.Option("--denoiser", "--unet", help="Artifact to take the U-Net's or transformer's place in a pipeline."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="LoRA of a pipeline, FILE or FILE:strength. Repeat for more.")
+    ] = None,
+    lora_as: Annotated[str, typer.Option(help="merged into the weights, or a switch: an input lora_scale.")] = "merged",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Engines for device classes from a finished artifact, ahead of time where that is possible, else a build kit.
+
+    A whole pipeline becomes ONNX files that other programs load, each compared with its network; with --format, the
+    denoiser of any diffusers folder becomes an artifact as it is.
+
+    Example: optimize export exported/digits/final --target a100,rtx3090,v100
+
+    Example: optimize export exported/digits/final --adopt exported/digits/kits/final-v100
+
+    Example: optimize export my/flux --format onnx --onnx precision=fp16 --out exported/flux
+
+    Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
+    """
+    from optimize.cli.bars import rich_progress
+    from optimize.pipelines.whole import is_pipeline
+
+    console = console_of(as_json)
+    if adopt:
+        of_others = (*OF_ENGINES, *OF_PIPELINES)
+        _refuse_given(
+            context, of_others, "of what is made here, and --adopt makes nothing. Leave it out, or export apart."
+        )
+        _adopt(artifact, adopt, console, as_json)
+        return
+    formats = tuple(format or (["onnx"] if onnx else []))
+    if is_pipeline(artifact, bool(formats), layout=layout, out=out, denoiser=denoiser, lora=lora):
+        _refuse_given(context, OF_ENGINES, FOR_A_NETWORK)
+        with rich_progress(console, quiet or as_json) as progress:
+            _pipeline(artifact, layout or "optimum", out, denoiser, lora or [], lora_as, console, as_json, progress)
+        return
+    from optimize.delivery.as_engines import ENGINES, Request, exit_code, parse_settings
+    from optimize.delivery.as_engines import export as export_all
+    from optimize.delivery.as_onnx import parse_onnx
+    from optimize.storage.cache import Store
+
+    asked = Request(
+        artifact=artifact,
+        targets=tuple(t.strip() for t in target.split(",") if t.strip()),
+        formats=formats or ENGINES,
+        onnx=parse_onnx(onnx or []),
+        settings=parse_settings(
+            batch,
+            size or [],
+            exact=exact,
+            flags=flag or [],
+            hardware_compatible=hardware_compatible,
+            level=level,
+            tf32=tf32,
+            workspace_gb=workspace_gb,
+            precision_lost=precision_lost,
+            minutes=minutes,
+            memory_gb=memory_gb,
+        ),
+        kits=(kits or (out or artifact).parent / "kits") if kit else None,
+        zipped=zip,
+        out=out,
+    )
+    with rich_progress(console, quiet or as_json) as progress:
+        rows = export_all(asked, Store(exported / ".cache"), progress)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        from optimize.report.terminal.engines import print_engines
+
+        print_engines(rows, console)
+    raise typer.Exit(exit_code(rows))
+
+
+def _adopt(artifact: Path, kits: list[Path], console: Console, as_json: bool) -> None:
+    from optimize.delivery.as_engines import adopt
+    from optimize.report.terminal.engines import print_engines
+
+    rows = adopt(artifact, kits)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    print_engines(rows, console)
+    for row in rows:
+        if isinstance(row["origin"]["parity"], str):
+            console.print(f"{row['target']}: parity {row['origin']['parity']}", markup=False, soft_wrap=True)
+
+
+OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "tf32", "workspace_gb", "precision_lost", "minutes", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
+OF_PIPELINES = ("format", "onnx", "layout", "out", "denoiser", "lora", "lora_as")
+FOR_A_NETWORK = "for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."  # fmt: skip
+
+
+def _refuse_given(context: typer.Context, options: Sequence[str], reason: str) -> None:
+    """Options beside a whole pipeline or --adopt, where they would do nothing, are one UserError."""
+    given = [n for n in options if (s := context.get_parameter_source(n)) is not None and s.name == "COMMANDLINE"]
+    if given:
+        from optimize.errors import UserError
+
+        names = ", ".join(f"--{n.replace('_', '-')}" for n in given)
+        raise UserError(f"{names}: {reason}")
+
+
+def _pipeline(
+    folder: Path,
+    layout: str,
+    out: Path | None,
+    denoiser: Path | None,
+    lora: list[str],
+    lora_as: str,
+    console: Console,
+    as_json: bool,
+    progress: Progress,
+) -> None:
+    from optimize.errors import UserError
+    from optimize.pipelines.whole import export_pipeline
+    from optimize.report.terminal.written import print_exported
+
+    if out is None:
+        raise UserError("--out: a pipeline is exported to a folder of its own. Give e.g. --out exported/pipeline.")
+    manifest = export_pipeline(
+        folder, out, layout=layout, denoiser=denoiser, lora=lora, lora_as=lora_as, progress=progress
+    )
+    if as_json:
+        typer.echo(json.dumps(manifest, indent=1))
+    else:
+        print_exported(manifest, out, console)

@@ -1,0 +1,109 @@
+"""What a pass is given beside the model, and what a pass is (protocol)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from optimize.diffusion.model import Model
+
+log = logging.getLogger(__name__)
+
+
+class Advance(Protocol):
+    """Tells a running task that `n` more units are done, optionally with a short text such as the loss."""
+
+    def __call__(self, n: float = 1, note: str = "") -> None: ...
+
+
+Progress = Callable[[str, float], AbstractContextManager[Advance]]
+
+# (name, what the content depends on, write(folder)) -> a folder with that content, written at most once
+Keep = Callable[[str, dict[str, Any], Callable[[Path], None]], Path]
+
+
+@contextmanager
+def silent(description: str, total: float) -> Iterator[Advance]:
+    """A progress that shows nothing."""
+
+    def advance(n: float = 1, note: str = "") -> None:
+        return None
+
+    yield advance
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training samples (N,C,H,W) float32, in [-1, 1] or latents, with labels (N,) int64 where the model has classes, or
+    `conditions`, tensors by input name with a row a sample. `told` gives the condition of rows of a model that is told
+    tensors: see `conditioned`."""
+
+    images: Tensor
+    labels: Tensor | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    told: Callable[[Sequence[int]], Any] | None = None
+
+    def condition(self, rows: Tensor) -> Any:
+        """What the samples in `rows` (B,) are conditioned on: labels (B,), tensors by name, or None."""
+        if self.told is not None:
+            return self.told(rows.tolist())
+        return None if self.labels is None else self.labels[rows]
+
+
+def conditioned(data: Data, model: Model) -> Data:
+    """The data with the conditions that the model is told: the data's own, else the model's, else stand-ins. Data of a
+    model that is told a class, or nothing, stays as it is."""
+    from optimize.diffusion.conditions import rows
+
+    about = model.denoiser.conditioning
+    if about.kind != "tensors":
+        return data
+    names = {spec.name for spec in about.tensors}
+    given = {**model.conditions, **{k: v for k, v in data.conditions.items() if k.removeprefix("null.") in names}}
+    missing = [spec.name for spec in about.tensors if spec.name not in given and spec.fill == "normal"]
+    if missing:
+        log.info("seeded normal numbers stand in for %s", ", ".join(missing))
+    return replace(data, told=lambda indices: rows(about, given, indices))
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a pass may use. `checkpoints` is this stage's folder for resumable state, None for no checkpoints."""
+
+    seed: int = 0
+    device: str = "cpu"
+    data: Data | None = None
+    teacher: Callable[[str], Model] | None = None  # "baseline" -> the untouched model with its guided sampler
+    checkpoints: Path | None = None
+    progress: Progress = silent
+    keep: Keep | None = None  # where intermediate results are kept by content, None for nowhere
+    measure: Callable[[Model], float] | None = None  # seconds a network call on the target's runner
+    quality: Callable[[Model], dict[str, Any]] | None = None
+
+
+class Pass(Protocol):
+    """A frozen config that maps Model to Model. Registered in `PASSES`; its file is named as it is.
+
+    `requires`/`provides`/`refuses_after` are names of properties; the pipeline checks the order of a recipe with them.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]]
+    provides: ClassVar[frozenset[str]]
+    refuses_after: ClassVar[dict[str, str]]  # property -> why this pass cannot come after a pass that provides it
+
+    def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
+        """The new model (the old one untouched) and the record (JSON values) of what was done."""
+        ...
+
+    @staticmethod
+    def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
+        """Redo the structural edit on a skeleton (possibly on the meta device) from its record."""
+        ...

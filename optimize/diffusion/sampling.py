@@ -1,0 +1,125 @@
+"""Sampling: one small solver core over (x^, e^) at any timesteps, with guidance and clipping.
+
+`trajectory` is the whole loop; the solvers' steps are in `ops/solvers.py`. State is float64 on the CPU. Guidance
+follows Meng et al. 2022: x = (1 + w) x_cond - w x_null, so w = 0 is no guidance and costs one evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from optimize.configs import Config
+from optimize.diffusion.denoiser import Denoiser
+from optimize.diffusion.schedule import Schedule, Spacing
+from optimize.diffusion.solvers import Step, clipped, guided, solve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SOLVERS = ("ddim", "heun", "dpmpp_2m", "ipndm")
+Pair = tuple["Tensor", "Tensor"]
+
+
+class Guidance(Config):
+    """How the condition is amplified. `cfg` evaluates twice a step; `folded` was trained into the network."""
+
+    cfg: Annotated[float, Field(ge=0)] | None = None  # weight w >= 0 of classifier-free guidance
+    folded: float | None = None  # the weight a distilled network already contains; not applied again
+    interval: tuple[float, float] | None = None  # native times [low, high] inside which cfg is applied
+    batched: bool = True  # cfg: both branches in one call of twice the batch
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Guidance:
+        if self.cfg is not None and self.folded is not None:
+            raise ValueError(
+                "cfg and folded given together: the folded network already contains its guidance; keep one"
+            )
+        return self
+
+    def applies(self, t: float) -> bool:
+        """Whether two branches are evaluated at native time `t`."""
+        inside = self.interval is None or self.interval[0] <= t <= self.interval[1]
+        return bool(self.cfg) and inside
+
+
+class Sampler(Config):
+    """How images are drawn from a denoiser."""
+
+    solver: Literal["ddim", "heun", "dpmpp_2m", "ipndm"] = "ddim"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50  # solver steps
+    spacing: Spacing = "trailing"  # where the steps lie when `timesteps` is not given
+    timesteps: tuple[float, ...] | None = None  # native times, decreasing; clean is appended; overrides steps, spacing
+    clip: Annotated[float, Field(gt=0)] | None = None  # |x^| is clipped to this, and e^ recomputed from it
+    guidance: Guidance = Guidance()
+
+    @model_validator(mode="after")
+    def _decreasing(self) -> Sampler:
+        if self.timesteps is not None and (
+            len(self.timesteps) != self.steps or any(a <= b for a, b in pairwise(self.timesteps))
+        ):
+            raise ValueError(f"timesteps must be `steps` = {self.steps} strictly decreasing native times")
+        return self
+
+    def times(self, schedule: Schedule) -> np.ndarray:
+        """(steps+1,) native times, the last one clean."""
+        if self.timesteps is not None:
+            return np.append(np.asarray(self.timesteps, dtype=np.float64), schedule.end)
+        return schedule.grid(self.steps, self.spacing)
+
+    def nfe(self, schedule: Schedule) -> int:
+        """Network evaluations per image; a guided evaluation counts two."""
+        times = self.times(schedule)
+        cost = [2 if self.guidance.applies(float(t)) else 1 for t in times]
+        return sum(cost[:-1]) + (sum(cost[1:-1]) if self.solver == "heun" else 0)
+
+
+def sample(sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, condition: Any = None) -> Tensor:
+    """x_0 (B,C,H,W) float64 from unit noise (B,C,H,W); `condition` is labels (B,), tensors by input name, or None."""
+    last = noise_BCHW
+    for state in trajectory(sampler, denoiser, noise_BCHW, condition):
+        last = state.z if isinstance(state, Step) else state
+    return last
+
+
+def trajectory(
+    sampler: Sampler, denoiser: Denoiser, noise_BCHW: Tensor, condition: Any = None
+) -> Iterator[Step | Tensor]:
+    """Yields a `Step` before every solver step and at the end the clean sample."""
+    schedule = denoiser.schedule
+    times = sampler.times(schedule)
+    z = noise_BCHW.double() * float(schedule.sigma_max if schedule.kind == "ve" else 1.0)
+
+    def evaluate(z: Tensor, t: float) -> Pair:
+        return predict(sampler, denoiser, z, t, condition)
+
+    yield from solve(sampler.solver, schedule, times.tolist(), z, evaluate)
+
+
+def predict(sampler: Sampler, denoiser: Denoiser, z: Tensor, t: float, condition: Any) -> Pair:
+    """Guided and clipped (x^, e^) at native time t."""
+    if sampler.guidance.applies(t):
+        x, e = _guided(sampler.guidance, denoiser, z, t, condition)
+    else:
+        x, e = denoiser(z, t, condition)
+    return (x, e) if sampler.clip is None else clipped(denoiser.schedule, z, t, x, sampler.clip)
+
+
+def _guided(guidance: Guidance, denoiser: Denoiser, z: Tensor, t: float, condition: Any) -> Pair:
+    import torch
+
+    w, null = cast(float, guidance.cfg), denoiser.unconditional(condition)
+    if null is None:
+        raise ValueError(
+            "sampler.guidance.cfg needs a denoiser with an unconditional branch (a null label or tensor) and a condition"
+        )
+    if guidance.batched:
+        x, e = denoiser(torch.cat([z, z]), t, denoiser.both(condition, null))
+        (x_c, x_u), (e_c, e_u) = x.chunk(2), e.chunk(2)
+    else:
+        (x_c, e_c), (x_u, e_u) = denoiser(z, t, condition), denoiser(z, t, null)
+    return guided(w, x_c, x_u), guided(w, e_c, e_u)

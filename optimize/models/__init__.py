@@ -1,1 +1,0 @@
-"""Network architectures: the registered ones and our own."""

@@ -1,1 +1,0 @@
-"""Pure maths used by passes: importance, groups, quantization, distillation targets."""

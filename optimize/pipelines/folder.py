@@ -1,0 +1,131 @@
+"""A diffusers pipeline folder as it is on disk: which class, which networks, and whether all of it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimize.architectures.components import class_name
+from optimize.architectures.known import ARCHITECTURES
+from optimize.errors import ArtifactError, UserError, unknown
+from optimize.storage.weights import read_json
+
+INDEX = "model_index.json"
+PIPELINES = {  # those that optimum has a class for, and the folder of their denoiser
+    "StableDiffusionPipeline": "unet",
+    "StableDiffusionImg2ImgPipeline": "unet",
+    "StableDiffusionInpaintPipeline": "unet",
+    "StableDiffusionXLPipeline": "unet",
+    "StableDiffusionXLImg2ImgPipeline": "unet",
+    "StableDiffusionXLInpaintPipeline": "unet",
+    "LatentConsistencyModelPipeline": "unet",
+    "LatentConsistencyModelImg2ImgPipeline": "unet",
+    "StableDiffusion3Pipeline": "transformer",
+    "StableDiffusion3Img2ImgPipeline": "transformer",
+    "StableDiffusion3InpaintPipeline": "transformer",
+    "FluxPipeline": "transformer",
+}
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+COPIED = ("scheduler", *TOKENIZERS, "feature_extractor")  # read by their libraries as they are
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline folder: its index, and which networks and other parts it has."""
+
+    folder: Path
+    index: dict[str, Any]
+
+    def has(self, name: str) -> bool:
+        """Whether the index names a part of a class (optional ones stand there as [null, null])."""
+        entry = self.index.get(name)
+        return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+
+    @property
+    def name(self) -> str:
+        """The pipeline's class."""
+        return str(self.index["_class_name"])
+
+    @property
+    def denoiser(self) -> str:
+        """The folder of the network that is called again and again: unet or transformer."""
+        return PIPELINES[self.name]
+
+    @property
+    def encoders(self) -> list[str]:
+        """The text encoders."""
+        return [name for name in ENCODERS if self.has(name)]
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The folders that weights are read from."""
+        return (self.denoiser, "vae", *self.encoders)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Parts that the layout has no place for, e.g. a safety checker."""
+        known = {*ENCODERS, *COPIED, self.denoiser, "vae"}
+        return [name for name in self.index if self.has(name) and name not in known]
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The config of a part."""
+        config: dict[str, Any] = read_json(self.folder / part / "config.json")
+        return config
+
+
+def open_pipeline(folder: Path) -> Pipeline:
+    """The pipeline in a folder. Raises UserError where there is none, or one of a class that has no layout (with what can
+    be done instead), ArtifactError where a part that the index names is missing."""
+    if not (folder / INDEX).is_file():
+        reason = f"there is no {INDEX} in it" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {reason}. Give a pipeline folder of diffusers, as save_pretrained writes it.")
+    index = read_json(folder / INDEX)
+    name = index.get("_class_name", "") if isinstance(index, dict) else ""
+    if name not in PIPELINES:
+        raise _refused(folder, str(name))
+    found = Pipeline(folder, index)
+    if missing := _missing(found):
+        raise ArtifactError(
+            f"{folder}: {', '.join(f'{n}/' for n in missing)} is missing, and {name} cannot be used without. Copy the whole pipeline folder."
+        )
+    return found
+
+
+def _refused(folder: Path, name: str) -> UserError:
+    """A class without a layout: the nearest name for one that diffusers has not; for one that it has, what can be done."""
+    import diffusers
+
+    if name not in dir(diffusers):
+        return unknown(f"{folder / INDEX}: _class_name", name, PIPELINES)
+    said = f"{folder / INDEX}: {name} has no layout, since optimum has no class for it here. Allowed: {', '.join(sorted(PIPELINES))}."
+    for part in ("transformer", "unet"):
+        if (config := folder / part / "config.json").is_file() and class_name(read_json(config)) in ARCHITECTURES:
+            return UserError(
+                f"{said} Its {part} alone can be exported: optimize export {folder} --format onnx --out exported/{folder.resolve().name}."
+            )
+    return UserError(said)
+
+
+def _missing(pipeline: Pipeline) -> list[str]:
+    """Parts that the index names and the folder has not, and those that no pipeline of the class does without."""
+    wanted = {
+        **dict.fromkeys(pipeline.networks, "config.json"),
+        **{name: "" for name in COPIED if pipeline.has(name)},
+    }
+    missing = [name for name, file in wanted.items() if not (pipeline.folder / name / file).exists()]
+    return missing + [name for name in _needed(pipeline) if name not in wanted]
+
+
+def _needed(pipeline: Pipeline) -> list[str]:
+    """SDXL's refiner has only the second text encoder and tokenizer; Stable Diffusion 3 may go without its third."""
+    texts = ["tokenizer", "text_encoder"]
+    if pipeline.denoiser == "transformer":
+        texts += ["tokenizer_2", "text_encoder_2"]
+    elif pipeline.has("tokenizer_2") and pipeline.has("text_encoder_2"):
+        texts = []
+    pairs = [
+        t for t, e in zip(TOKENIZERS, ENCODERS) if pipeline.has(e)
+    ]  # a text encoder reads what its tokenizer wrote
+    return ["scheduler", *dict.fromkeys([*texts, *pairs])]

@@ -1,0 +1,144 @@
+"""An inspected model as tables on a console and as a picture: where parameters, MACs, bytes and time go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.measure.wording import DASH, bytes_text, count_text, percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Report = dict[str, Any]
+WIDE = 100  # columns from which every figure has its place
+SHOWN = 20  # rows of a part in the table and in the picture; the rest is one row
+
+
+def print_breakdown(report: Report, console: Console) -> None:
+    """Totals of every part, its layers the longest first, remarks, and how an image divides between the parts."""
+    wide = console.width >= WIDE
+    console.print(_totals(report, wide))
+    for part in report["parts"]:
+        if part["layers"]:
+            console.print(_layers(part, wide))
+    for part in report["parts"]:
+        if part["note"]:
+            console.print(f"{part['name']}: {part['note']}", soft_wrap=True)
+    if report["measured_on"]:
+        console.print(f"Measured: {report['measured_on']}.", soft_wrap=True)
+    console.print(f"Predictions rest on: {report['rates']}.", soft_wrap=True)
+    if report["balance"]:
+        console.print(balance_text(report["balance"]), soft_wrap=True)
+
+
+def balance_text(balance: dict[str, Any]) -> str:
+    """When the denoiser stops dominating, in a sentence."""
+    kind = "measured" if balance["measured"] else "predicted"
+    one, rest = seconds_text(balance["denoiser_s"]), seconds_text(balance["rest_s"])
+    says = f"One denoiser call takes {one}, the other parts {rest} an image ({kind})"
+    if balance["calls"] < 1:
+        return f"{says}: the denoiser dominates even with a single call."
+    plural = "call" if balance["calls"] == 1 else "calls"
+    return f"{says}: with {balance['calls']} {plural} or fewer the denoiser no longer dominates; a guided step is two."
+
+
+def _totals(report: Report, wide: bool) -> Table:
+    title = f"{report['model']} · batch {report['batch']} · {report['target']} {report['format']}, predicted"
+    memory = ("memory",) if wide else ()
+    table = _table(title, ("part", "params", "MACs", "size", *memory, "predicted", "90 %", "measured"))
+    for p in report["parts"]:
+        span = f"{seconds_text(p['low_s'])}–{seconds_text(p['high_s'])}" if p["low_s"] is not None else DASH
+        table.add_row(
+            p["name"], count_text(p["params"]), count_text(p["macs"]), bytes_text(p["size_bytes"]),
+            *([bytes_text(p["memory_bytes"])] * wide), seconds_text(p["predicted_s"]), span,
+            seconds_text(p["measured_s"]),
+        )  # fmt: skip
+    return table
+
+
+def _layers(part: dict[str, Any], wide: bool) -> Table:
+    title = f"{part['name']} ({part['class']}): layers by time"
+    times = ("measured", "share", "roofline", "share") if wide else ("measured", "share", "roofline")
+    table = _table(title, ("layer", "params", "MACs", *(["moved"] * wide), *times, "bound by"))
+    for row in folded(part["layers"]):
+        roofline = [seconds_text(row["predicted_s"])] * wide + [_share(row, part, "predicted_s")]
+        table.add_row(
+            row["path"], count_text(row["params"]), count_text(row["macs"]), *([bytes_text(row["bytes"])] * wide),
+            seconds_text(row["measured_s"]), _share(row, part, "measured_s"), *roofline, row["bound"],
+        )  # fmt: skip
+    return table
+
+
+def _share(row: dict[str, Any], part: dict[str, Any], key: str) -> str:
+    return percent_text(row[key] / part[key]) if part[key] else DASH
+
+
+def folded(rows: list[dict[str, Any]], shown: int = SHOWN) -> list[dict[str, Any]]:
+    """The first `shown` rows, and one that sums those after them."""
+    kept, rest = rows[:shown], rows[shown:]
+    if not rest:
+        return kept
+    sums = {k: sum(r[k] for r in rest) for k in ("params", "macs", "bytes", "predicted_s")}
+    measured = None if rest[0]["measured_s"] is None else sum(r["measured_s"] for r in rest)
+    return [*kept, {"path": f"{len(rest)} others", "bound": DASH, "measured_s": measured, **sums}]
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
+    for i, name in enumerate(columns):
+        left = i == 0 or name == "bound by"
+        table.add_column(
+            name, justify="left" if left else "right", overflow="fold", no_wrap=i > 0, min_width={"layer": 20}.get(name)
+        )
+    return table
+
+
+def picture(report: Report, path: Path) -> Path:
+    """Write horizontal bars, a panel a part: each layer's share of time, MACs and bytes. The suffix (.png, .svg) is the
+    format. Returns the path. Raises EnvironmentLacks where it cannot be written."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from optimize.errors import EnvironmentLacks
+
+    drawn = [(p, folded(p["layers"])) for p in report["parts"] if p["layers"]]
+    heights = [0.45 * len(rows) + 1.4 for _, rows in drawn]
+    figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{Path(report['model']).name}, batch {report['batch']}: where it goes")
+    axes = figure.subplots(len(drawn), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, (part, rows) in zip(axes, drawn):
+        _panel(axis, part, rows, report)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"--out: {path} cannot be written ({error.strerror}). Choose a folder you may write to."
+        ) from error
+    return path
+
+
+def _panel(axis: Any, part: dict[str, Any], rows: list[dict[str, Any]], report: Report) -> None:
+    """Bars of one part, the longest layer on top."""
+    predicted = f"time, predicted ({report['target']})"
+    series = [("time, measured", "measured_s", "#2f6fde"), (predicted, "predicted_s", "#8fb3f0")]
+    series += [("MACs", "macs", "#b4610a"), ("bytes moved", "bytes", "#98a2b3")]
+    known = [(label, key, colour) for label, key, colour in series if rows[0][key] is not None]
+    thick = 0.84 / len(known)
+    for i, (label, key, colour) in enumerate(known):
+        total = sum(r[key] for r in rows) or 1
+        places = [y + (i - (len(known) - 1) / 2) * thick for y in range(len(rows))]
+        axis.barh(places, [100 * r[key] / total for r in rows], height=thick, color=colour, label=label)
+    axis.set_yticks(range(len(rows)), [r["path"] for r in rows])
+    axis.margins(y=0.01)
+    axis.invert_yaxis()
+    axis.set_xlabel("share, %")
+    axis.set_title(f"{part['name']} ({part['class']})", loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower right", frameon=False)

@@ -1,0 +1,156 @@
+"""A plan on the terminal: what works on each target, what is predicted there side by side, and the recipe proposed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from optimize.planning.propose import loss_text
+from optimize.report import figures
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+MARKS = {"works": "✓", "will not pay": "~", "impossible": "✗"}
+STYLES = {"works": "green", "will not pay": "yellow", "impossible": "red"}
+SHORT = {
+    "torch": "PyTorch",
+    "onnxruntime-cuda": "ORT CUDA",
+    "onnxruntime-cpu": "ORT CPU",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TRT-RTX",
+    "openvino": "OpenVINO",
+}
+NOT_HERE = "°"
+LEGEND = f"✓ works  ~ will not pay  ✗ impossible  {NOT_HERE} works there, but no pass, exporter or runner of this version does it"
+
+HEADING = "Predicted, as it is sampled today: ms a batch (90 % interval), memory, file, cost of 1,000 images"
+
+
+def print_plan(plan: dict[str, Any], console: Console) -> None:
+    """Print the whole plan."""
+    line = f"{plan['model']}: {figures.count_text(plan['params'])} parameters, {figures.count_text(plan['macs'])} MACs, {plan['nfe']} network evaluations an image, batch {plan['batch']}"
+    console.print(_text(line, "bold"))
+    for note in plan["notes"]:
+        console.print(_text(f"note: {note}", "yellow"))
+    for target in plan["targets"]:
+        console.print(_matrix(target))
+        for verdict, reason in _reasons(target):
+            console.print(_text(f"{MARKS[verdict]} {reason}", STYLES[verdict]), soft_wrap=True)
+    console.print(_text(LEGEND, "dim"), soft_wrap=True)
+    if any(t["today"] for t in plan["targets"]):
+        console.print(_text(HEADING, "bold"), soft_wrap=True)
+        console.print(_predictions(plan))
+    for target in plan["targets"]:
+        for line in proposal_lines(target):
+            console.print(_text(line), soft_wrap=True)
+
+
+def _matrix(target: dict[str, Any]) -> Table:
+    """Formats against ways, a mark in every cell."""
+    sm = f", SM {target['sm']}" if target["sm"] else ""
+    table = _table(f"{target['title']}{sm}")
+    table.add_column("")
+    ways = list(target["ways"])
+    for way in ways:
+        table.add_column(SHORT[way], justify="center")
+    for format in next(iter(target["ways"].values())):
+        cells = [target["ways"][way][format] for way in ways]
+        table.add_row(format.upper(), *(_text(mark(c), STYLES[c["verdict"]]) for c in cells))
+    return table
+
+
+def mark(cell: dict[str, Any]) -> str:
+    """The sign of one cell."""
+    return MARKS[cell["verdict"]] + (NOT_HERE if cell["verdict"] == "works" and not cell["runner"] else "")
+
+
+def _reasons(target: dict[str, Any]) -> list[tuple[str, str]]:
+    """(verdict, "what: why") once for every reason worth saying, the gravest first; passes after formats and ways."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for way, row in target["ways"].items():
+        for format, cell in row.items():
+            if cell["rule"] not in ("a rate", "nothing against it"):
+                about = {"way": SHORT[way], "format": format.upper(), "both": f"{format.upper()} in {SHORT[way]}"}
+                told.setdefault((cell["verdict"], _why(cell)), []).append(about[cell["about"]])
+    lines = [(verdict, f"{', '.join(dict.fromkeys(what))}: {why}") for (verdict, why), what in told.items()]
+    lines += [(p["verdict"], f"{p['place']}: {_why(p)}") for p in target["passes"]]
+    return sorted(lines, key=lambda line: -list(MARKS).index(line[0]))
+
+
+def _why(cell: dict[str, Any]) -> str:
+    return f"{cell['reason']} Instead: {cell['nearest']}." if cell["nearest"] else cell["reason"]
+
+
+def _predictions(plan: dict[str, Any]) -> Table:
+    """Today's model in every format that pays: time of a batch, memory, size and cost, targets side by side."""
+    table = _table("")
+    table.add_column("")
+    for target in plan["targets"]:
+        table.add_column(target["title"], justify="right")
+    formats = list(dict.fromkeys(f for t in plan["targets"] for f in t["today"]))
+    for format in formats:
+        table.add_row(format.upper(), *(_forecast(t["today"].get(format)) for t in plan["targets"]))
+    return table
+
+
+def _forecast(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return figures.DASH
+    time = _interval(found, ("latency_ms", "low_ms", "high_ms"))
+    sizes = f"{figures.bytes_text(found['memory_bytes'])}, {figures.bytes_text(found['size_bytes'])}"
+    return f"{time}\n{sizes}{_cost(found)}"
+
+
+def _cost(found: dict[str, Any]) -> str:
+    cost = found.get("cost_per_1000")
+    return f"\n{_interval(cost, ('value', 'low', 'high'))} {cost['currency']}" if cost else ""
+
+
+def _interval(found: dict[str, Any], keys: tuple[str, str, str]) -> str:
+    value, low, high = (figures.digits(found[k]) for k in keys)
+    return f"{value} ({low}–{high})"
+
+
+def proposal_lines(target: dict[str, Any]) -> list[str]:
+    """What is proposed for a target, in plain lines."""
+    proposal = target["proposal"]
+    notes = [f"note: {note}" for note in target["notes"]]
+    if proposal is None:
+        return [f"{target['title']}: {target['reason']}", *notes]
+    if "forecast" not in proposal:
+        return [f"{target['title']}: nothing is proposed: {'; '.join(proposal['needed'])}.", *notes]
+    found = proposal["forecast"]
+    verdict = "is predicted to meet the budget" if proposal["meets"] else "comes nearest, and misses the budget"
+    if proposal["meets"] and not proposal["certain"]:
+        verdict += ", though not at the end of its interval"
+    made = f"{target['title']}: {_candidate(found)} {verdict}: "
+    made += f"{_interval(found, ('latency_ms', 'low_ms', 'high_ms'))} ms, {figures.bytes_text(found['size_bytes'])}, "
+    made += f"{loss_text(proposal['loss'], proposal['worst_loss'])}; predicted"
+    lines = [made + (f", calibrated by {found['calibrated']}" if found["calibrated"] else ""), *notes]
+    if not proposal["runner"]:
+        lines.append(
+            f"note: this version has no runner for {SHORT[proposal['way']]} in {found['candidate']['format'].upper()}"
+        )
+    lines += [f"needed: {line}" for line in proposal["needed"]]
+    return lines + ([f"fill in: {', '.join(proposal['to_fill_in'])}"] if proposal["to_fill_in"] else [])
+
+
+def _candidate(found: dict[str, Any]) -> str:
+    c = found["candidate"]
+    parts = [f"{100 * c['share']:.0f} % of the MACs pruned"] if c["share"] else []
+    parts += [f"distilled to {c['nfe']} evaluations"] if c["nfe"] else []
+    return ", ".join([*parts, c["format"].upper()])
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _text(line: str, style: str = "") -> Any:
+    from rich.text import Text
+
+    return Text(line, style)

@@ -1,0 +1,269 @@
+"""The whole way of a run on one page: source, passes, exports, quality, fair search, benchmark, summary, report.
+
+Every step is a stage of the store, found again by content; nothing is computed twice, and a killed run goes on where
+it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from optimize.configs import digest
+from optimize.diffusion.sampling import Sampler
+from optimize.diffusion.schedule import Schedule
+from optimize.hardware import environment
+from optimize.measure.record import Measurement
+from optimize.planning import refusals
+from optimize.progress import Progress, silent
+from optimize.recipes.schema import Recipe
+from optimize.run import fair, stages, summary
+from optimize.run.gates import quality_gates
+from optimize.run.stages import Variant
+from optimize.run.suite import fastest_fp32, runners_of, suite, time_all
+from optimize.run.summary import Findings
+from optimize.storage.cache import Stage, Store, code_hash
+from optimize.storage.commit import sweep, write_json_atomically, write_text_atomically
+from optimize.storage.weights import file_sha256
+
+
+def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = silent) -> dict[str, Any]:
+    """Carry out a recipe; results go to `exported/<name>/`. Returns the summary, also written as summary.json.
+
+    Raises UserError for what cannot work, before anything is computed. A gate that fails is in the summary.
+    """
+    refusals.check(recipe)
+    out = exported / recipe.name
+    sweep(out)
+    here = _Run(recipe, Store(exported / ".cache"), progress)
+    source = stages.source_stage(here.store, recipe, progress)
+    made = list(accumulate(range(len(recipe.passes)), lambda parent, i: here.apply(i, parent, source), initial=source))
+    variants = here.export(made)
+    half_split = here.half_split()
+    quality = here.qualities(variants)
+    chosen, searched = here.fair(variants[0], quality, half_split)
+    measurements = here.measure(variants, chosen)
+    layers = here.layers(variants)
+    found = Findings(recipe, variants, half_split, quality, measurements, chosen, searched, layers)
+    result = summary.summarize(found, here.store)
+    return here.publish(result, found, out)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every step of one run shares."""
+
+    recipe: Recipe
+    store: Store
+    progress: Progress
+    evaluators: dict[int, Any] = field(default_factory=dict)
+    judged: dict[str, Any] = field(default_factory=dict)
+    judges: dict[str, Any] = field(default_factory=dict)
+
+    def apply(self, index: int, parent: Stage, source: Stage) -> Stage:
+        """One pass."""
+        return stages.pass_stage(self.store, self.recipe, index, parent, source, self.progress)
+
+    def export(self, made: list[Stage]) -> list[Variant]:
+        """Export every stage; the source's is the baseline."""
+        names = ["baseline", *_distinct([p.name for p in self.recipe.passes])]
+        return [
+            stages.export_stage(
+                self.store, self.recipe, name, stage, runners_of(self.recipe, i, len(made)), self.progress
+            )
+            for i, (name, stage) in enumerate(zip(names, made))
+        ]
+
+    def qualities(self, variants: list[Variant]) -> dict[tuple[str, str], dict[str, Any]]:
+        """Quality of the baseline, of every stage through the FP32 runner, and of the last two through every runner."""
+        found = {}
+        for i, variant in enumerate(variants):
+            first = fastest_fp32(self.recipe)
+            for spec in variant.runners if i and variant.sampling["nfe"] <= 8 else (first,):
+                found[variant.name, spec] = self._quality(
+                    variant, spec, Sampler(**variant.sampling["sampler"]), variants[0]
+                )
+        return found
+
+    def fair(
+        self, baseline: Variant, quality: dict[tuple[str, str], dict[str, Any]], half_split: dict[str, Any]
+    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """The fair configuration and every candidate that was tried."""
+        if self.recipe.fair is None:
+            return None, []
+        spec, schedule = fastest_fp32(self.recipe), Schedule.from_json(baseline.sampling["schedule"])
+        reference = quality["baseline", spec]
+
+        def judge(sampler: Sampler) -> tuple[dict[str, Any], dict[str, Any]]:
+            found = self._quality(baseline, spec, sampler, baseline, replicates=20)
+            return found, quality_gates(self.recipe.gates, found, reference, half_split)
+
+        chosen, rows = fair.search(self.recipe.fair, self.recipe.sampler, schedule, judge)
+        if chosen is None:
+            return None, rows
+        about = {"solver": chosen.solver, "steps": chosen.steps, "nfe": chosen.nfe(schedule)}
+        return about | {"sampler": chosen.to_json(), "quality": self._quality(baseline, spec, chosen, baseline)}, rows
+
+    def measure(self, variants: list[Variant], chosen: dict[str, Any] | None) -> list[Measurement]:
+        """The interleaved benchmark."""
+        timed = suite(self.recipe, variants, Sampler(**chosen["sampler"]) if chosen else None)
+        key = {
+            "artifacts": [v.id for v in variants],
+            "timed": [t.model_dump(mode="json", exclude={"folder"}) for t in timed],
+            "config": self.recipe.benchmark.to_json(),
+            "environment": environment.key(),
+            "code": [code_hash(f"optimize.measure.{name}") for name in ("worker", "turns")],
+        }
+
+        def compute() -> Any:
+            return [m.to_json() for m in time_all(self.recipe, timed, self.progress)]
+
+        return [Measurement.from_json(m) for m in stages.json_stage(self.store, "benchmark", key, compute)]
+
+    def layers(self, variants: list[Variant]) -> dict[str, list[dict[str, Any]]]:
+        """Layers of the source and of the last float variant, timed in eager torch at the largest batch."""
+        last = [v for v in variants if v.precision == "fp32"][-1]
+        batch = max(self.recipe.benchmark.batch)
+        return {v.name: self._layers(v, batch) for v in (variants[0], last)}
+
+    def _layers(self, variant: Variant, batch: int) -> list[dict[str, Any]]:
+        def compute() -> Any:
+            from optimize.inspect.breakdown import by_layer
+
+            return by_layer(variant.model, batch)
+
+        key = {"artifact": variant.id, "batch": batch, "environment": environment.key()}
+        return stages.json_stage(self.store, "layers", key | {"code": code_hash("optimize.inspect.breakdown")}, compute)
+
+    def half_split(self) -> dict[str, Any]:
+        """FD between two halves of the real scans: the noise floor of the measure."""
+        key = {"judges": self._judges(), "seed": self.recipe.seed}
+        return stages.json_stage(self.store, "half_split", key, lambda: self._evaluator().half_split(self.recipe.seed))
+
+    def _quality(
+        self, variant: Variant, spec: str, sampler: Sampler, baseline: Variant, replicates: int | None = None
+    ) -> dict[str, Any]:
+        """Quality of `sampler` on one runner, with its paired difference to the baseline."""
+        config = self.recipe.quality
+        replicates = replicates or config.replicates
+        first = fastest_fp32(self.recipe)
+        ends = self.recipe.sampler.model_copy(update={"steps": config.endpoint_steps})
+        drawn = self._images(variant, spec, sampler, config.images)
+        reference = self._images(baseline, first, self.recipe.sampler, config.images)
+        endpoint = self._images(baseline, first, ends, config.endpoint_images)
+        key = {
+            "images": [drawn.id, reference.id, endpoint.id],
+            "judges": self._judges(),
+            "replicates": replicates,
+            "seed": self.recipe.seed,
+        }
+
+        def compute() -> dict[str, Any]:
+            labels = baseline.model.labels(range(config.images))
+            own, other = (self._judge(stage, labels) for stage in (drawn, reference))
+            ends = stages.images(endpoint)
+            return self._evaluator(replicates).measure(own, baseline=other, endpoint=ends, seed=self.recipe.seed)
+
+        return stages.json_stage(self.store, "quality", key, compute)
+
+    def _images(self, variant: Variant, spec: str, sampler: Sampler, count: int) -> Stage:
+        q = self.recipe.quality
+        return stages.images_stage(self.store, variant, spec, sampler, count, q.batch, self.progress, q.processes)
+
+    def _judge(self, drawn: Stage, labels: Any) -> Any:
+        """Images with their features and classes; kept, since the baseline's are compared with again and again."""
+        if drawn.id not in self.judged:
+            self.judged[drawn.id] = self._evaluator().judge(stages.images(drawn), labels)
+        return self.judged[drawn.id]
+
+    def _evaluator(self, replicates: int | None = None) -> Any:
+        """The evaluator with this many bootstrap replicates; kept, since it holds the scans' features."""
+        from optimize.quality.evaluate import Evaluator
+
+        replicates = replicates or self.recipe.quality.replicates
+        if replicates not in self.evaluators:
+            q, data = self.recipe.quality, self.recipe.data
+            paths = (q.features, q.classifier, data.held_out, data.training)
+            more: dict[str, Any] = {
+                "metrics": q.metrics,
+                "further": q.further,
+                "lpips": q.lpips,
+                "clip": q.clip,
+                "wording": q.prompts,
+            }
+            self.evaluators[replicates] = Evaluator(*paths, replicates=replicates, **more)
+        return self.evaluators[replicates]
+
+    def _judges(self) -> dict[str, Any]:
+        """Content of everything that judges: networks, scans, figures asked for, code."""
+        if "content" not in self.judges:
+            from optimize.quality.features import judged_by
+
+            q, data = self.recipe.quality, self.recipe.data
+            scans = {p.name: file_sha256(p) for p in (data.training, data.held_out)}
+            self.judges["content"] = scans | judged_by(q) | {"code": code_hash("optimize.quality.evaluate")}
+        return self.judges["content"]
+
+    def publish(self, result: dict[str, Any], found: Findings, out: Path) -> dict[str, Any]:
+        """Write variants, samples, measurements, summary and report below `out`."""
+        for variant in found.variants:
+            stages.publish(variant, variant.name, out)
+        stages.publish(found.variants[-1], "final", out)
+        result["samples"] = self._samples(found, out)
+        text = yaml.safe_dump(_plain(self.recipe.to_json()), sort_keys=False)
+        write_text_atomically(out / "recipe.resolved.yaml", text)
+        lines = [m.to_json() for m in found.measurements]
+        write_text_atomically(out / "measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines))
+        write_json_atomically(out / "summary.json", result)
+        write_reports(result, out)
+        return result
+
+    def _samples(self, found: Findings, out: Path) -> list[str]:
+        """Grids of the same seeds side by side."""
+        first = fastest_fp32(self.recipe)
+        rows = {v.name: (v, first, Sampler(**v.sampling["sampler"])) for v in found.variants}
+        if found.fair:
+            fair = {"fair": (found.variants[0], first, Sampler(**found.fair["sampler"]))}
+            rows = {"baseline": rows["baseline"]} | fair | rows
+        drawn = {n: self._images(v, s, sampler, self.recipe.quality.images) for n, (v, s, sampler) in rows.items()}
+        target = out / "samples" / "grid.png"
+        stamp = target.with_suffix(".id")
+        identity = digest({n: s.id for n, s in drawn.items()})
+        if not (target.exists() and stamp.exists() and stamp.read_text() == identity):
+            from optimize.quality.grid import grid
+
+            target.parent.mkdir(parents=True, exist_ok=True)
+            grid({n: stages.images(s)[:20] for n, s in drawn.items()}, target, 20)
+            write_text_atomically(stamp, identity)
+        return ["samples/grid.png"]
+
+
+def write_reports(result: dict[str, Any], out: Path) -> None:
+    """report.md and report.html from a summary."""
+    from optimize.report.html import render_html
+    from optimize.report.markdown import render_markdown
+
+    write_text_atomically(out / "report.md", render_markdown(result))
+    write_text_atomically(out / "report.html", render_html(result, out))
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names made unique by a number where a pass is used twice."""
+    return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]
+
+
+def _json_line(value: Any) -> str:
+    import json
+
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only (paths become text), so that YAML needs no tags."""
+    import json
+
+    return json.loads(json.dumps(value, default=str))
