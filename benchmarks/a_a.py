@@ -146,13 +146,13 @@ def tiny_artifact(folder: Path) -> Path:
     """An untrained network whose calls take under a millisecond, exported to ONNX: times do not depend on weights."""
     import torch
     from diffusers import DDPMScheduler, UNet2DModel
-    from optimize.storage.commit import commit
 
     from optimize.architectures.artifact import save_model
     from optimize.diffusion.context import Context
     from optimize.diffusion.sampling import Sampler
     from optimize.exporters.onnx import Onnx
     from optimize.sources.diffusers import DiffusersSource
+    from optimize.storage.commit import commit
 
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}

@@ -24,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from networks import FULL, TINY
-from optimize.storage.commit import commit, write_json
 from recorded import put
 
 from optimize.configs import digest
@@ -36,6 +35,7 @@ from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError
 from optimize.hardware import environment
 from optimize.hardware.memory import gb
+from optimize.storage.commit import commit, write_json
 from optimize.storage.weights import read_json
 
 MODULE = "tensorrt_rtx"

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from networks import FULL, TINY, scheduler
-from optimize.storage.commit import commit, write_json
 
 from optimize.architectures.artifact import sampler_json, save_model
 from optimize.diffusion.context import Context
 from optimize.errors import OptimizeError
+from optimize.storage.commit import commit, write_json
 from optimize.storage.weights import read_json
 
 KINDS = ("weights", "fp32", "fp16", "bf16", "int8", "fp8")

@@ -29,8 +29,6 @@ from typing import Any
 
 from gpu_networks import Preparer, refusal
 from networks import FULL, TINY
-from optimize.roofline.rates import Rates
-from optimize.storage.commit import write_json_atomically
 
 from optimize.errors import EnvironmentLacks, OptimizeError
 from optimize.hardware import environment
@@ -41,6 +39,8 @@ from optimize.measure.bench import append, numbers
 from optimize.measure.record import Measurement, Variant
 from optimize.measure.turns import bench
 from optimize.roofline.predict import predict
+from optimize.roofline.rates import Rates
+from optimize.storage.commit import write_json_atomically
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]

@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optimize.storage.commit import write_text_atomically
-
 from optimize.hardware.environment import environment
+from optimize.storage.commit import write_text_atomically
 
 FOLDER = Path(__file__).parent / "records"
 

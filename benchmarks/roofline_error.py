@@ -18,14 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from optimize.roofline.rates import Device, Table
-
 from optimize.hardware.environment import environment
 from optimize.hardware.targets import target
 from optimize.roofline import probe as c
 from optimize.roofline import published
 from optimize.roofline.fitting import fit, left_out
 from optimize.roofline.predict import predict
+from optimize.roofline.rates import Device, Table
 
 ERROR, COVERAGE = 0.20, 0.80
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from optimize.errors import did_you_mean
+
 
 class Config(BaseModel):
     """Frozen pydantic model that refuses unknown keys; its JSON form is canonical and hashable."""
@@ -27,3 +29,23 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of `value`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def describe(error: Any, model: Any = None) -> str:
+    """One pydantic error in our words: path, value given, what is allowed, nearest name for unknown keys."""
+    place = ".".join(str(p) for p in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        allowed = _fields_at(model, error["loc"][:-1])
+        return f"{place}: unknown key. Allowed: {', '.join(allowed)}.{did_you_mean(str(error['loc'][-1]), allowed)}"
+    if error["type"] == "missing":
+        return f"{place}: missing, and it has no default."
+    return f"{place}: given {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
+
+
+def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the config at `loc` inside `model`, as far as annotations lead."""
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(part)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((o for o in options if hasattr(o, "model_fields")), model)
+    return sorted(getattr(model, "model_fields", {}))

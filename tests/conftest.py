@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests start processes beside torch's own threads
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each of the processes that tests are shared out to
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # tests build the named networks of networks.py
 
 import pytest
 import torch
@@ -62,9 +59,15 @@ def tiny_data() -> Data:
     return Data(images, torch.arange(64) % 10)
 
 
-LONG = ("test_pipeline.py", "test_pipelines.py", "test_onnx_export.py", "test_serving_repository.py", "test_runners.py")
+LONG = (
+    "run/test_execute.py",
+    "pipelines/test_whole.py",
+    "exporters/test_onnx.py",
+    "serving/test_repository.py",
+    "runners/test_runners.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if item.path.match(name)), len(LONG)))

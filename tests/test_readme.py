@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from optimize.recipes.read import parse
 
 ROOT = Path(__file__).parent.parent

@@ -84,41 +84,41 @@ def bench(
     Example: optimize bench exported/digits/baseline exported/digits/final --runner openvino --batch 1,16
     """
     from optimize.cli.bars import rich_progress
-    from optimize.measure import bench as benchmark
+    from optimize.measure.bench import FEWEST, IO, append, check_out, exit_code, numbers, variants
 
     policies = {"off": (False,), "on": (True,), "both": (False, True)}
     if cuda_graphs not in policies:
         from optimize.errors import unknown
 
         raise unknown("--cuda-graphs", cuda_graphs, policies)
-    asked = benchmark.variants(
+    asked = variants(
         artifacts,
         [r.strip() for given in runner for r in given.split(",")] if runner else ["torch", "onnxruntime", "openvino"],
-        benchmark.numbers(batch, "--batch"),
-        io=benchmark.IO if io == "both" else (io,),
+        numbers(batch, "--batch"),
+        io=IO if io == "both" else (io,),
         cuda_graphs=policies[cuda_graphs],
         solver=sampler,
         steps=steps,
         threads=threads,
     )
     if out:
-        benchmark.check_out(out)
+        check_out(out)
     from optimize.measure.turns import bench as time_all
 
     console = console_of(stderr=as_json)
     with rich_progress(console, quiet or as_json) as progress:
         rows = time_all(
-            asked, rounds=rounds, turn_s=seconds, warm_s=warm_up, seed=seed, fewest=benchmark.FEWEST, progress=progress
+            asked, rounds=rounds, turn_s=seconds, warm_s=warm_up, seed=seed, fewest=FEWEST, progress=progress
         )
     if out:
-        benchmark.append(out, rows)
+        append(out, rows)
     if as_json:
         typer.echo(json.dumps([m.to_json() for m in rows], indent=1))
     else:
         from optimize.report.terminal.bench import print_bench
 
         print_bench(rows, console)
-    raise typer.Exit(benchmark.exit_code(rows))
+    raise typer.Exit(exit_code(rows))
 
 
 def compare(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from optimize.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,26 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Advance(Protocol):
-    """Tells a running task that `n` more units are done, optionally with a short text such as the loss."""
-
-    def __call__(self, n: float = 1, note: str = "") -> None: ...
-
-
-Progress = Callable[[str, float], AbstractContextManager[Advance]]
-
 # (name, what the content depends on, write(folder)) -> a folder with that content, written at most once
 Keep = Callable[[str, dict[str, Any], Callable[[Path], None]], Path]
-
-
-@contextmanager
-def silent(description: str, total: float) -> Iterator[Advance]:
-    """A progress that shows nothing."""
-
-    def advance(n: float = 1, note: str = "") -> None:
-        return None
-
-    yield advance
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from optimize.errors import UserError, did_you_mean
 from optimize.hardware import environment
 from optimize.hardware.gpus import bandwidth_gb_s, gpus
 from optimize.hardware.targets import NAMES, RTX_SMS, Target, class_name, classify, targets
-from optimize.measure.record import Measurement
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +63,6 @@ def resolve(names: Sequence[str]) -> list[Target]:
         raise UserError(f"target: {' '.join(problems)} Allowed: {', '.join(NAMES)}.")
     found = [here()[0] if n == "here" else targets()[n] for n in names]
     return list({t.name: t for t in found}.values())
-
-
-def device_class(measured: Measurement) -> str:
-    """The class of the device that a measurement was made on: its runner's, on that environment's machine."""
-    device = str(measured.runner.get("device", "cpu")).lower()
-    on_gpu = device.startswith(("cuda", "gpu")) or "nvidia" in device
-    return str(measured.environment.get("device", "cpu")) if on_gpu else "cpu"
 
 
 def _asked_of_torch() -> dict[str, Any]:

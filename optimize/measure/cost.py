@@ -80,7 +80,7 @@ class Prices(Config):
 
 def load_prices(path: Path | str | None = None) -> Prices:
     """The price table of a file, by default the one that ships; UserError naming every problem of it."""
-    file = resources.files("optimize") / SHIPPED if path is None else Path(path)
+    file = resources.files("optimize.measure") / SHIPPED if path is None else Path(path)
     if not file.is_file():
         raise UserError(f"prices: no such file: {path}. Copy the shipped {SHIPPED} and edit it.")
     where = SHIPPED if path is None else str(path)

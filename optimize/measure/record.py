@@ -10,8 +10,7 @@ from pydantic import Field
 from optimize.configs import Config, canonical
 from optimize.diffusion.sampling import Sampler
 from optimize.errors import OptimizeError
-from optimize.measure import machine as conditions
-from optimize.measure import statistics
+from optimize.measure import machine, statistics
 from optimize.measure.statistics import Interval
 
 KINDS = ("call", "image")  # what a turn times: one network call, one batch of images
@@ -42,7 +41,7 @@ class Measurement:
     """Times of one variant by round, in seconds: `call_s` of one network call, `image_s` of a whole batch of images.
 
     `cold` holds what happens once (process_s, import_s, load_s, first_call_s, first_image_s), `memory` bytes, `runner`
-    the runner's own description with the clock, `conditions` one entry a turn (see `conditions.between`; `gpu` as NVML
+    the runner's own description with the clock, `conditions` one entry a turn (see `machine.between`; `gpu` as NVML
     saw it), `energy` joules of `images` images and what counted them, or the reason why nothing did. Rounds with the
     same `bench` were interleaved; a round that a slow variant sat out is an empty list.
     """
@@ -82,7 +81,7 @@ class Measurement:
     @property
     def throttled(self) -> list[str]:
         """Why the processor or the GPU ran slower than it can during the turns; empty where nothing was seen."""
-        return conditions.throttled(self.conditions)
+        return machine.throttled(self.conditions)
 
     @property
     def energy_j(self) -> float | None:
@@ -182,3 +181,10 @@ def _common(one: Measurement, other: Measurement, what: str) -> list[list[list[f
 def unlike(a: dict[str, Any], b: dict[str, Any]) -> str:
     """What differs between two flat descriptions, in words; empty where nothing does."""
     return ", ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k))
+
+
+def device_class(measured: Measurement) -> str:
+    """The class of the device that a measurement was made on: its runner's, on that environment's machine."""
+    device = str(measured.runner.get("device", "cpu")).lower()
+    on_gpu = device.startswith(("cuda", "gpu")) or "nvidia" in device
+    return str(measured.environment.get("device", "cpu")) if on_gpu else "cpu"

@@ -17,8 +17,8 @@ import numpy as np
 from optimize import rng
 from optimize.errors import OptimizeError, UserError
 from optimize.quality import accuracy, bootstrap, distribution, drift, frechet, prompts, shards
-from optimize.quality import features as networks
 from optimize.quality.distribution import Drawn, Scans
+from optimize.quality.features import Network, extract, located, open_network
 from optimize.quality.metrics import DEFAULT_METRICS, FeatureNetwork
 from optimize.storage.weights import read_tensors
 
@@ -81,7 +81,7 @@ class Evaluator:
         self._classifier, self._scan_paths = classifier, {"held_out": Path(held_out), "training": Path(training)}
         self.replicates, self.batch, self.metrics, self.processes = replicates, batch, metrics, processes
         self._lpips, self._clip, self._wording, self._device = lpips, clip, wording, device
-        self._opened: dict[str, networks.Network] = {}
+        self._opened: dict[str, Network] = {}
         folders = {"features": chosen.source if chosen.kind == "classifier" else None, "classifier": classifier}
         for name, path in folders.items():
             if path is not None and not Path(path).is_dir():
@@ -168,7 +168,7 @@ class Evaluator:
             raise UserError(
                 "quality.lpips: the metric lpips needs weights. Give a file or folder (safetensors), or a hub id."
             )
-        return Lpips.load(networks.located(self._lpips, field="lpips"))
+        return Lpips.load(located(self._lpips, field="lpips"))
 
     @cached_property
     def scans(self) -> dict[str, Tensor]:
@@ -205,13 +205,13 @@ class Evaluator:
         if self.processes > 1 and len(images) > self.batch:
             return shards.features(config, images, self.batch, name, self.processes, self._device)
         if name not in self._opened:
-            self._opened[name] = networks.open_network(config, self._device)
-        return networks.extract(self._opened[name], images, self.batch, name, self._device)
+            self._opened[name] = open_network(config, self._device)
+        return extract(self._opened[name], images, self.batch, name, self._device)
 
     def _predicted(self, images: Tensor) -> np.ndarray | None:
         if self._classifier is None or "class_accuracy" not in self.metrics:
             return None
-        return networks.extract(self.classifier, images, self.batch, "classifier").argmax(axis=1)
+        return extract(self.classifier, images, self.batch, "classifier").argmax(axis=1)
 
     def _agreement(self, images: Tensor, labels: np.ndarray | None) -> np.ndarray | None:
         if "clip_score" not in self.metrics:

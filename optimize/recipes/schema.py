@@ -7,20 +7,15 @@ recipe are relative to the working directory.
 from __future__ import annotations
 
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from optimize.configs import Config
 from optimize.diffusion.sampling import SOLVERS, Sampler
 from optimize.diffusion.schedule import Spacing
-from optimize.errors import UserError, did_you_mean
-from optimize.hardware.targets import NAMES as TARGETS
 from optimize.quality.metrics import DEFAULT_METRICS, FeatureNetwork, Metric, check_metrics
-from optimize.registry import EXPORTERS, PASSES, RUNNERS, SOURCES, Registry
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -201,129 +196,3 @@ class Recipe(Config):
         plain = {f: getattr(self, f) for f in type(self).model_fields if f not in ("passes", "exports")}
         value = {k: v.to_json() if isinstance(v, Config) else v for k, v in plain.items()}
         return value | {k: [{p.name: p.to_json()} for p in getattr(self, k)] for k in ("passes", "exports")}
-
-
-def builtin() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    folder = resources.files("optimize.recipes")
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
-
-
-def load(name: str) -> Recipe:
-    """The recipe of a file, or the built-in one of this name; UserError with every problem found."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise UserError(f"recipe: no such file: {name}")
-        return parse(path.read_text(errors="replace"), name)
-    if name not in builtin():
-        raise UserError(
-            f'recipe: "{name}" is neither a file nor a built-in recipe ({", ".join(builtin())}).{did_you_mean(name, builtin())}'
-        )
-    return parse((resources.files("optimize.recipes") / f"{name}.yaml").read_text(), f"{name}.yaml")
-
-
-def parse(text: str, where: str = "recipe") -> Recipe:
-    """Recipe from YAML text."""
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: a recipe is a mapping with name, source, passes, …; found {type(raw).__name__}.")
-    problems: list[str] = []
-    plugins = {
-        "passes": _plugins(PASSES, raw.get("passes"), "passes", problems),
-        "exports": _plugins(EXPORTERS, raw.get("exports"), "exports", problems),
-    }
-    problems += _names(raw)
-    recipe = _skeleton(raw | {k: tuple(v) for k, v in plugins.items()}, problems)
-    if problems or recipe is None:
-        raise UserError(
-            "\n".join(
-                [f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *(f"  {p}" for p in problems)]
-            )
-        )
-    return recipe
-
-
-def _skeleton(raw: dict[str, Any], problems: list[str]) -> Recipe | None:
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        problems += [describe(e, Recipe) for e in error.errors()]
-    return None
-
-
-def _plugins(registry: Registry, entries: Any, field: str, problems: list[str]) -> list[Any]:
-    """Validated plugin configs of a list of `{name: {…}}`; what is wrong is appended to `problems`."""
-    if entries is None:
-        return []
-    if not isinstance(entries, list):
-        problems.append(f"{field}: a list of `- name: {{…}}` is expected, found {type(entries).__name__}.")
-        return []
-    found = (_plugin(registry, entry, f"{field}[{i}]", problems) for i, entry in enumerate(entries))
-    return [p for p in found if p is not None]
-
-
-def _plugin(registry: Registry, entry: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(entry, dict) or len(entry) != 1:
-        problems.append(f"{where}: one `name: {{…}}` is expected, given {entry!r}.")
-        return None
-    (name, config), *_ = entry.items()
-    if name not in registry.names():
-        problems.append(
-            f'{where}: "{name}" is no {registry.kind}. Allowed: {", ".join(registry.names())}.{did_you_mean(str(name), registry.names())}'
-        )
-        return None
-    plugin = registry.get(name)
-    try:
-        return plugin.model_validate(config or {})
-    except ValidationError as error:
-        problems += [f"{where}.{name}." + describe(e, plugin) for e in error.errors()]
-    return None
-
-
-def _names(raw: dict[str, Any]) -> list[str]:
-    """Problems with names that live in registries: target, source kind, runners."""
-    from optimize.diffusion.backend import spec_parts
-
-    problems = []
-    target = raw.get("target", "here")
-    if target not in TARGETS:
-        problems.append(
-            f'target: "{target}" is not known. Allowed: {", ".join(TARGETS)}.{did_you_mean(str(target), TARGETS)}'
-        )
-    source, bench = raw.get("source"), raw.get("benchmark")
-    kind = source.get("kind", "diffusers") if isinstance(source, dict) else "diffusers"
-    if kind not in SOURCES.names():
-        problems.append(f'source.kind: "{kind}" is not known. Allowed: {", ".join(SOURCES.names())}.')
-    lists = [(f, bench.get(f)) for f in ("runners", "source_runners")] if isinstance(bench, dict) else []
-    for field, values in lists:
-        for i, value in enumerate(values if isinstance(values, list) else ()):
-            name = spec_parts(str(value))[0]
-            if name not in RUNNERS.names():
-                problems.append(
-                    f'benchmark.{field}[{i}]: "{value}" is not known. Allowed: {", ".join(RUNNERS.names())}.{did_you_mean(name, RUNNERS.names())}'
-                )
-    return problems
-
-
-def describe(error: Any, model: Any = None) -> str:
-    """One pydantic error in our words: path, value given, what is allowed, nearest name for unknown keys."""
-    place = ".".join(str(p) for p in error["loc"]) or "recipe"
-    if error["type"] == "extra_forbidden":
-        allowed = _fields_at(model, error["loc"][:-1])
-        return f"{place}: unknown key. Allowed: {', '.join(allowed)}.{did_you_mean(str(error['loc'][-1]), allowed)}"
-    if error["type"] == "missing":
-        return f"{place}: missing, and it has no default."
-    return f"{place}: given {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
-
-
-def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
-    """Field names of the config at `loc` inside `model`, as far as annotations lead."""
-    for part in loc:
-        field = getattr(model, "model_fields", {}).get(part)
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next((o for o in options if hasattr(o, "model_fields")), model)
-    return sorted(getattr(model, "model_fields", {}))

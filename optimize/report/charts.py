@@ -11,6 +11,7 @@ from collections.abc import Callable
 from html import escape
 from itertools import pairwise
 
+from optimize.measure import wording
 from optimize.report import figures
 from optimize.report.figures import Row, Summary
 
@@ -29,7 +30,7 @@ def waterfall(factors: dict[str, float | None]) -> str:
 
     Factors without a number are left out; an empty string where none has one or one is not positive.
     """
-    known = {k: v for k, v in ((k, figures.number(v)) for k, v in factors.items()) if v is not None}
+    known = {k: v for k, v in ((k, wording.number(v)) for k, v in factors.items()) if v is not None}
     if not known or min(known.values()) <= 0:
         return ""
     ends = [1.0]
@@ -41,7 +42,7 @@ def waterfall(factors: dict[str, float | None]) -> str:
     parts = [_vertical(x(v), 4, bottom, f"{v:g}×") for v in _log_ticks(min(ends), max(ends))]
     for i, ((name, factor), (start, end)) in enumerate(zip(known.items(), pairwise(ends))):
         colour = GAIN if factor >= 1 else LOSS
-        parts.append(_bar(left - 12, name, f"×{figures.digits(factor)}", x(start), x(end), row * i + 8, colour, i))
+        parts.append(_bar(left - 12, name, f"×{wording.digits(factor)}", x(start), x(end), row * i + 8, colour, i))
         parts.append(
             f"<line x1='{x(end):.1f}' x2='{x(end):.1f}' y1='{row * i + 30}' y2='{row * (i + 1) + 8}' stroke='{FAINT}'/>"
         )
@@ -76,7 +77,7 @@ def pareto(summary: Summary) -> str:
     places = [p for r in points if (p := _place(summary, r)) is not None]
     times = [p[0] for p in places]
     heights = [
-        v for r in points for v in (figures.number(_fd(summary, r)), *figures.bounds(_fd(summary, r))) if v is not None
+        v for r in points for v in (wording.number(_fd(summary, r)), *figures.bounds(_fd(summary, r))) if v is not None
     ]
     near = limit is not None and limit <= FAR * max(heights)
     heights += [limit] if limit is not None and near else []
@@ -89,7 +90,7 @@ def pareto(summary: Summary) -> str:
     parts.append(_frontier([(x(a), y(b)) for a, b in measured], box) if measured else "")
     taken: list[Box] = []
     if limit is not None and not near:
-        parts.append(_limit_text(box[1] + 16, f"gate: FD ≤ {figures.digits(limit)}, far above", box))
+        parts.append(_limit_text(box[1] + 16, f"gate: FD ≤ {wording.digits(limit)}, far above", box))
     elif limit is not None:
         parts.append(_limit_line(y(limit), limit, box))
         taken.append((box[2] - 110, y(limit) - 18, box[2], y(limit)))
@@ -104,12 +105,12 @@ def _fd(summary: Summary, row: Row) -> object:
 def _place(summary: Summary, row: Row) -> tuple[float, float] | None:
     """(milliseconds per image, FD), or None where one is not known."""
     time = figures.latency(row, "image", "p50")
-    fd = figures.number(_fd(summary, row))
+    fd = wording.number(_fd(summary, row))
     return None if time is None or time <= 0 or fd is None else (time, fd)
 
 
 def _fd_limit(summary: Summary) -> float | None:
-    return figures.number(((summary.get("gates") or {}).get("fd") or {}).get("limit"))
+    return wording.number(((summary.get("gates") or {}).get("fd") or {}).get("limit"))
 
 
 def _height_scale(values: list[float], box: tuple[float, ...]) -> tuple[Scale, list[float]]:
@@ -143,7 +144,7 @@ def _frame(x: Scale, y: Scale, times: list[float], heights: list[float], box: tu
 
 
 def _limit_line(y: float, limit: float, box: tuple[float, ...]) -> str:
-    text = _limit_text(y - 6, f"gate: FD ≤ {figures.digits(limit)}", box)
+    text = _limit_text(y - 6, f"gate: FD ≤ {wording.digits(limit)}", box)
     return (
         f"<line x1='{box[0]}' x2='{box[2]}' y1='{y:.1f}' y2='{y:.1f}' stroke='{LOSS}' stroke-dasharray='5 4'/>" + text
     )
@@ -168,13 +169,13 @@ def _frontier(places: list[tuple[float, float]], box: tuple[float, ...]) -> str:
 
 def _dots(summary: Summary, points: list[Row], x: Scale, y: Scale, batch: int | None, taken: list[Box]) -> list[str]:
     """Circles, whiskers and names; `taken` are boxes where no name may lie."""
-    largest = max((figures.number(r.get("size_bytes")) or 0.0 for r in points), default=0.0) or 1.0
+    largest = max((wording.number(r.get("size_bytes")) or 0.0 for r in points), default=0.0) or 1.0
     standing = [s for v in figures.variants(summary) if (s := figures.shown(summary, v, batch)) is not None]
     parts: list[str] = []
     names: dict[tuple[float, float], list[str]] = {}
     for row in sorted(points, key=lambda r: any(r is s for s in standing)):
         time, fd = _place(summary, row) or (1.0, 0.0)
-        radius = max(20 * math.sqrt((figures.number(row.get("size_bytes")) or 0.0) / largest), 3.5)
+        radius = max(20 * math.sqrt((wording.number(row.get("size_bytes")) or 0.0) / largest), 3.5)
         chosen, variant = any(row is s for s in standing), str(row.get("variant"))
         colour = COLOURS.get(variant, FAINT)
         if chosen:
@@ -198,9 +199,9 @@ def _whisker(fd: object, x: float, y: Scale, colour: str) -> str:
 
 
 def _dot(row: Row, x: float, y: float, radius: float, colour: str, chosen: bool, fd: float) -> str:
-    time, size = figures.digits(figures.latency(row, "image", "p50")), figures.bytes_text(row.get("size_bytes"))
+    time, size = wording.digits(figures.latency(row, "image", "p50")), wording.bytes_text(row.get("size_bytes"))
     name = " · ".join(str(v) for v in (row.get("variant"), figures.runner(row), row.get("precision")) if v)
-    about = f"{name}: {time} ms, FD {figures.digits(fd)}, {size}"
+    about = f"{name}: {time} ms, FD {wording.digits(fd)}, {size}"
     fill, stroke, line = (0.35, 1, 1.5) if chosen else (0.06, 0.45, 0.7)
     dashes = ""
     if row.get("predicted"):

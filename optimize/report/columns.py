@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from optimize.measure import wording
 from optimize.report import figures
 from optimize.report.figures import Row, Summary
 
@@ -81,7 +82,7 @@ def _cells(summary: Summary, row: Row) -> dict[str, dict[str, Any]]:
     cells = {**_identity_cells(row), **_cost_cells(row), **_quality_cells(summary, row)}
     for key in ("base", "fair"):
         value = figures.speedup(row, {"base": "vs_baseline", "fair": "vs_fair"}[key])
-        cells[key] = _cell(figures.ratio_text(value), figures.number(value), figures.interval_text(value))
+        cells[key] = _cell(figures.ratio_text(value), wording.number(value), figures.interval_text(value))
     state = figures.status(row)
     text = "predicted" if row.get("predicted") and state == "done" else state
     return cells | {"status": _cell(text, text, "noisy" if row.get("noisy") else "")}
@@ -92,30 +93,30 @@ def _cell(text: str, sort: Any, note: str = "") -> dict[str, Any]:
 
 
 def _identity_cells(row: Row) -> dict[str, dict[str, Any]]:
-    sampler = f"{row.get('solver') or figures.DASH} × {row.get('steps') or figures.DASH}"
+    sampler = f"{row.get('solver') or wording.DASH} × {row.get('steps') or wording.DASH}"
     texts = {"variant": row.get("variant"), "runner": figures.runner(row), "precision": row.get("precision")}
     found = {k: _cell(figures.any_text(v), v) for k, v in texts.items()}
     for key in ("batch", "nfe"):
-        found[key] = _cell(figures.any_text(row.get(key)), figures.number(row.get(key)))
+        found[key] = _cell(figures.any_text(row.get(key)), wording.number(row.get(key)))
     for key in ("gates", "targets"):
         text = figures.tally(row.get(key))
-        found[key] = _cell(text, None if text == figures.DASH else text)
+        found[key] = _cell(text, None if text == wording.DASH else text)
     return found | {"sampler": _cell(sampler, sampler if row.get("solver") else None)}
 
 
 def _cost_cells(row: Row) -> dict[str, dict[str, Any]]:
     plain = {"rate": "images_per_s", "cost": "cost_per_1000", "energy": "energy_j"}
-    found = {k: _cell(figures.digits(row.get(name)), figures.number(row.get(name))) for k, name in plain.items()}
+    found = {k: _cell(wording.digits(row.get(name)), wording.number(row.get(name))) for k, name in plain.items()}
     if row.get("noisy"):
         found["rate"]["text"] += " ~"
     for key, name in (("size", "size_bytes"), ("memory", "peak_memory_bytes")):
-        found[key] = _cell(figures.bytes_text(row.get(name)), figures.number(row.get(name)))
+        found[key] = _cell(wording.bytes_text(row.get(name)), wording.number(row.get(name)))
     for key in ("params", "macs"):
-        found[key] = _cell(figures.count_text(row.get(key)), figures.number(row.get(key)))
+        found[key] = _cell(wording.count_text(row.get(key)), wording.number(row.get(key)))
     for kind in ("call", "image"):
         for percentile in (50, 95, 99):
             value = figures.latency(row, kind, f"p{percentile}")
-            found[f"{kind}{percentile}"] = _cell(figures.digits(value), value)
+            found[f"{kind}{percentile}"] = _cell(wording.digits(value), value)
     return found
 
 
@@ -123,10 +124,10 @@ def _quality_cells(summary: Summary, row: Row) -> dict[str, dict[str, Any]]:
     def of(key: str) -> Any:
         return figures.quality(summary, row, key)
 
-    parity = figures.number((row.get("parity") or {}).get("relative_l2"))
-    found = {"parity": _cell(figures.digits(parity, 2), parity)}
+    parity = wording.number((row.get("parity") or {}).get("relative_l2"))
+    found = {"parity": _cell(wording.digits(parity, 2), parity)}
     for key, name in (("fd", "fd"), ("psnr", "psnr_db"), ("ssim", "ssim")):
-        found[key] = _cell(figures.digits(of(name)), figures.number(of(name)), figures.interval_text(of(name)))
+        found[key] = _cell(wording.digits(of(name)), wording.number(of(name)), figures.interval_text(of(name)))
     for key, name in (("accuracy", "class_accuracy"), ("worst", "class_accuracy_min")):
-        found[key] = _cell(figures.percent_text(of(name)), figures.number(of(name)))
+        found[key] = _cell(wording.percent_text(of(name)), wording.number(of(name)))
     return found

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from optimize.measure import wording
 from optimize.report import charts, columns, figures, layers, verdicts
 from optimize.report.figures import Summary
 
@@ -105,5 +106,5 @@ def fair_rows(summary: Summary) -> list[dict[str, Any]]:
 
 def _fair_order(row: dict[str, Any]) -> tuple[float, float, float]:
     keys = (row.get("predicted_image_ms"), row.get("nfe"), row.get("fd"))
-    time, nfe, fd = (x if (x := figures.number(k)) is not None else float("inf") for k in keys)
+    time, nfe, fd = (x if (x := wording.number(k)) is not None else float("inf") for k in keys)
     return time, nfe, fd

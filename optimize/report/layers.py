@@ -9,19 +9,20 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from optimize.measure import wording
 from optimize.report import figures
 from optimize.report.figures import Summary
 
 Layer = dict[str, Any]
 # key, title, how its numbers read
 KNOWN = (
-    ("macs", "MACs", figures.count_text),
-    ("other_flops", "Other FLOPs", figures.count_text),
-    ("params", "Params", figures.count_text),
-    ("bytes", "Bytes", figures.bytes_text),
-    ("time_ms", "Time ms", figures.digits),
-    ("share_time", "Time", figures.percent_text),
-    ("share_roofline", "Roofline time", figures.percent_text),
+    ("macs", "MACs", wording.count_text),
+    ("other_flops", "Other FLOPs", wording.count_text),
+    ("params", "Params", wording.count_text),
+    ("bytes", "Bytes", wording.bytes_text),
+    ("time_ms", "Time ms", wording.digits),
+    ("share_time", "Time", wording.percent_text),
+    ("share_roofline", "Roofline time", wording.percent_text),
 )
 BARS = (("params", "parameters"), ("macs", "MACs"), ("share_roofline", "roofline time"), ("share_time", "time"))
 SHOWN = 15  # layers in sight; the others are folded
@@ -45,13 +46,13 @@ def sections(summary: Summary) -> list[dict[str, Any]]:
 def table(layers: list[Layer]) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
     """(columns (key, title), rows {path, kind, cells [{text, sort, share}]}); `share` 0..1 of the column's largest draws a bar."""
     known = {k for k, _, _ in KNOWN}
-    others = {k: (k, figures.plain(k), figures.any_text) for layer in layers for k, v in layer.items() if k not in known and figures.number(v) is not None}  # fmt: skip
-    columns = [c for c in (*KNOWN, *others.values()) if any(figures.number(layer.get(c[0])) is not None for layer in layers)]  # fmt: skip
+    others = {k: (k, figures.plain(k), figures.any_text) for layer in layers for k, v in layer.items() if k not in known and wording.number(v) is not None}  # fmt: skip
+    columns = [c for c in (*KNOWN, *others.values()) if any(wording.number(layer.get(c[0])) is not None for layer in layers)]  # fmt: skip
     largest = {k: max(_size(layer, k) for layer in layers) for k, _, _ in columns}
     rows = []
     for layer in in_order(layers):
         cells = [
-            {"text": text(layer.get(k)), "sort": figures.number(layer.get(k)), "share": _size(layer, k) / largest[k] if largest[k] else 0.0}
+            {"text": text(layer.get(k)), "sort": wording.number(layer.get(k)), "share": _size(layer, k) / largest[k] if largest[k] else 0.0}
             for k, _, text in columns
         ]  # fmt: skip
         path, kind = (figures.any_text(layer.get(k)) for k in ("path", "kind"))
@@ -93,7 +94,7 @@ def _bar(title: str, shares: list[tuple[str, float]], y: int) -> list[str]:
     parts, x = [f"<text x='106' y='{y + 18}' text-anchor='end' fill='{ink}'>{escape(title)}</text>"], 118.0
     for colour, (name, share) in zip(COLOURS, shares):
         width = 620 * share
-        about = f"{name}: {figures.percent_text(share)} of {title}"
+        about = f"{name}: {wording.percent_text(share)} of {title}"
         parts.append(
             f"<rect x='{x:.1f}' y='{y}' width='{max(width - 1, 0):.1f}' height='26' fill='{colour}'><title>{escape(about)}</title></rect>"
         )
@@ -123,4 +124,4 @@ def _kind(layer: Layer) -> str:
 
 
 def _size(layer: Layer, key: str) -> float:
-    return max(figures.number(layer.get(key)) or 0.0, 0.0)
+    return max(wording.number(layer.get(key)) or 0.0, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from optimize.measure import wording
 from optimize.measure.wording import DASH
 from optimize.report import columns, figures, layers, verdicts
 from optimize.report.figures import Row, Summary
@@ -143,15 +144,15 @@ def _with_interval(value: object, text: Callable[[object], str]) -> str:
 
 
 def _factors(summary: Summary) -> str:
-    known = {k: v for k, v in (summary.get("factors") or {}).items() if figures.number(v) is not None}
+    known = {k: v for k, v in (summary.get("factors") or {}).items() if wording.number(v) is not None}
     if not known:
         return ""
     whole = 1.0
     for value in known.values():
-        whole *= figures.number(value) or 1.0
-    body = [(figures.plain(k), f"×{figures.digits(v)}") for k, v in known.items()]
+        whole *= wording.number(value) or 1.0
+    body = [(figures.plain(k), f"×{wording.digits(v)}") for k, v in known.items()]
     return "## Factors of the speed-up\n\n" + table(
-        ("step", "factor"), [*body, ("**all together**", f"**×{figures.digits(whole)}**")]
+        ("step", "factor"), [*body, ("**all together**", f"**×{wording.digits(whole)}**")]
     )
 
 

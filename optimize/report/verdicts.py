@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from optimize.measure import wording
 from optimize.measure.wording import DASH
 from optimize.report import figures
 from optimize.report.figures import Summary
@@ -55,14 +56,14 @@ def by_class(summary: Summary) -> list[tuple[str, list[str], list[tuple[str, lis
     """Tables of figures by class: (title, classes, [(variant, [(text, how bad 0..1)])])."""
     found = []
     for key, title, text in (
-        ("class_accuracy", "Accuracy", figures.percent_text),
-        ("fd_per_class", "FD", figures.digits),
+        ("class_accuracy", "Accuracy", wording.percent_text),
+        ("fd_per_class", "FD", wording.digits),
     ):
         rows = {v: q.get(key) for v, q in _qualities(summary).items()}
         known = {v: f for v, f in rows.items() if isinstance(f, dict) and f.get("per_class")}
         if known:
             classes = list(dict.fromkeys(str(c) for f in known.values() for c in _classes(f)))
-            every = [x for f in known.values() for v in f["per_class"] if (x := figures.number(v)) is not None]
+            every = [x for f in known.values() for v in f["per_class"] if (x := wording.number(v)) is not None]
             worst = max(every, default=0.0) if key == "fd_per_class" else 0.0
             body = [(v, _shaded(f, classes, text, worst)) for v, f in known.items()]
             found.append((title, classes, body))
@@ -151,7 +152,7 @@ def _cell(variant: str, quality: dict[str, Any], key: str, better: int) -> Cell:
     low, high = figures.bounds(value)
     interval = "" if low is None else f"{text(low)} to {text(high)}".replace(" ", NBSP)
     difference = None if variant == "baseline" else (quality.get("difference") or {}).get(key)
-    if figures.number(difference) is None:
+    if wording.number(difference) is None:
         return text(value), interval, "", ""
     low, high = figures.bounds(difference)
     change = f"Δ {_signed(text, difference)}".replace(" ", NBSP)
@@ -163,11 +164,11 @@ def _cell(variant: str, quality: dict[str, Any], key: str, better: int) -> Cell:
 
 
 def _text(key: str) -> Callable[[Any], str]:
-    return figures.percent_text if key.startswith(SHARES) else figures.digits
+    return wording.percent_text if key.startswith(SHARES) else wording.digits
 
 
 def _signed(text: Callable[[Any], str], value: Any) -> str:
-    return ("+" if (figures.number(value) or 0) > 0 else "") + text(value).replace("-", "−")
+    return ("+" if (wording.number(value) or 0) > 0 else "") + text(value).replace("-", "−")
 
 
 def _classes(figure: dict[str, Any]) -> list[Any]:
@@ -182,7 +183,7 @@ def _shaded(
     values = dict(zip((str(c) for c in _classes(figure)), figure["per_class"]))
     cells = []
     for name in classes:
-        x = figures.number(values.get(name))
+        x = wording.number(values.get(name))
         bad = 0.0 if x is None else 1 - x if worst == 0 else x / worst
         cells.append((text(x), max(bad, 0.0) ** 0.5))
     return cells

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.errors import UserError
-from optimize.measure import bench
+from optimize.measure import bench, wording
 from optimize.measure.record import Measurement, paired, speedup, unlike
 from optimize.measure.statistics import Interval
 from optimize.report import figures
@@ -182,7 +182,7 @@ def _median_ms(line: Line) -> Interval | None:
         latency = line.measurement.image_latency()
         per = 1e3 / line.measurement.variant.batch
         found = {k: latency[k] * per for k in ("p50", "low", "high")} | {"n": latency["n"]}
-    if any(figures.number(found.get(k)) is None for k in ("p50", "low", "high")):
+    if any(wording.number(found.get(k)) is None for k in ("p50", "low", "high")):
         return None
     return Interval(found["p50"], found["low"], found["high"], found["n"])
 
@@ -210,7 +210,7 @@ def _sizes(key: str, x: Line, y: Line) -> Iterator[dict[str, Any]]:
 
 
 def _exact(line: Line, what: str) -> float | None:
-    found, m = figures.number(line.row.get(what)), line.measurement
+    found, m = wording.number(line.row.get(what)), line.measurement
     if found is None and m is not None and m.done and what in ("size_bytes", "nfe"):
         return m.memory.get("file_bytes") if what == "size_bytes" else m.nfe
     return found
@@ -227,7 +227,7 @@ def _qualities(before: dict[str, Any], after: dict[str, Any]) -> Iterator[dict[s
 
 
 def _with_interval(figure: Any) -> bool:
-    return figures.bounds(figure)[0] is not None and figures.number(figure) is not None
+    return figures.bounds(figure)[0] is not None and wording.number(figure) is not None
 
 
 def _by_variant(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -24,24 +24,24 @@ from optimize.storage.commit import commit, sweep
 from optimize.storage.trust import MANIFEST, verify
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).parent  # of this package
+ROOT = Path(__file__).parents[1]  # of this package
 
 # Modules that move values about without changing any number; editing them does not invalidate earlier results.
 PLUMBING = {
-    f"optimize.{m}"
-    for m in (
-        "errors",
-        "configs",
-        "registry",
-        "context",
-        "artifact",
-        "weights",
-        "environment",
-        "store",
-        "trust",
-        "onnx_check",
-        "onnx_rules",
-    )
+    "optimize.errors",
+    "optimize.configs",
+    "optimize.registry",
+    "optimize.progress",
+    "optimize.storage.weights",
+    "optimize.storage.trust",
+    "optimize.storage.commit",
+    "optimize.storage.cache",
+    "optimize.hardware.environment",
+    "optimize.diffusion.context",
+    "optimize.architectures.artifact",
+    "optimize.onnx.check",
+    "optimize.onnx.rules",
+    "optimize.onnx.trusted",
 }
 
 

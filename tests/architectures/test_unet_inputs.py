@@ -9,7 +9,6 @@ from typing import Any
 import networks
 import pytest
 import torch
-from optimize.storage.commit import commit
 
 import optimize
 from optimize.architectures.artifact import load_model, save_model
@@ -20,6 +19,7 @@ from optimize.diffusion.network import example_inputs
 from optimize.exporters.onnx import Onnx
 from optimize.passes.prune import Prune
 from optimize.passes.quantize import Quantize
+from optimize.storage.commit import commit
 
 KINDS = ["inpainting", "controlnet"]
 

@@ -15,7 +15,7 @@ from optimize.engines.libraries import gpu_sm
 from optimize.errors import EnvironmentLacks, OptimizeError
 from optimize.hardware.targets import targets
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

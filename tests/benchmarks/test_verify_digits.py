@@ -20,7 +20,7 @@ from optimize.diffusion.model import Model
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.quality.frechet import frechet_distance
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "benchmarks" / "verify_digits.py"
 EXAMPLE = ROOT / "examples" / "digits"
 

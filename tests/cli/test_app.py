@@ -8,12 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-
-def optimize(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "optimize.cli.app", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
+from support.command import optimize
 
 
 def test_a_malformed_recipe_reports_every_error_with_exit_code_2(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optimize.storage.commit import commit
 from support.command import optimize
 from support.engines import installed
 
@@ -26,6 +25,7 @@ from optimize.passes.quantize import Quantize
 from optimize.report.terminal.engines import cells, print_engines
 from optimize.sources.diffusers import DiffusersSource
 from optimize.storage.cache import Store
+from optimize.storage.commit import commit
 from optimize.storage.trust import verify
 from optimize.storage.weights import read_json
 

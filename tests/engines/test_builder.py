@@ -7,26 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.engines import PROFILE, job
 from support.fake_trt import FakeTrt
 
-from optimize.engines.builder import EngineError, Job, build
-
-PROFILE = {"sample": [[1, 1, 4, 4], [4, 1, 4, 4], [16, 1, 4, 4]], "timestep": [[1], [4], [16]]}
-
-
-def job(**more: Any) -> Job:
-    asked: dict[str, Any] = {
-        "onnx": "model.onnx",
-        "sm": [8, 6],
-        "profiles": [PROFILE],
-        "flags": [],
-        "hardware_compatible": False,
-        "tf32": False,
-        "level": 3,
-        "workspace_bytes": 1000,
-        "timing_cache": "",
-    }
-    return Job(**{**asked, **more})  # type: ignore[typeddict-item]
+from optimize.engines.builder import EngineError, build
 
 
 def test_networks_are_strongly_typed_on_10_and_without_the_flag_of_a_later_version() -> None:

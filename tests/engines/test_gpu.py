@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optimize.storage.commit import commit
 from support.engines import half_file, int8_file
 
 from optimize.diffusion.backend import open_runner
@@ -19,6 +18,7 @@ from optimize.engines.make import Order, make
 from optimize.engines.profiles import plan_profiles
 from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError
+from optimize.storage.commit import commit
 
 pytestmark = pytest.mark.gpu
 

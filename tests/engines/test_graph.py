@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto as T
-from onnx import helper, numpy_helper
+from onnx import helper
+from support.engines import CONV, quantized, save
 
 from optimize.engines.graph import read_graph
 from optimize.errors import ArtifactError
-
-
-def quantized(x: str, name: str, of_weight: bool = False, kind: int = T.INT8) -> tuple[list[Any], str]:
-    """Nodes x -> Q -> DQ (or DQ alone of a stored weight), and the name of what comes out."""
-    nodes = [] if of_weight else [helper.make_node("QuantizeLinear", [x, "s", f"z{kind}"], [f"{name}.q"])]
-    taken = x if of_weight else f"{name}.q"
-    return [*nodes, helper.make_node("DequantizeLinear", [taken, "s", f"z{kind}"], [name])], name
-
-
-def save(
-    path: Path,
-    nodes: list[Any],
-    weights: dict[str, np.ndarray],
-    dtype: int = T.FLOAT,
-    out: tuple[Any, ...] = ("B", 4, 8, 8),
-    **more: Any,
-) -> Path:
-    """A model of input x (B,4,8,8) and output y."""
-    zeros = [helper.make_tensor(f"z{k}", k, [], [0]) for k in (T.INT8, T.FLOAT8E4M3FN)]
-    kept = [numpy_helper.from_array(v, n) for n, v in weights.items()]
-    scale = numpy_helper.from_array(np.asarray(0.1, helper.tensor_dtype_to_np_dtype(dtype)), "s")
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", dtype, ["B", 4, 8, 8])],
-        [helper.make_tensor_value_info("y", dtype, out)],
-        [*kept, scale, *zeros],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    onnx.save(model, path, **more)
-    return path
-
-
-CONV = np.ones((4, 4, 3, 3), np.float32)
 
 
 def test_a_layer_between_dequantized_operands_is_int8_and_one_with_narrow_weights_alone_is_not(tmp_path: Path) -> None:

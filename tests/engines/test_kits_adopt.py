@@ -14,7 +14,6 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from optimize.storage.commit import commit
 from support.command import optimize
 from support.engines import fake, half_file, installed, int8_file, order, run
 from support.fake_trt import FakeCuda
@@ -29,6 +28,7 @@ from optimize.engines.kits import compose, read
 from optimize.errors import ArtifactError, OptimizeError, UserError
 from optimize.hardware.targets import target
 from optimize.serving._repository import engines, records_of
+from optimize.storage.commit import commit
 from optimize.storage.trust import inspect_trust, require, verify
 from optimize.storage.weights import file_sha256, read_json
 

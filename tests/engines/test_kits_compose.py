@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -14,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optimize.storage.commit import commit
-from support.engines import CONV, half_file, installed, int8_file, order
+from support.engines import CONV, fake, half_file, installed, int8_file, order, run
 from support.fake_trt import FakeCuda, FakeTrt
 
 from optimize.engines import script
 from optimize.engines.builder import EngineError
 from optimize.engines.kits import compose
 from optimize.hardware.targets import target
+from optimize.storage.commit import commit
 
 
 def write(folder: Path, name: str, onnx: Path) -> Path:
@@ -39,12 +38,6 @@ def write(folder: Path, name: str, onnx: Path) -> Path:
 
     commit(folder, fill)
     return folder
-
-
-def run(folder: Path, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [python, *(["-I"] if python == sys.executable else []), str(folder / "build.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=clean, cwd="/")
 
 
 def test_the_script_is_one_file_of_distinct_names_that_imports_numpy_and_the_standard_library_alone() -> None:
@@ -185,16 +178,6 @@ def test_a_kits_own_folder_of_engines_is_not_taken_for_tensorrt(tmp_path: Path) 
     code = "import sys; sys.path.insert(0, sys.argv[1]); import build; build.import_module(None, ['surely_no_module'])"
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60)
     assert "Missing: not installed: surely_no_module (there is a folder of that name alone)" in done.stderr
-
-
-def fake(monkeypatch: pytest.MonkeyPatch, sm: tuple[int, int] = (8, 0)) -> FakeTrt:
-    """A machine with TensorRT and a card, whose engines add 1."""
-    trt = FakeTrt()
-    trt.inputs = {"sample": (-1, 4, 8, 8)}
-    monkeypatch.setattr(script.importlib, "import_module", lambda name: trt)
-    monkeypatch.setattr(script, "gpu", lambda: FakeCuda(sm))
-    monkeypatch.setattr(script, "inspected", lambda module, plan, flags: {"conv int8": 2, "conv fp32": 1})
-    return trt
 
 
 def fake_kit(tmp_path: Path, off: float = 0.0, name: str = "a100") -> Path:

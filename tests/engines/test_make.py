@@ -7,49 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from onnx import TensorProto as T
 from onnx import helper
-from optimize.storage.commit import commit
-from support.engines import CONV, quantized, save
+from support.engines import half_file, installed, int8_file, order, save
 
 from optimize.configs import digest
-from optimize.engines.graph import read_graph
-from optimize.engines.libraries import found_version, gpu_sm
-from optimize.engines.make import BASE_BYTES, Order, make
+from optimize.engines.libraries import gpu_sm
+from optimize.engines.make import BASE_BYTES, make
 from optimize.engines.profiles import plan_profiles
-from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
-
-SETTINGS = EngineSettings(batch=(1, 4))
-installed = pytest.mark.skipif(found_version("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
-
-
-def int8_file(path: Path) -> Path:
-    """Two INT8 convolutions and one in FP32."""
-    nodes, x = [], "x"
-    for number in range(2):
-        given, a = quantized(x, f"a{number}")
-        weight, w = quantized(f"w{number}", f"wd{number}", of_weight=True)
-        nodes += [*given, *weight, helper.make_node("Conv", [a, w], [f"h{number}"], name=f"conv{number}", pads=[1] * 4)]
-        x = f"h{number}"
-    nodes.append(helper.make_node("Conv", [x, "wf"], ["y"], name="last", pads=[1] * 4))
-    codes = (np.arange(CONV.size).reshape(CONV.shape) % 7 - 3).astype(np.int8)
-    return save(path, nodes, {"w0": codes, "w1": codes, "wf": CONV})
-
-
-def half_file(path: Path) -> Path:
-    """One convolution in FP16."""
-    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="only", pads=[1] * 4)]
-    return save(path, nodes, {"w": CONV.astype(np.float16)}, dtype=T.FLOAT16)
-
-
-def order(path: Path, sm: tuple[int, int] = (8, 6), **settings: Any) -> Order:
-    asked = SETTINGS.model_copy(update=settings)
-    facts = read_graph(path)
-    profiles = plan_profiles(facts.inputs, {"B": asked.batch})
-    return Order(path, facts, "tensorrt_rtx", found_version("tensorrt_rtx") or "1.7.1", sm, profiles, asked)
+from optimize.storage.commit import commit
 
 
 @installed

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimize.storage.commit import commit, write_json
 from support.engines import PROFILE, job
 from support.fake_trt import FakeCuda, FakeTrt
 
@@ -19,6 +18,7 @@ from optimize.diffusion.network import Network
 from optimize.engines.builder import build
 from optimize.engines.cuda import CudaError
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.storage.commit import commit, write_json
 from optimize.storage.trust import verify
 from optimize.storage.weights import file_sha256
 

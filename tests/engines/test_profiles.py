@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from optimize.storage.commit import write_json
 from safetensors.torch import save_file
 
 from optimize.diffusion.network import TensorSpec
@@ -15,6 +14,7 @@ from optimize.engines.place import profiles_for, told_sizes
 from optimize.engines.profiles import defaults, plan_profiles
 from optimize.engines.settings import EngineSettings
 from optimize.errors import UserError
+from optimize.storage.commit import write_json
 
 INPUTS = (
     TensorSpec("sample", ("B", 4, "H", "W")),

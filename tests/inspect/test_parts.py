@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimize.roofline.rates import Rates
 from torch import nn
 
 from optimize.architectures import artifact
@@ -27,6 +26,7 @@ from optimize.report.terminal.breakdown import balance_text, folded, picture, pr
 from optimize.roofline import probe
 from optimize.roofline.layers import Layer
 from optimize.roofline.predict import predict
+from optimize.roofline.rates import Rates
 
 CPU = Rates(
     name="invented", compute={"default": 0.5}, bandwidth=1.0, overhead_s=1e-5, spread=0.2, samples=5, fused=False,

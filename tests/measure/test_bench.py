@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optimize.storage.commit import commit
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -25,6 +24,7 @@ from optimize.errors import ArtifactError, UserError
 from optimize.measure import bench
 from optimize.measure.record import Measurement, Variant
 from optimize.report.terminal.bench import cells, print_bench
+from optimize.storage.commit import commit
 
 
 @pytest.fixture

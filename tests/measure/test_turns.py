@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
-from optimize.storage.commit import commit
 
 from optimize.architectures.artifact import save_model
 from optimize.diffusion.model import Model
@@ -18,6 +17,7 @@ from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.errors import UserError
 from optimize.measure.record import Measurement, Variant, speedup
 from optimize.measure.turns import Worker, WorkerFailed, _looked_at, bench, thread_environment
+from optimize.storage.commit import commit
 
 PLUGIN = """
     import contextlib, os, time

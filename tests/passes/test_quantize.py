@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimize.storage.commit import commit
 from pydantic import ValidationError
 
 from optimize import rng
@@ -25,6 +24,7 @@ from optimize.quantization.calibration import trajectory_inputs
 from optimize.quantization.codes import bound, exact_amax, from_codes, relative_l2, step_size, to_codes
 from optimize.registry import PASSES
 from optimize.sources.diffusers import DiffusersSource
+from optimize.storage.commit import commit
 
 QUICK = Quantize(samples=8, batch=8)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimize.storage.commit import commit
 
 from optimize import rng
 from optimize.architectures.artifact import load_model, save_model
@@ -21,8 +20,9 @@ from optimize.diffusion.sampling import Sampler
 from optimize.exporters.onnx import Onnx
 from optimize.passes.quantize import Quantize
 from optimize.quantization.eligible import layers
+from optimize.storage.commit import commit
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import networks
 
 LIGHT: dict[str, Any] = {"inputs": "noise", "samples": 2, "batch": 2, "levels": 2, "weight_bits": 8}

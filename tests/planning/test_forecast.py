@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from optimize.roofline.rates import Rates
 
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule
@@ -19,6 +18,7 @@ from optimize.measure.record import Measurement, Variant
 from optimize.planning.forecast import LEAST_SPREAD, Calibration, Candidate, Forecaster, read_measurements, thinned
 from optimize.planning.subject import Subject
 from optimize.roofline.layers import Layer
+from optimize.roofline.rates import Rates
 
 PEAK = Rates(name="all of the peak", compute={"default": 1.0}, bandwidth=1.0, overhead_s=0.0, spread=0.0, samples=9)
 CPU = replace(PEAK, name="a CPU", formats=("fp32",), peak_tflops={"fp32": 1.0}, bandwidth_gb_s=1e6)

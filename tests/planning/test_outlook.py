@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optimize.recipes.read import load, parse
-from optimize.roofline.rates import Rates
 
 from optimize.diffusion.sampling import Sampler
 from optimize.diffusion.schedule import Schedule
@@ -24,9 +22,11 @@ from optimize.planning import refusals as run_plan
 from optimize.planning.outlook import budget_of, plan_for, write_recipes
 from optimize.planning.propose import Budget
 from optimize.planning.subject import Subject
+from optimize.recipes.read import load, parse
 from optimize.roofline.layers import Layer
+from optimize.roofline.rates import Rates
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PEAK = Rates(name="all of the peak", compute={"default": 1.0}, bandwidth=1.0, overhead_s=0.0, spread=0.1, samples=9)
 CPU = replace(PEAK, name="a CPU", formats=("fp32",), peak_tflops={"fp32": 1.0}, bandwidth_gb_s=1e3)
 

@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from optimize.recipes.read import load, parse
 
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware.targets import target
 from optimize.planning import refusals
+from optimize.recipes.read import load, parse
 from optimize.recipes.schema import Recipe
 
 

@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from optimize.storage.commit import commit
 
 from optimize.architectures.artifact import save_model
 from optimize.diffusion.model import Model
 from optimize.errors import ArtifactError, UserError
 from optimize.planning.subject import open_subject
+from optimize.storage.commit import commit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS_MACS = 65_683_456  # as the runs of this model record it
 
 

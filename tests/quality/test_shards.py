@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from optimize.storage.commit import commit
 
 from optimize import rng
 from optimize.architectures.artifact import save_model
@@ -17,6 +16,7 @@ from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.quality import features, shards, worker
 from optimize.quality.judges.image_classifier import ImageClassifier, ImageClassifierConfig
 from optimize.quality.metrics import FeatureNetwork
+from optimize.storage.commit import commit
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from optimize.recipes.read import builtin, load, parse
 
 from optimize.errors import UserError
 from optimize.planning import refusals
+from optimize.recipes.read import builtin, load, parse
 
 GOOD = """
 name: x

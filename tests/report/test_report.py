@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from support.summaries import PIXEL, whole_summary
 
+from optimize.measure import wording
 from optimize.report import charts, figures
 from optimize.report.html import render_html
 from optimize.report.markdown import render_markdown
@@ -113,7 +114,7 @@ def test_baseline_is_shown_eager_fair_as_the_reference_and_others_on_their_faste
 def test_a_quality_figure_is_borrowed_only_within_one_artifact_and_precision(summary: dict[str, Any]) -> None:
     rows = [r for r in summary["rows"] if r["variant"] == "quantize" and r["batch"] == 16 and r["status"] == "done"]
     rows[0]["quality"] = None
-    assert figures.number(figures.quality(summary, rows[0], "fd")) == 2.61
+    assert wording.number(figures.quality(summary, rows[0], "fd")) == 2.61
     rows[2]["quality"] = None
     assert figures.quality(summary, rows[2], "fd") is None
 
@@ -135,12 +136,12 @@ def test_the_relation_of_a_check_is_told_or_read_off(entry: dict[str, Any], sign
     [(0, "0"), (0.000123, "1.2e-04"), (0.01234, "0.0123"), (1.5, "1.50"), (99.9, "99.9"), (1234.5, "1,234"), (None, "–"), (float("nan"), "–"), (True, "–")],
 )  # fmt: skip
 def test_numbers_read_as_three_digits(given: Any, text: str) -> None:
-    assert figures.digits(given) == text
+    assert wording.digits(given) == text
 
 
 def test_units_follow_the_size() -> None:
-    assert figures.bytes_text(1_270_000) == "1.27 MB" and figures.count_text(81_620_000) == "81.6 M"
-    assert [figures.seconds_text(s) for s in (0.0123, 4.0, 168, 9000)] == ["12.3 ms", "4.00 s", "2.80 min", "2.50 h"]
+    assert wording.bytes_text(1_270_000) == "1.27 MB" and wording.count_text(81_620_000) == "81.6 M"
+    assert [wording.seconds_text(s) for s in (0.0123, 4.0, 168, 9000)] == ["12.3 ms", "4.00 s", "2.80 min", "2.50 h"]
 
 
 @pytest.mark.parametrize("width", [80, 120, 160, 200])

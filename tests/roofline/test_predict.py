@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from optimize.roofline.rates import Device, Rates, Table
 
 from optimize.errors import UserError
 from optimize.hardware.targets import target
@@ -17,6 +16,7 @@ from optimize.roofline import probe as c
 from optimize.roofline.fitting import Case, fit, left_out
 from optimize.roofline.layers import Layer
 from optimize.roofline.predict import predict
+from optimize.roofline.rates import Device, Rates, Table
 
 PERFECT = Rates(
     name="perfect", compute={"default": 1.0}, bandwidth=1.0, overhead_s=0.0, spread=0.0, samples=4, formats=("fp16",)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from optimize import rng
 from optimize.cli.app import app
 from optimize.errors import ArtifactError, UserError
-from optimize.measure import bench as benchmark
+from optimize.measure.bench import append
 from optimize.measure.record import Measurement, Variant
 from optimize.measure.statistics import Interval
 from optimize.report.terminal.comparison import print_comparison
@@ -34,7 +34,7 @@ def measured(key: str, seconds: float, bench: str = "b", artifact_id: str = "", 
 
 
 def file(path: Path, *rows: Measurement) -> Path:
-    benchmark.append(path, rows)
+    append(path, rows)
     return path
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from optimize.progress import silent
-from optimize.recipes.read import load
-from optimize.storage.commit import write_json
 from safetensors.torch import save_file
 
 from optimize.diffusion.sampling import Sampler
 from optimize.errors import UserError
 from optimize.hardware import environment
 from optimize.hardware.targets import targets
+from optimize.progress import silent
+from optimize.recipes.read import load
 from optimize.run import stages
+from optimize.storage.commit import write_json
 
 
 @pytest.mark.parametrize(

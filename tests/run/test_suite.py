@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from optimize.recipes.read import load
 
 from optimize.diffusion.sampling import Sampler
+from optimize.recipes.read import load
 from optimize.registry import EXPORTERS
 from optimize.run.suite import fastest_fp32, fp32_runners, split_key, suite
 

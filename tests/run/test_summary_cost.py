@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from optimize.recipes.read import load
 
 from optimize.measure.record import Measurement, Variant
+from optimize.recipes.read import load
 from optimize.run.summary import Findings, _cost
 
 TABLE = "currency: EUR\nprices:\n  cpu: {per_core_hour: 3.6, source: invoice, date: 2026-01}\n"

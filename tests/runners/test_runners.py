@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimize.storage.commit import commit
 
 from optimize.architectures.artifact import save_model
 from optimize.diffusion.backend import open_runner, spec_parts
@@ -25,6 +24,7 @@ from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, output_sha
 from optimize.runners.openvino import chosen_precision
 from optimize.runners.torch_compile import TorchCompile, find_compiler
 from optimize.sources.diffusers import DiffusersSource
+from optimize.storage.commit import commit
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ import networks
 import numpy as np
 import pytest
 import torch
-from optimize.storage.commit import commit
 
 from optimize.architectures.artifact import load_model, save_model
 from optimize.diffusion.backend import open_runner
@@ -33,6 +32,7 @@ from optimize.hardware.environment import device_class
 from optimize.serving import _drawing, quick
 from optimize.serving._drawing import Drawing, candidates
 from optimize.sources.diffusers import DiffusersSource
+from optimize.storage.commit import commit
 
 
 @pytest.fixture(scope="module")

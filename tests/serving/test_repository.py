@@ -16,7 +16,6 @@ import networks
 import numpy as np
 import pytest
 import torch
-from optimize.storage.commit import commit
 from pydantic import ValidationError
 
 from optimize.architectures.artifact import sampler_json, save_model
@@ -33,6 +32,7 @@ from optimize.serving._pbtxt import Port
 from optimize.serving._repository import Serving, engines, write_repository
 from optimize.serving.triton import make_repository
 from optimize.sources.diffusers import DiffusersSource
+from optimize.storage.commit import commit
 from optimize.storage.trust import verify
 
 

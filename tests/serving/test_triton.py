@@ -23,7 +23,6 @@ import networks
 import numpy as np
 import pytest
 import torch
-from optimize.storage.commit import commit
 
 from optimize.architectures.artifact import save_model
 from optimize.diffusion.backend import open_runner
@@ -32,9 +31,10 @@ from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.exporters.onnx import Onnx
 from optimize.serving.triton import make_repository
 from optimize.sources.diffusers import DiffusersSource
+from optimize.storage.commit import commit
 
 pytestmark = pytest.mark.slow
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DELAY_US = 100_000  # long enough that requests of several clients always meet
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from optimize.storage.commit import commit
 from support.restored import saved
 
 from optimize.architectures import artifact
@@ -23,6 +22,7 @@ from optimize.diffusion.sampling import Sampler
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.sources.diffusers import DiffusersSource
 from optimize.storage.cache import Store
+from optimize.storage.commit import commit
 from optimize.storage.trust import verify
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLUGIN_FOLDERS = ("passes", "exporters", "runners", "sources")
 PLUGINS = [
     f"optimize.{folder}.{p.stem}"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optimize.storage.commit import commit
 
 from optimize.architectures.artifact import model_around
 from optimize.errors import ArtifactError, UserError
 from optimize.storage import trust
+from optimize.storage.commit import commit
 from optimize.storage.trust import MANIFEST, artifact_digest, checked, inspect_trust, read_manifest, require, verify
 
 CONTENT = {"model.bin": b"weights " * 40, "onnx/model.onnx": b"graph", "structure.json": b"{}", "sampler.json": b"{}"}

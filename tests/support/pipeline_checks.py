@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import onnxruntime
 from onnx import TensorProto
+
 from optimize.storage.commit import commit
 
 FLOAT = TensorProto.FLOAT

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimize.storage.commit import commit
 from safetensors.torch import load_file
 
 from optimize.architectures.artifact import save_model
 from optimize.diffusion.model import Model
+from optimize.storage.commit import commit
 
 RESTORE = """
 import sys

@@ -121,7 +121,7 @@ save_file(module.state_dict(), sys.argv[2])
 
 
 def start(folder: Path, result: Path, pause_s: float) -> subprocess.Popen[bytes]:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(folder), str(result), str(pause_s)]
     return subprocess.Popen(command, cwd=root, env=environment)
@@ -262,7 +262,7 @@ def ranked(result: str) -> None:
 
 @pytest.mark.slow
 def test_two_gloo_ranks_give_one_ranks_weights(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     common = {
         **os.environ,
         "PYTHONPATH": str(root),

@@ -90,7 +90,7 @@ class Gpu(Config):
 
 
 class Engine(Config):
-    """What the machine tells of the engine: see `kit_script.make`."""
+    """What the machine tells of the engine: see `script.make`."""
 
     module: ModuleName
     version: Annotated[str, Field(pattern=r"^\d+\.\d+[0-9A-Za-z.+-]*$")]  # part of a folder's name
@@ -131,7 +131,7 @@ class Timed(Config):
 
 
 class Result(Config):
-    """result.json: see `kit_script.run`."""
+    """result.json: see `script.run`."""
 
     kit: Of
     date: str

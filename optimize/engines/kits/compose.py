@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from optimize.diffusion.model import Model
 
 SOURCES = (
-    "../room",
+    "../hardware/memory",
     "builder",
     "cuda",
     "session",
     "plan_text",
-    "kit_script",
+    "script",
 )  # of build.py, what is used standing first
 LANES = {  # pins and their reasons, by lane
     "volta": (
@@ -157,7 +157,7 @@ def zip_folder(folder: Path) -> Path:
 
 def script() -> str:
     """build.py: the sources of the builder, the driver, the session and the kit's own program as one file."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     parsed = [(here / f"{name}.py").read_text() for name in SOURCES]
     imports: dict[str, None] = {}
     bodies = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from optimize.measure import wording
 from optimize.measure.record import Measurement, speedup
 from optimize.report import figures
 
@@ -52,7 +53,7 @@ def _title(first: Measurement) -> str:
 def columns(done: list[Measurement]) -> list[str]:
     """Titles of the columns that hold a figure in any row."""
     found = [cells(m, done[0]) for m in done]
-    return [name for name in found[0] if any(set(texts[name]) != {figures.DASH} for texts in found)]
+    return [name for name in found[0] if any(set(texts[name]) != {wording.DASH} for texts in found)]
 
 
 def cells(m: Measurement, first: Measurement) -> dict[str, tuple[str, ...]]:
@@ -63,9 +64,9 @@ def cells(m: Measurement, first: Measurement) -> dict[str, tuple[str, ...]]:
         "row": (name + marks(m), f"{spec} · {batch}", f"{m.nfe} NFE"),
         "call ms": _latency(m.call_latency(), 1),
         "image ms": _latency(m.image_latency(), m.variant.batch),
-        "images/s, peak": (figures.digits(m.images_per_s().value), figures.bytes_text(m.peak_memory_bytes)),
-        "device peak": (figures.bytes_text(m.device_peak_bytes),),
-        "J/image": (figures.digits(m.energy_j),),
+        "images/s, peak": (wording.digits(m.images_per_s().value), wording.bytes_text(m.peak_memory_bytes)),
+        "device peak": (wording.bytes_text(m.device_peak_bytes),),
+        "J/image": (wording.digits(m.energy_j),),
         "speed-up": (figures.ratio_text(ratio.value), figures.interval_text(ratio.to_json())),
     }
 
@@ -83,5 +84,5 @@ def notes(done: list[Measurement]) -> list[str]:
 
 
 def _latency(latency: dict[str, Any], per: int) -> tuple[str, ...]:
-    low, middle, high, p95, p99 = (figures.digits(latency[k] * 1e3 / per) for k in ("low", "p50", "high", "p95", "p99"))
+    low, middle, high, p95, p99 = (wording.digits(latency[k] * 1e3 / per) for k in ("low", "p50", "high", "p95", "p99"))
     return middle, f"[{low}, {high}]", f"{p95}, {p99}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from optimize.measure import wording
 from optimize.report import figures
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _latency_rows(lines: list[dict[str, Any]], bases: list[str]) -> list[dict[st
         {
             "row": x["row"],
             "ratio": figures.ratio_text(x["ratio"]),
-            "95 % interval": figures.interval_text(x["ratio"]) or figures.DASH,
+            "95 % interval": figures.interval_text(x["ratio"]) or wording.DASH,
             "verdict": x["verdict"],
             "basis": f"({bases.index(x['basis']) + 1})",
         }
@@ -61,8 +62,8 @@ def _latency_rows(lines: list[dict[str, Any]], bases: list[str]) -> list[dict[st
 
 
 def _size_row(x: dict[str, Any]) -> dict[str, str]:
-    text = figures.bytes_text if x["what"] == "size_bytes" else figures.count_text
-    change = f"{100 * (x['b'] / x['a'] - 1):+.1f} %" if x["a"] else figures.DASH
+    text = wording.bytes_text if x["what"] == "size_bytes" else wording.count_text
+    change = f"{100 * (x['b'] / x['a'] - 1):+.1f} %" if x["a"] else wording.DASH
     return {
         "row": x["row"],
         "what": figures.plain(x["what"]),
@@ -77,10 +78,10 @@ def _quality_row(x: dict[str, Any]) -> dict[str, str]:
     return {
         "row": x["row"],
         "what": figures.plain(x["what"]),
-        "a": figures.digits(x["a"]),
-        "b": figures.digits(x["b"]),
-        "difference": figures.digits(x["difference"]),
-        "95 % interval": f"[{figures.digits(low)}, {figures.digits(high)}]",
+        "a": wording.digits(x["a"]),
+        "b": wording.digits(x["b"]),
+        "difference": wording.digits(x["difference"]),
+        "95 % interval": f"[{wording.digits(low)}, {wording.digits(high)}]",
         "verdict": x["verdict"],
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimize.report import figures
+from optimize.measure import wording
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def about_onnx(row: dict[str, Any]) -> str:
     by = {"dynamo": "torch.export", "torchscript": f"the older exporter ({row['reason']})"}[row["exporter"]]
     sizes = f"{', '.join(row['symbols']) or 'nothing'} symbolic"
     far = f"{row['relative_l2']:.1e} from the network (relative L2)"
-    size = figures.bytes_text(row["bytes"])
+    size = wording.bytes_text(row["bytes"])
     return " · ".join([size, row["precision"], *layers, *kept, f"opset {row['opset']}", sizes, *fixed, by, far])
 
 
@@ -67,9 +67,9 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     return {
         "target": f"{row['target']} (SM {row['sm']})" if row.get("sm") else row["target"],
         "what": name(row),
-        "seconds": figures.digits(row["seconds"]) if "seconds" in row else figures.DASH,
-        "peak memory": figures.bytes_text(row.get("peak_memory_bytes")),
-        "plan": figures.bytes_text(row.get("plan_bytes")),
+        "seconds": wording.digits(row["seconds"]) if "seconds" in row else wording.DASH,
+        "peak memory": wording.bytes_text(row.get("peak_memory_bytes")),
+        "plan": wording.bytes_text(row.get("plan_bytes")),
     }
 
 

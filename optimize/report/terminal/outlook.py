@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from optimize.measure import wording
 from optimize.planning.propose import loss_text
-from optimize.report import figures
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ HEADING = "Predicted, as it is sampled today: ms a batch (90 % interval), memory
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Print the whole plan."""
-    line = f"{plan['model']}: {figures.count_text(plan['params'])} parameters, {figures.count_text(plan['macs'])} MACs, {plan['nfe']} network evaluations an image, batch {plan['batch']}"
+    line = f"{plan['model']}: {wording.count_text(plan['params'])} parameters, {wording.count_text(plan['macs'])} MACs, {plan['nfe']} network evaluations an image, batch {plan['batch']}"
     console.print(_text(line, "bold"))
     for note in plan["notes"]:
         console.print(_text(f"note: {note}", "yellow"))
@@ -96,9 +96,9 @@ def _predictions(plan: dict[str, Any]) -> Table:
 
 def _forecast(found: dict[str, Any] | None) -> str:
     if found is None:
-        return figures.DASH
+        return wording.DASH
     time = _interval(found, ("latency_ms", "low_ms", "high_ms"))
-    sizes = f"{figures.bytes_text(found['memory_bytes'])}, {figures.bytes_text(found['size_bytes'])}"
+    sizes = f"{wording.bytes_text(found['memory_bytes'])}, {wording.bytes_text(found['size_bytes'])}"
     return f"{time}\n{sizes}{_cost(found)}"
 
 
@@ -108,7 +108,7 @@ def _cost(found: dict[str, Any]) -> str:
 
 
 def _interval(found: dict[str, Any], keys: tuple[str, str, str]) -> str:
-    value, low, high = (figures.digits(found[k]) for k in keys)
+    value, low, high = (wording.digits(found[k]) for k in keys)
     return f"{value} ({low}–{high})"
 
 
@@ -125,7 +125,7 @@ def proposal_lines(target: dict[str, Any]) -> list[str]:
     if proposal["meets"] and not proposal["certain"]:
         verdict += ", though not at the end of its interval"
     made = f"{target['title']}: {_candidate(found)} {verdict}: "
-    made += f"{_interval(found, ('latency_ms', 'low_ms', 'high_ms'))} ms, {figures.bytes_text(found['size_bytes'])}, "
+    made += f"{_interval(found, ('latency_ms', 'low_ms', 'high_ms'))} ms, {wording.bytes_text(found['size_bytes'])}, "
     made += f"{loss_text(proposal['loss'], proposal['worst_loss'])}; predicted"
     lines = [made + (f", calibrated by {found['calibrated']}" if found["calibrated"] else ""), *notes]
     if not proposal["runner"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from optimize.measure import wording
 from optimize.measure.wording import DASH
 from optimize.report import figures
 from optimize.report.figures import Check, Row, Summary
@@ -92,21 +93,21 @@ def _styled(*lines: str) -> Any:
 def _texts(summary: Summary, row: Row) -> dict[str, str]:
     value = figures.speedup(row, "vs_baseline")
     low, high = figures.bounds(value)
-    times = {f"{k}{p}": figures.digits(figures.latency(row, k, f"p{p}")) for k in ("call", "image") for p in (50, 99)}
+    times = {f"{k}{p}": wording.digits(figures.latency(row, k, f"p{p}")) for k in ("call", "image") for p in (50, 99)}
     return times | {
         "variant": str(row.get("variant")),
         "runner": figures.runner(row),
-        "size": figures.bytes_text(row.get("size_bytes")),
-        "params": figures.count_text(row.get("params")),
-        "macs": figures.count_text(row.get("macs")),
+        "size": wording.bytes_text(row.get("size_bytes")),
+        "params": wording.count_text(row.get("params")),
+        "macs": wording.count_text(row.get("macs")),
         "nfe": figures.any_text(row.get("nfe")),
         "evaluations": f"{figures.any_text(row.get('nfe'))} NFE",
-        "rate": figures.digits(row.get("images_per_s")) + (" ~" if row.get("noisy") else ""),
-        "memory": figures.bytes_text(row.get("peak_memory_bytes")),
-        "fd": figures.digits(figures.quality(summary, row, "fd")),
-        "psnr": figures.digits(figures.quality(summary, row, "psnr_db")),
+        "rate": wording.digits(row.get("images_per_s")) + (" ~" if row.get("noisy") else ""),
+        "memory": wording.bytes_text(row.get("peak_memory_bytes")),
+        "fd": wording.digits(figures.quality(summary, row, "fd")),
+        "psnr": wording.digits(figures.quality(summary, row, "psnr_db")),
         "ratio": figures.ratio_text(value),
-        "interval": DASH if low is None else f"{figures.digits(low)}–{figures.digits(high)}",
+        "interval": DASH if low is None else f"{wording.digits(low)}–{wording.digits(high)}",
         "gates": figures.tally(row.get("gates")),
         "targets": figures.tally(row.get("targets")),
     }
