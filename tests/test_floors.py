@@ -1,9 +1,12 @@
-"""Imports run strictly downward, at any depth of any file of the package; plugins never import each other."""
+"""Rooms in order: imports between folders run downward only, plugins never import each other, and names stay apart."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -11,105 +14,49 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "optimize"
 
-# The floor of every file, a folder (with its slash) standing for all files in it. A file may import its own floor and
-# those below. A new file that no entry covers fails the test: give it the lowest floor its imports allow.
-FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("errors.py",),
-    1: (
-        "configs.py",
-        "registry.py",
-        "rng.py",
-        "environment.py",
-        "gpus.py",
-        "room.py",
-        "imports.py",
-        "targets.py",
-        "trust.py",
-        "quantizable.py",
-        "weights.py",
-    ),
-    2: ("schedule.py", "parameterization.py", "network.py", "onnx_rules.py", "onnx_check.py", "ops/"),
-    3: ("conditions.py", "denoiser.py", "lora.py", "sampling.py", "model.py", "models/", "sources/"),
-    4: (
-        "artifact.py",
-        "calibration.py",
-        "context.py",
-        "cost.py",
-        "engines/",
-        "feasibility.py",
-        "gates.py",
-        "layers.py",
-        "macs.py",
-        "offers.py",
-        "onnx_clean.py",
-        "onnx_emulation.py",
-        "onnx_file.py",
-        "onnx_graph.py",
-        "onnx_lowering.py",
-        "onnx_precision.py",
-        "onnx_quantize.py",
-        "onnx_stand_ins.py",
-        "onnx_symbols.py",
-        "onnx_trace.py",
-        "overflow.py",
-        "parity.py",
-        "quantizers.py",
-        "recipe.py",  # holds the sampler's config, of floor 3
-        "recipes/",
-        "runner.py",
-        "training.py",
-        "measure/",
-        "quality/",
-    ),
-    5: ("passes/", "exporters/", "runners/", "serving/"),
-    6: (
-        "as_onnx.py",
-        "benchmark.py",
-        "comparison.py",
-        "exporting.py",
-        "fair.py",
-        "fleet.py",
-        "forecast.py",
-        "inspection.py",
-        "optimum_artifact.py",
-        "optimum_layout.py",
-        "parts.py",
-        "pipeline.py",
-        "pipeline_folder.py",
-        "pipelines.py",
-        "plan.py",
-        "planning.py",
-        "progress.py",
-        "propose.py",
-        "report/",
-        "stages.py",
-        "store.py",
-        "subject.py",
-        "suite.py",
-        "summary.py",
-    ),
-    7: (
-        "cli.py",
-        "cli_export.py",
-        "cli_measure.py",
-        "cli_options.py",
-        "__main__.py",
-        "__init__.py",
-    ),  # __init__.py is the Python interface: the front door, like cli.py
-}
-PLUGINS = ("passes/", "exporters/", "runners/", "sources/", "serving/")
+# The order of the folders, lowest first; a file may import its own folder and those before it. "" are the files of
+# `optimize/` itself that everyone may use; its front door, __init__.py and __main__.py, comes last.
+FRONT = "the front door"
+ORDER = (
+    "",
+    "storage",
+    "hardware",
+    "diffusion",
+    "architectures",
+    "sources",
+    "pruning",
+    "quantization",
+    "training",
+    "onnx",
+    "engines",
+    "engines/kits",
+    "serving",
+    "passes",
+    "exporters",
+    "runners",
+    "roofline",
+    "measure",
+    "inspect",
+    "quality/judges",
+    "quality",
+    "recipes",
+    "planning",
+    "report",
+    "report/terminal",
+    "run",
+    "delivery",
+    "pipelines",
+    "cli",
+    FRONT,
+)
+PLUGINS = ("passes", "exporters", "runners", "sources")
 FILES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
+FOLDERS = sorted({f.rpartition("/")[0] for f in FILES})
 
 
-def floor(path: str) -> int | None:
-    """Floor of a file given relative to the package; None where no entry covers it."""
-    found = [
-        (len(e), n)
-        for n, entries in FLOORS.items()
-        for e in entries
-        if path == e or (e[-1] == "/" and path.startswith(e))
-    ]
-    return max(found)[1] if found else None
+def room(path: str) -> str:
+    """Folder of a file given relative to the package."""
+    return FRONT if path in ("__init__.py", "__main__.py") else path.rpartition("/")[0]
 
 
 def imports(text: str, path: str) -> Iterator[tuple[int, str]]:
@@ -146,20 +93,17 @@ def target(name: str, files: set[str]) -> str | None:
 
 def complaints(path: str, text: str, files: set[str]) -> list[str]:
     """What is wrong with the imports of one file."""
-    own = floor(path)
-    if own is None:
-        return [
-            f"optimize/{path} has no floor: add it to FLOORS in tests/test_floors.py, on the lowest its imports allow"
-        ]
+    own = room(path)
+    if own not in ORDER:
+        return [f"optimize/{own}/ has no place: add it to ORDER in tests/test_floors.py, as low as its imports allow"]
     found = []
     for line, name in imports(text, path):
         other = target(name, files)
         if other is None or other == path:
             continue
-        above = floor(other)
-        if above is not None and above > own:
+        if room(other) in ORDER and ORDER.index(room(other)) > ORDER.index(own):
             found.append(
-                f"optimize/{path}:{line} (floor {own}) imports optimize/{other} (floor {above}): imports run downward"
+                f"optimize/{path}:{line} imports optimize/{other}: {room(other)} stands above {own or 'optimize/ itself'}, and imports run downward"
             )
         elif _plugin(path) and _plugin(other):
             found.append(
@@ -170,7 +114,7 @@ def complaints(path: str, text: str, files: set[str]) -> list[str]:
 
 def _plugin(path: str) -> bool:
     """Whether a file is a plugin: in one of the plugin folders, and neither its __init__ nor a private helper."""
-    return path.startswith(PLUGINS) and not path.rsplit("/", 1)[1].startswith("_")
+    return room(path) in PLUGINS and not path.rsplit("/", 1)[1].startswith("_")
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -179,35 +123,104 @@ def test_imports_run_downward(path: str) -> None:
     assert not problems, "\n".join(problems)
 
 
-def test_no_file_is_on_two_floors() -> None:
-    entries = [e for found in FLOORS.values() for e in found]
-    assert len(entries) == len(set(entries))
+def test_every_folder_has_one_place_and_every_place_a_folder() -> None:
+    assert len(ORDER) == len(set(ORDER))
+    assert set(FOLDERS) == set(ORDER) - {FRONT}
 
 
-KNOWN = {"__init__.py", "errors.py", "model.py", "pipeline.py", "passes/__init__.py", "passes/prune.py", "passes/recover.py", "runners/onnx.py", "context.py"}  # fmt: skip
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_is_small_and_says_what_it_is(folder: str) -> None:
+    held = [p for p in (PACKAGE / folder).iterdir() if p.is_file()]
+    assert len(held) <= (15 if folder else 8), f"optimize/{folder}: {len(held)} files"
+    text = (PACKAGE / folder / "__init__.py").read_text(encoding="utf-8")
+    if not folder:
+        return
+    assert len(text.splitlines()) <= 8 and len(ast.parse(text).body) == 1  # its docstring, and nothing to import
+    assert "Read `" in text and "Not here: " in text
+
+
+ENDINGS = ("", *["e", "s", "es", "ed", "d", "er", "ers", "r", "or", "ors", "ing", "ings", "able", "ation", "ations", "ment", "ments", "ement", "ion", "ions", "ive", "age"])  # fmt: skip
+# A pass is named as it is registered, a verb; the room of what it is made of is called what the field calls it.
+MEANT = {("prune", "pruning"), ("quantization", "quantize"), ("diffusers", "diffusion")}
+
+
+def too_near(names: set[str]) -> set[tuple[str, str]]:
+    """Pairs of names that differ by a plural, a suffix or an -ing alone: one beginning of four letters or more, two
+    endings."""
+    return {(a, b) for a, b in combinations(sorted(names), 2) if _near(a, b)}
+
+
+def _near(a: str, b: str) -> bool:
+    same = (n for n in range(4, min(len(a), len(b)) + 1) if a[:n] == b[:n])
+    return any(a[n:] in ENDINGS and b[n:] in ENDINGS for n in same)
+
+
+def test_no_two_names_differ_by_an_ending() -> None:
+    names = {Path(f).stem.strip("_") for f in FILES if not f.endswith("__.py")} | {Path(f).name for f in FOLDERS if f}
+    assert too_near(names) <= MEANT
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("plan", "plans"),
+        ("plan", "plane"),
+        ("pipeline", "pipelines"),
+        ("runner", "runners"),
+        ("export", "exporters"),
+        ("export", "exporting"),
+        ("quantizers", "quantizable"),
+        ("measure", "measurement"),
+        ("import", "imported"),
+        ("calibrate", "calibration"),
+    ],
+)
+def test_names_that_are_too_near_are_seen(a: str, b: str) -> None:
+    assert too_near({a, b, "weights"}) == {(min(a, b), max(a, b))}
+
+
+def test_tests_mirror_the_folders() -> None:
+    allowed = {*ORDER, "support", "benchmarks"}
+    held = {p.parent.relative_to(ROOT / "tests").as_posix() for p in (ROOT / "tests").rglob("test_*.py")}
+    assert {"" if h == "." else h for h in held} <= allowed
+
+
+def test_the_order_is_the_one_contributing_tells() -> None:
+    told = re.findall(r"^\| `(?:optimize/)?([a-z/]*?)/?` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert told == [room for room in ORDER if room != FRONT]
+
+
+def test_no_name_stands_for_many_files() -> None:
+    counted = Counter(Path(f).name for f in FILES if not f.endswith("__init__.py"))
+    assert max(counted.values()) <= 3, counted.most_common(3)
+
+
+KNOWN = {"__init__.py", "errors.py", "diffusion/model.py", "diffusion/context.py", "run/execute.py", "passes/__init__.py", "passes/prune.py", "passes/recover.py", "runners/onnxruntime.py", "cli/app.py"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("path", "text", "complaint"),
     [
-        ("model.py", "from optimize.errors import UserError", ""),
-        ("model.py", "import torch\nfrom torch import nn", ""),
-        ("passes/prune.py", "from optimize.diffusion.context import Context\nfrom optimize import model", ""),
-        ("model.py", "import optimize.run.execute", "floor 3) imports optimize/run/execute.py (floor 6)"),
-        ("model.py", "from optimize import pipeline", "imports optimize/run/execute.py"),
-        ("model.py", "from optimize import load", "imports optimize/__init__.py (floor 7)"),
-        ("model.py", "def f():\n    from optimize.run.execute import run", "model.py:2"),
+        ("diffusion/model.py", "from optimize.errors import UserError", ""),
+        ("diffusion/model.py", "import torch\nfrom torch import nn", ""),
+        ("diffusion/model.py", "from optimize.diffusion.context import Context", ""),
+        ("passes/prune.py", "from optimize.diffusion.context import Context\nfrom optimize.diffusion import model", ""),
+        ("diffusion/model.py", "import optimize.run.execute", "run stands above diffusion"),
+        ("diffusion/model.py", "from optimize.run import execute", "imports optimize/run/execute.py"),
+        ("diffusion/model.py", "from optimize import load", "imports optimize/__init__.py"),
+        ("diffusion/model.py", "def f():\n    from optimize.run.execute import run", "diffusion/model.py:2"),
         (
-            "model.py",
-            "if TYPE_CHECKING:\n    from optimize.diffusion.context import Context",
-            "imports optimize/diffusion/context.py",
+            "diffusion/model.py",
+            "if TYPE_CHECKING:\n    from optimize.passes.prune import Prune",
+            "imports optimize/passes",
         ),
-        ("model.py", "importlib.import_module('optimize.run.execute')", "imports optimize/run/execute.py"),
-        ("model.py", "from .pipeline import run", "imports optimize/run/execute.py"),
-        ("passes/prune.py", "from ..pipeline import run", "imports optimize/run/execute.py"),
+        ("diffusion/model.py", "importlib.import_module('optimize.run.execute')", "imports optimize/run/execute.py"),
+        ("diffusion/model.py", "from ..run.execute import run", "imports optimize/run/execute.py"),
+        ("errors.py", "from optimize.diffusion import model", "diffusion stands above optimize/ itself"),
+        ("passes/prune.py", "from optimize.cli.app import main", "cli stands above passes"),
         ("passes/prune.py", "from .recover import Recover", "plugins never import each other"),
-        ("passes/prune.py", "from optimize.runners.onnx import Onnx", "plugins never import each other"),
-        ("brand_new.py", "", "has no floor: add it to FLOORS in tests/test_floors.py"),
+        ("runners/onnxruntime.py", "from optimize.passes.prune import Prune", "plugins never import each other"),
+        ("brand_new/thing.py", "", "has no place: add it to ORDER in tests/test_floors.py"),
     ],
 )
 def test_the_rule_sees_what_it_should(path: str, text: str, complaint: str) -> None:

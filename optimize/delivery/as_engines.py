@@ -29,7 +29,7 @@ from optimize.engines.settings import EngineSettings
 from optimize.errors import OptimizeError, UserError
 from optimize.hardware.targets import Target
 from optimize.measure.bench import numbers
-from optimize.onnx.trusted import ONNX_FILE
+from optimize.onnx.vetted import ONNX_FILE
 from optimize.progress import Progress, silent
 from optimize.registry import EXPORTERS
 from optimize.run import stages

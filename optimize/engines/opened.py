@@ -18,7 +18,7 @@ from optimize.engines.builder import EngineError
 from optimize.engines.make import ENGINE, RECORD
 from optimize.engines.session import Session, choose
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
-from optimize.onnx.trusted import ONNX_FILE, onnx_file
+from optimize.onnx.vetted import ONNX_FILE, onnx_file
 from optimize.storage.trust import checked, read_manifest
 from optimize.storage.weights import read_json
 

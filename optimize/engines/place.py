@@ -25,7 +25,7 @@ from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, UserError
 from optimize.hardware.devices import here, resolve
 from optimize.hardware.targets import RTX_SMS, Target
-from optimize.onnx.trusted import onnx_file
+from optimize.onnx.vetted import onnx_file
 from optimize.storage.weights import read_json, shapes
 
 SM_NAME = re.compile(r"sm_?(\d+)\.?(\d)")  # sm86, sm_86, sm8.6

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import UserError
-from optimize.onnx.trusted import ONNX_FILE
+from optimize.onnx.vetted import ONNX_FILE
 from optimize.registry import EXPORTERS
 from optimize.serving._repository import Serving, write_repository
 

@@ -32,7 +32,7 @@ from optimize.measure import machine
 from optimize.measure.nvml import Gpu, Watch
 from optimize.measure.record import KINDS, Measurement, Variant
 from optimize.onnx.check import passed
-from optimize.onnx.trusted import onnx_file
+from optimize.onnx.vetted import onnx_file
 from optimize.progress import Advance, Progress, silent
 
 SLOW = 10  # turns that a batch of images may take before its variant sits rounds out

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optimize.architectures.components import class_name
 from optimize.diffusion.network import TensorSpec
 from optimize.errors import ArtifactError
-from optimize.onnx.trusted import onnx_file
+from optimize.onnx.vetted import onnx_file
 from optimize.pipelines.folder import Pipeline
 from optimize.pipelines.layout import OUTPUTS, layout_dim, record
 from optimize.storage.commit import write_json

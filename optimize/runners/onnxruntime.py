@@ -16,7 +16,7 @@ from optimize.diffusion.backend import Closing
 from optimize.diffusion.network import TensorSpec
 from optimize.errors import EnvironmentLacks, UserError
 from optimize.onnx.graph import NOTE
-from optimize.onnx.trusted import onnx_file, parsing
+from optimize.onnx.vetted import onnx_file, parsing
 from optimize.registry import RUNNERS
 from optimize.runners._onnxruntime_cuda import PROVIDERS, BoundCalls, provider_list, refuse_fallback
 

@@ -14,7 +14,7 @@ from optimize.configs import Config
 from optimize.diffusion.backend import Closing
 from optimize.diffusion.network import TensorSpec
 from optimize.errors import EnvironmentLacks
-from optimize.onnx.trusted import onnx_file, parsing
+from optimize.onnx.vetted import onnx_file, parsing
 from optimize.registry import RUNNERS
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from optimize.configs import Config
 from optimize.diffusion import solvers
 from optimize.errors import ArtifactError, UserError
 from optimize.onnx.check import check_onnx
-from optimize.onnx.trusted import onnx_file
+from optimize.onnx.vetted import onnx_file
 from optimize.serving import _loop, _model
 from optimize.serving._pbtxt import TYPES, Port, Word, batched, parameters, text
 from optimize.storage.trust import MANIFEST, checked

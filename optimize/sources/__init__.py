@@ -1,1 +1,4 @@
-"""Where models come from; one file per kind of source, named as it is registered."""
+"""Plugins: where models come from, a file each, named as it is registered.
+
+Read `diffusers.py` first. Not here: architectures, and other plugins.
+"""

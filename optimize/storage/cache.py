@@ -41,7 +41,7 @@ PLUMBING = {
     "optimize.architectures.artifact",
     "optimize.onnx.check",
     "optimize.onnx.rules",
-    "optimize.onnx.trusted",
+    "optimize.onnx.vetted",
 }
 
 
