@@ -126,14 +126,14 @@ def _by_layer(summary: Summary) -> str:
 
 
 def _cells(summary: Summary, row: Row) -> list[str]:
-    f = figures
+    f, w = figures, wording
     return [
         f.any_text(row.get("variant")), f.runner(row), f.any_text(row.get("batch")), f.any_text(row.get("nfe")),
-        f.bytes_text(row.get("size_bytes")), f.count_text(row.get("params")), f.count_text(row.get("macs")),
-        *(f"{f.digits(f.latency(row, k, 'p50'))} / {f.digits(f.latency(row, k, 'p99'))}" for k in ("call", "image")),
-        f.digits(row.get("images_per_s")) + (" (noisy)" if row.get("noisy") else ""),
-        f.bytes_text(row.get("peak_memory_bytes")),
-        _with_interval(f.quality(summary, row, "fd"), f.digits), f.digits(f.quality(summary, row, "psnr_db")),
+        w.bytes_text(row.get("size_bytes")), w.count_text(row.get("params")), w.count_text(row.get("macs")),
+        *(f"{w.digits(f.latency(row, k, 'p50'))} / {w.digits(f.latency(row, k, 'p99'))}" for k in ("call", "image")),
+        w.digits(row.get("images_per_s")) + (" (noisy)" if row.get("noisy") else ""),
+        w.bytes_text(row.get("peak_memory_bytes")),
+        _with_interval(f.quality(summary, row, "fd"), w.digits), w.digits(f.quality(summary, row, "psnr_db")),
         *(_with_interval(f.speedup(row, k), f.ratio_text) for k in ("vs_baseline", "vs_fair")),
         f.tally(row.get("gates")), f.tally(row.get("targets")),
     ]  # fmt: skip
@@ -164,10 +164,10 @@ def _fair(summary: Summary) -> str:
     found = fair_rows(summary)
     if not found:
         return ""
-    f = figures
+    f, w = figures, wording
     body = (
         (f.any_text(r.get("solver")), f.any_text(r.get("steps")), f.any_text(r.get("spacing")), f.any_text(r.get("guided")), f.any_text(r.get("nfe")),
-         f.digits(r.get("fd")), f.percent_text(r.get("class_accuracy_min")),
+         w.digits(r.get("fd")), w.percent_text(r.get("class_accuracy_min")),
          "**chosen**" if r["chosen"] else "passes" if r.get("passes") else str(r.get("reason") or "fails a gate"))
         for r in found
     )  # fmt: skip
@@ -180,13 +180,13 @@ def _stages(summary: Summary) -> str:
     found = summary.get("stages") or []
     if not found:
         return ""
-    f = figures
+    f, w = figures, wording
     body = (
         (
             str(s.get("name") or DASH),
             f"`{f.short_id(s.get('id'))}`",
             f"`{f.short_id(s.get('parent'))}`" if s.get("parent") else DASH,
-            f.seconds_text(s.get("seconds")),
+            w.seconds_text(s.get("seconds")),
         )
         for s in found
     )

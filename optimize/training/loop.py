@@ -23,13 +23,14 @@ import numpy as np
 from pydantic import Field
 
 from optimize import rng
-from optimize.architectures import artifact
 from optimize.configs import Config, digest
 from optimize.diffusion.context import Data
 from optimize.diffusion.denoiser import moved
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware.environment import instructions
 from optimize.progress import Progress, silent
+from optimize.storage.commit import commit, write_json
+from optimize.storage.trust import verify
 from optimize.storage.weights import read_json, read_tensors
 from optimize.training import objectives
 
@@ -137,7 +138,7 @@ def kept(folder: Path | None, key: Any, make: Callable[[], dict[str, Tensor]]) -
         return make()
     if folder.is_dir():
         try:
-            if artifact.verify(folder)["id"] == digest(key):
+            if verify(folder)["id"] == digest(key):
                 return read_tensors(folder / "state.safetensors")
             log.warning("%s is not used: it belongs to other settings", folder)
         except ArtifactError as error:
@@ -148,7 +149,7 @@ def kept(folder: Path | None, key: Any, make: Callable[[], dict[str, Tensor]]) -
         save_file(tensors, temporary / "state.safetensors")
         return {"id": digest(key)}
 
-    artifact.commit(folder, write)
+    commit(folder, write)
     return tensors
 
 
@@ -291,7 +292,7 @@ class _Saver:
             return
         target = self.folder / f"step-{run.step:08d}"
         if not target.exists():
-            artifact.commit(target, lambda temporary: _write(temporary, run, self.key))
+            commit(target, lambda temporary: _write(temporary, run, self.key))
         for old in self._found():
             if old != target:
                 shutil.rmtree(old)
@@ -319,12 +320,12 @@ def _write(folder: Path, run: _Run, key: str) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     save_file(run.tensors(), folder / "state.safetensors")
-    artifact.write_json(folder / "training.json", {"step": run.step, "losses": run.losses, "key": key})
+    write_json(folder / "training.json", {"step": run.step, "losses": run.losses, "key": key})
     return {"id": key}
 
 
 def _read(folder: Path, key: str) -> tuple[dict[str, Tensor], int, list[float]]:
-    artifact.verify(folder)
+    verify(folder)
     about = read_json(folder / "training.json")
     if about["key"] != key:
         raise ArtifactError(f"{folder}: it belongs to another config, seed, data or starting weights.")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimize.architectures import artifact
+from optimize.architectures.artifact import save_model
 from optimize.diffusion import macs
 from optimize.diffusion.model import Model
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
@@ -27,6 +27,7 @@ from optimize.roofline import probe
 from optimize.roofline.layers import Layer
 from optimize.roofline.predict import predict
 from optimize.roofline.rates import Rates
+from optimize.storage.commit import commit
 
 CPU = Rates(
     name="invented", compute={"default": 0.5}, bandwidth=1.0, overhead_s=1e-5, spread=0.2, samples=5, fused=False,
@@ -112,7 +113,7 @@ def test_shares_add_up_to_the_totals(pipeline: Path) -> None:
 
 def test_an_artifact_is_shown_with_and_without_reading_its_weights(tiny_model: Model, tmp_path: Path) -> None:
     folder = tmp_path / "art"
-    artifact.commit(folder, lambda temporary: artifact.save_model(temporary, tiny_model) or {"id": "x"})
+    commit(folder, lambda temporary: save_model(temporary, tiny_model) or {"id": "x"})
     measured = by_name(inspect(folder, target="cpu", rounds=1))["art"]
     count = macs.count(tiny_model)
     assert (measured["params"], measured["macs"]) == (count["params"], count["macs"])
@@ -130,7 +131,7 @@ def test_a_quantized_artifact_is_priced_in_int8_and_its_emulation_is_said(
 
     quantized, _ = Quantize().apply(tiny_model, Context(data=tiny_data))
     folder = tmp_path / "q"
-    artifact.commit(folder, lambda temporary: artifact.save_model(temporary, quantized) or {"id": "x"})
+    commit(folder, lambda temporary: save_model(temporary, quantized) or {"id": "x"})
     part = by_name(inspect(folder, target="a100", measure=False))["q"]
     assert part["params"] == macs.count(tiny_model)["params"]
     assert part["size_bytes"] < 1.6 * part["params"] and "emulated" in part["note"]
