@@ -45,6 +45,7 @@ def render_html(summary: Summary, folder: Path | None = None) -> str:
         half_split=summary.get("half_split_fd"),
         environment=figures.flat(summary.get("environment") or {}),
         f=figures,
+        w=wording,
     )
 
 

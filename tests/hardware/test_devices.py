@@ -9,7 +9,7 @@ import pytest
 from optimize.errors import UserError
 from optimize.hardware import devices
 from optimize.hardware.targets import targets
-from optimize.measure.record import Measurement, Variant
+from optimize.measure.record import Measurement, Variant, device_class
 
 H200 = {"name": "NVIDIA H200", "sm": (9, 0), "memory_bytes": 141 * 10**9}
 NEW = {
@@ -87,7 +87,7 @@ def test_every_unknown_target_is_named_with_the_nearest() -> None:
 def test_a_measurement_belongs_to_the_device_its_runner_ran_on(device: str | None, expected: str) -> None:
     variant = Variant(key="a/b/1", folder="x", runner="torch")
     runner = {"device": device} if device else {}
-    assert devices.device_class(Measurement(variant, runner=runner, environment={"device": "h200"})) == expected
+    assert device_class(Measurement(variant, runner=runner, environment={"device": "h200"})) == expected
 
 
 @pytest.mark.gpu
