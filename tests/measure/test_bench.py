@@ -112,12 +112,12 @@ def test_results_are_appended_a_line_a_row(tmp_path: Path):
 APPEND = """
 import sys
 from pathlib import Path
-from optimize import benchmark
+from optimize.measure import bench
 from optimize.measure.record import Measurement, Variant
 rows = [Measurement(Variant(key=f"{sys.argv[2]}{i}", folder="x", runner="torch"), call_s=[[0.5] * 300], image_s=[[1.0]]) for i in range(5)]
 print("ready", flush=True)
 for _ in range(int(sys.argv[3])):
-    benchmark.append(Path(sys.argv[1]), rows)
+    bench.append(Path(sys.argv[1]), rows)
 """
 
 
