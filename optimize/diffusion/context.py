@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +21,25 @@ class Advance(Protocol):
     """Tells a running task that `n` more units are done, optionally with a short text such as the loss."""
 
     def __call__(self, n: float = 1, note: str = "") -> None: ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An `Advance` that forecasts when its task is done."""
+
+    def hold(self) -> None: ...
+
+    def begin(self) -> None: ...
+
+
+@contextmanager
+def preparation(advance: Advance) -> Iterator[None]:
+    """What is done inside, such as starting workers, is no measure of the time left, which counts from the end of it."""
+    if isinstance(advance, Timed):
+        advance.hold()
+    yield
+    if isinstance(advance, Timed):
+        advance.begin()
 
 
 Progress = Callable[[str, float], AbstractContextManager[Advance]]

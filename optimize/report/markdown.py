@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from optimize.measure.wording import DASH
-from optimize.report import columns, figures, layers, verdicts
+from optimize.report import columns, figures, layers, speedups, verdicts
 from optimize.report.figures import Row, Summary
 from optimize.report.html import fair_rows
 
@@ -19,6 +19,7 @@ def render_markdown(summary: Summary) -> str:
     parts = [
         f"# {summary.get('recipe') or 'run'}",
         _misses(summary),
+        f"**~ {noise}**" if (noise := speedups.noise(summary)) else "",
         f"**{head.sentence}**\n\n{head.cost}".strip(),
         "## Gates and targets\n\n" + _checks(summary),
         "## Variants\n\n" + _variants(summary),
@@ -143,16 +144,13 @@ def _with_interval(value: object, text: Callable[[object], str]) -> str:
 
 
 def _factors(summary: Summary) -> str:
-    known = {k: v for k, v in (summary.get("factors") or {}).items() if figures.number(v) is not None}
+    known = {k: v for k, v in speedups.factors(summary).items() if figures.number(v) is not None}
     if not known:
         return ""
-    whole = 1.0
-    for value in known.values():
-        whole *= figures.number(value) or 1.0
-    body = [(figures.plain(k), f"×{figures.digits(v)}") for k, v in known.items()]
-    return "## Factors of the speed-up\n\n" + table(
-        ("step", "factor"), [*body, ("**all together**", f"**×{figures.digits(whole)}**")]
-    )
+    body = [(figures.plain(k), f"×{figures.digits(v)}", figures.interval_text(v)) for k, v in known.items()]
+    whole = speedups.whole(summary)
+    together = ("**all together**", f"**×{figures.digits(whole)}**", figures.interval_text(whole))
+    return "## Factors of the speed-up\n\n" + table(("step", "factor", "95 % interval"), [*body, together])
 
 
 def _refused(summary: Summary) -> str:
