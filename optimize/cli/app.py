@@ -1,17 +1,23 @@
 """The command line. Heavy imports happen inside commands, so `--help` answers at once.
 
-Exit codes: 0 done, 1 a gate failed, 2 the user's input is wrong, 3 the environment lacks something.
+Exit codes: 0 done, 1 a gate failed, 2 the user's input is wrong, 3 the environment lacks something, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shlex
+import shutil
+import signal
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from optimize.cli.hand_over import export
 from optimize.cli.look import bench, compare, inspect, plan
@@ -78,8 +84,13 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
+    width = shutil.get_terminal_size().columns
     for kind, names in found.items():
-        typer.echo(f"{kind:<10} {', '.join(names)}")
+        indent = " " * 11
+        lines = textwrap.wrap(
+            ", ".join(names), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+        typer.echo(f"{kind:<11}" + "\n".join(lines)[11:])
 
 
 def report(
@@ -166,8 +177,6 @@ def gc(exported: Exported = Path("exported")) -> None:
 
     Example: optimize gc
     """
-    import shutil
-
     cache = exported / ".cache"
     size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) if cache.is_dir() else 0
     if cache.is_dir():
@@ -213,7 +222,34 @@ def _log_to(path: Path) -> None:
     logger.addHandler(handler)
 
 
+INTERRUPTED = 130  # exit code of what Ctrl-C ended: 128 + SIGINT
+GOES_ON = ("run", "export")  # commands that keep what they finished
+
+
+class Interrupted(Exception):
+    """Ctrl-C during a command, which is named."""
+
+
+class Commands(TyperGroup):
+    """The commands. Ctrl-C is caught here: typer turns it into a silent exit before anything around it sees it."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """The command's result; raises Interrupted."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(ctx.invoked_subcommand or "") from stop
+
+
+def interrupted_text(command: str, arguments: Sequence[str]) -> str:
+    """What Ctrl-C says: whether the same command goes on or begins again, and that command."""
+    does = "goes on where it stopped" if command in GOES_ON else "begins again"
+    program = "python -m optimize" if arguments[0].endswith(".py") else Path(arguments[0]).name
+    return f"interrupted; the same command {does}: {program} {shlex.join(arguments[1:])}"
+
+
 app = typer.Typer(
+    cls=Commands,
     rich_markup_mode="markdown",
     name="optimize",
     no_args_is_help=True,
@@ -237,9 +273,10 @@ def main() -> None:
     except OptimizeError as error:
         typer.secho(f"error: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; the same command goes on where it stopped", err=True)
-        sys.exit(130)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only make a traceback of the way out
+        typer.echo(interrupted_text(str(stop), sys.argv), err=True)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

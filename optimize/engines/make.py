@@ -156,6 +156,9 @@ def _built(order: Order, place: Path, what: str, limit: int, cache: str) -> dict
             raise EnvironmentLacks(
                 f"{what}: not done after {order.settings.minutes:g} minutes and stopped; nothing was written. Raise minutes (--minutes), or lower level (--level)."
             ) from None
+        except BaseException:  # broken off: a build answers no signal until it is done
+            process.kill()
+            raise
     if watch.killed or code in (-9, 137):
         raise memory.too_little(what, watch.peak, limit)
     if code == 2 and (place / "error.json").is_file():

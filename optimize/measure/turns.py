@@ -26,6 +26,7 @@ from typing import Any
 
 from optimize import rng
 from optimize.diffusion.backend import reads_weights
+from optimize.diffusion.sampling import Sampler
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware import environment
 from optimize.measure import machine
@@ -33,7 +34,7 @@ from optimize.measure.nvml import Gpu, Watch
 from optimize.measure.record import KINDS, Measurement, Variant
 from optimize.onnx.check import passed
 from optimize.onnx.vetted import onnx_file
-from optimize.progress import Advance, Progress, silent
+from optimize.progress import Advance, Progress, preparation, silent
 
 SLOW = 10  # turns that a batch of images may take before its variant sits rounds out
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -67,14 +68,15 @@ def bench(
     rows = [_Row(v, name, timeout_s) for v in asked]
     try:
         with progress("benchmark", len(rows) * (rounds + 1)) as advance:
-            _open_all(rows, warm_s, advance)
+            with preparation(advance):
+                _open_all(rows, warm_s, advance)
             for round_ in range(rounds):
                 cores = drawn_cores(seed, round_)
                 for index in rng.generator("bench", seed, round_).permutation(len(rows)).tolist():
                     every = rows[index].every(turn_s, rounds // fewest if fewest else 1)
                     due = [kind for kind in kinds if kind != "image" or round_ % every == 0]
                     rows[index].turn(calls_per_round, turn_s, due, cores)
-                    advance(1, rows[index].variant.key)
+                    advance(1, rows[index].about)
         with ThreadPoolExecutor(len(rows) or 1) as pool:
             return list(pool.map(_Row.close, rows))
     finally:
@@ -92,7 +94,7 @@ def _open_all(rows: list[_Row], warm_s: float, advance: Advance) -> None:
         try:
             for done in as_completed(waiting):
                 done.result()
-                advance(1, waiting[done].variant.key)
+                advance(1, f"ready: {waiting[done].about}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for row in rows:
@@ -130,7 +132,10 @@ class _Row:
 
     def __init__(self, variant: Variant, bench: str, timeout_s: float) -> None:
         self.variant, self.bench, self.timeout_s = variant, bench, timeout_s
+        self.about = about(variant)
         self.worker: Worker | None = None
+        self._ended = False
+        self._lock = threading.Lock()  # between the thread that starts the worker and the one that ends it
         self.gpu: Gpu | None = None
         self.found: dict[str, Any] = {"call_s": [], "image_s": [], "memory": {}, "conditions": []}
 
@@ -138,7 +143,10 @@ class _Row:
         """Start the worker and load, `checked` ONNX files without a look (see `_looked_at`); then, holding `alone`, make
         the first call and warm up."""
         self.found["threads"] = thread_environment(self.variant.threads)
-        self.worker = Worker(self.found["threads"], self.timeout_s)
+        with self._lock:
+            if self._ended:  # broken off while this row waited for its thread
+                return
+            self.worker = Worker(self.found["threads"], self.timeout_s)
         opened = self._ask({"do": "open", "variant": self.variant.to_json(), "checked": checked})
         with alone:
             warmed = self._ask({"do": "warm", "limit_s": warm_s})
@@ -185,10 +193,11 @@ class _Row:
         return Measurement(self.variant, bench=self.bench, environment=environment.environment(), **self.found)
 
     def kill(self) -> None:
-        """End the worker and whatever it started."""
-        if self.worker is not None:
-            self.worker.kill()
-            self.worker = None
+        """End the worker and whatever it started; no other is started."""
+        with self._lock:
+            self._ended, worker, self.worker = True, self.worker, None
+        if worker is not None:
+            worker.kill()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The worker's answer; None, and a failed row, where there is none."""
@@ -200,6 +209,14 @@ class _Row:
             self.found |= {"status": "refused" if error.refused else "failed", "reason": str(error)}
             self.kill()
             return None
+
+
+def about(variant: Variant) -> str:
+    """What is timed, in words: `final/openvino:bf16/16, ddim × 2`; the key alone where the artifact names no sampler."""
+    sampler = variant.sampler
+    with suppress(OSError, ValueError, KeyError):
+        sampler = sampler or Sampler(**json.loads((Path(variant.folder) / "sampler.json").read_text())["sampler"])
+    return variant.key + (f", {sampler.solver} × {sampler.steps}" if sampler else "")
 
 
 def drawn_cores(seed: int, round_: int) -> list[int]:

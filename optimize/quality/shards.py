@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +68,33 @@ def _launch(job: dict[str, Any], pixels: Tensor | None, processes: int) -> Tenso
         file.write_text(json.dumps(job | {"threads": threads}))
         workers = min(processes, len(parts(job["count"], job["batch"])))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-        ended = subprocess.run(
-            [*command, "-m", WORKER, str(file)],
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            capture_output=True,
-            text=True,
-        )
-        _raise(Path(scratch), ended)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        _raise(Path(scratch), _run([*command, "-m", WORKER, str(file)], environment))
         return read_tensors(Path(scratch) / "made.safetensors")["made"]
+
+
+def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A command in a session of its own, so that Ctrl-C reaches this process alone, which then ends all of them."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            out, errors = process.communicate()
+        except BaseException:
+            end_tree(process.pid)
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+
+def end_tree(pid: int) -> None:
+    """End a process and all that it started; it is halted first, so that it starts no more meanwhile."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        top.suspend()
+        for process in [*top.children(recursive=True), top]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _raise(scratch: Path, ended: subprocess.CompletedProcess[str]) -> None:

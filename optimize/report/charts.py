@@ -7,7 +7,7 @@ saved as a file still draws. Both axes of time are logarithmic: factors multiply
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from itertools import pairwise
 
@@ -19,14 +19,16 @@ HALO = "var(--card, #ffffff)"
 INK, FAINT, GRID = "var(--ink, #1d2330)", "var(--faint, #667085)", "var(--grid, #dfe3ea)"
 GAIN, LOSS, TOTAL = "var(--accent, #2f6fde)", "var(--warn, #b4610a)", "var(--ink, #1d2330)"
 COLOURS = {"final": GAIN, "fair": LOSS}  # of the variants that matter most
+ROOM = 150  # beside the longest bar, for its factor and interval
 FAR = 10.0  # a gate beyond this many times the worst FD is written, not drawn: its line would flatten the rest
 Scale = Callable[[float], float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 FONT = "font-family='system-ui, sans-serif'"
 
 
-def waterfall(factors: dict[str, float | None]) -> str:
-    """Horizontal bars on a logarithmic axis: each factor starts where the product of those before it ends.
+def waterfall(factors: Mapping[str, object], whole: object = None) -> str:
+    """Horizontal bars on a logarithmic axis: each factor, a number or {ratio, low, high}, starts where the product of
+    those before it ends. `whole`: all together with its interval, where it is known.
 
     Factors without a number are left out; an empty string where none has one or one is not positive.
     """
@@ -37,16 +39,17 @@ def waterfall(factors: dict[str, float | None]) -> str:
     for factor in known.values():
         ends.append(ends[-1] * factor)
     left, width, row = 12 + max(105, *(7.2 * len(figures.plain(k)) for k in known)), 620, 34
-    x = _log_scale(min(ends), max(*ends, 1.5), left, left + width - 90)
+    x = _log_scale(min(ends), max(*ends, 1.5), left, left + width - ROOM)
     bottom = row * (len(known) + 1) + 8
     parts = [_vertical(x(v), 4, bottom, f"{v:g}×") for v in _log_ticks(min(ends), max(ends))]
     for i, ((name, factor), (start, end)) in enumerate(zip(known.items(), pairwise(ends))):
         colour = GAIN if factor >= 1 else LOSS
-        parts.append(_bar(left - 12, name, f"×{wording.digits(factor)}", x(start), x(end), row * i + 8, colour, i))
+        text = f"×{wording.digits(factor)} {figures.interval_text(factors[name])}".strip()
+        parts.append(_bar(left - 12, name, text, x(start), x(end), row * i + 8, colour, i))
         parts.append(
             f"<line x1='{x(end):.1f}' x2='{x(end):.1f}' y1='{row * i + 30}' y2='{row * (i + 1) + 8}' stroke='{FAINT}'/>"
         )
-    total = figures.ratio_text(ends[-1])
+    total = f"{figures.ratio_text(ends[-1])} {figures.interval_text(whole)}".strip()
     parts.append(_bar(left - 12, "all together", total, x(1.0), x(ends[-1]), row * len(known) + 8, TOTAL, len(known)))
     label = f"Speed-up factors, together {total}"
     return _svg(left + width, bottom + 24, label, parts)

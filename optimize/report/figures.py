@@ -61,7 +61,7 @@ def headline(summary: Summary) -> Headline:
         return Headline("No measured row of the final model: nothing can be claimed yet.", "", ())
     sentence = f"The final model makes {_rate(final)} on {runner(final)} at batch {final.get('batch', DASH)}"
     gains = [
-        f"{ratio_text(speedup(final, key))} {words}"
+        f"{ratio_in_full(summary, final, key)}{',' * noisy(summary, final, key)} {words}"
         for key, words in (
             ("vs_baseline", "the baseline's rate"),
             ("vs_fair", "that of the fastest uncompressed configuration"),
@@ -115,8 +115,9 @@ def _tiles(summary: Summary, final: Row, base: Row | None) -> list[tuple[str, st
     ):
         if ratio(final, key) is not None:
             low, high = bounds(speedup(final, key))
-            detail = "" if low is None else f"95 % interval {digits(low)} to {digits(high)}×"
-            tiles.append((ratio_text(speedup(final, key)), caption, detail))
+            details = [] if low is None else [f"95 % interval {digits(low)} to {digits(high)}×"]
+            details += ["noisy"] if noisy(summary, final, key) else []
+            tiles.append((ratio_text(speedup(final, key)), caption, ", ".join(details)))
     share = _share(final, base, "size_bytes")
     if share is not None and base is not None:
         detail = f"{bytes_text(final.get('size_bytes'))} instead of {bytes_text(base.get('size_bytes'))}"
@@ -206,6 +207,23 @@ def lost(summary: Summary) -> list[str]:
 def place(row: Row) -> str:
     """Which row this is, in words."""
     return f"{row.get('variant')} on {runner(row)}, batch {row.get('batch')}"
+
+
+AGAINST = {"vs_baseline": "baseline", "vs_fair": "fair"}  # the variant that a speed-up is taken against
+
+
+def noisy(summary: Summary, row: Row, key: str) -> bool:
+    """Whether a speed-up of this row rests on a timing that other work on the machine disturbed: its own, or that of the
+    row it is taken against."""
+    other = shown(summary, AGAINST[key], row.get("batch"))
+    return bool(row.get("noisy") or (other or {}).get("noisy"))
+
+
+def ratio_in_full(summary: Summary, row: Row, key: str) -> str:
+    """`227× [181, 317], noisy`: a speed-up, its interval where there is one, and whether its timing was noisy."""
+    value = speedup(row, key)
+    text = f"{ratio_text(value)} {interval_text(value)}".strip()
+    return f"{text}, noisy" if noisy(summary, row, key) else text
 
 
 def throttled(summary: Summary) -> list[Row]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.measure import wording
-from optimize.report import charts, columns, figures, layers, verdicts
+from optimize.report import charts, columns, figures, layers, speedups, verdicts
 from optimize.report.figures import Summary
 
 TEMPLATE = "page.html.jinja"
@@ -26,9 +26,10 @@ def render_html(summary: Summary, folder: Path | None = None) -> str:
         subtitle=_subtitle(summary),
         verdict=figures.verdict(summary),
         headline=figures.headline(summary),
+        noise=speedups.noise(summary),
         misses=figures.misses(summary),
         checks={kind: figures.checks(summary, kind) for kind in ("gate", "target")},
-        waterfall=charts.waterfall(summary.get("factors") or {}),
+        waterfall=charts.waterfall(speedups.factors(summary), speedups.whole(summary)),
         pareto=charts.pareto(summary),
         layers=layers.sections(summary),
         columns=listed,

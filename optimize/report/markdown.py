@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from optimize.measure import wording
 from optimize.measure.wording import DASH
-from optimize.report import columns, figures, layers, verdicts
+from optimize.report import columns, figures, layers, speedups, verdicts
 from optimize.report.figures import Row, Summary
 from optimize.report.html import fair_rows
 
@@ -20,6 +20,7 @@ def render_markdown(summary: Summary) -> str:
     parts = [
         f"# {summary.get('recipe') or 'run'}",
         _misses(summary),
+        f"**~ {noise}**" if (noise := speedups.noise(summary)) else "",
         f"**{head.sentence}**\n\n{head.cost}".strip(),
         "## Gates and targets\n\n" + _checks(summary),
         "## Variants\n\n" + _variants(summary),
@@ -144,16 +145,13 @@ def _with_interval(value: object, text: Callable[[object], str]) -> str:
 
 
 def _factors(summary: Summary) -> str:
-    known = {k: v for k, v in (summary.get("factors") or {}).items() if wording.number(v) is not None}
+    known = {k: v for k, v in speedups.factors(summary).items() if wording.number(v) is not None}
     if not known:
         return ""
-    whole = 1.0
-    for value in known.values():
-        whole *= wording.number(value) or 1.0
-    body = [(figures.plain(k), f"×{wording.digits(v)}") for k, v in known.items()]
-    return "## Factors of the speed-up\n\n" + table(
-        ("step", "factor"), [*body, ("**all together**", f"**×{wording.digits(whole)}**")]
-    )
+    body = [(figures.plain(k), f"×{wording.digits(v)}", figures.interval_text(v)) for k, v in known.items()]
+    whole = speedups.whole(summary)
+    together = ("**all together**", f"**×{wording.digits(whole)}**", figures.interval_text(whole))
+    return "## Factors of the speed-up\n\n" + table(("step", "factor", "95 % interval"), [*body, together])
 
 
 def _refused(summary: Summary) -> str:

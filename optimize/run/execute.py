@@ -99,7 +99,7 @@ class _Run:
         reference = quality["baseline", spec]
 
         def judge(sampler: Sampler) -> tuple[dict[str, Any], dict[str, Any]]:
-            found = self._quality(baseline, spec, sampler, baseline, replicates=20)
+            found = self._quality(baseline, spec, sampler, baseline, replicates=20, purpose="fair search")
             return found, quality_gates(self.recipe.gates, found, reference, half_split)
 
         chosen, rows = fair.search(self.recipe.fair, self.recipe.sampler, schedule, judge)
@@ -145,16 +145,22 @@ class _Run:
         return stages.json_stage(self.store, "half_split", key, lambda: self._evaluator().half_split(self.recipe.seed))
 
     def _quality(
-        self, variant: Variant, spec: str, sampler: Sampler, baseline: Variant, replicates: int | None = None
+        self,
+        variant: Variant,
+        spec: str,
+        sampler: Sampler,
+        baseline: Variant,
+        replicates: int | None = None,
+        purpose: str = "images",
     ) -> dict[str, Any]:
         """Quality of `sampler` on one runner, with its paired difference to the baseline."""
         config = self.recipe.quality
         replicates = replicates or config.replicates
         first = fastest_fp32(self.recipe)
         ends = self.recipe.sampler.model_copy(update={"steps": config.endpoint_steps})
-        drawn = self._images(variant, spec, sampler, config.images)
+        drawn = self._images(variant, spec, sampler, config.images, purpose)
         reference = self._images(baseline, first, self.recipe.sampler, config.images)
-        endpoint = self._images(baseline, first, ends, config.endpoint_images)
+        endpoint = self._images(baseline, first, ends, config.endpoint_images, "endpoints")
         key = {
             "images": [drawn.id, reference.id, endpoint.id],
             "judges": self._judges(),
@@ -170,9 +176,10 @@ class _Run:
 
         return stages.json_stage(self.store, "quality", key, compute)
 
-    def _images(self, variant: Variant, spec: str, sampler: Sampler, count: int) -> Stage:
+    def _images(self, variant: Variant, spec: str, sampler: Sampler, count: int, purpose: str = "images") -> Stage:
         q = self.recipe.quality
-        return stages.images_stage(self.store, variant, spec, sampler, count, q.batch, self.progress, q.processes)
+        about = (sampler, count, q.batch, self.progress, q.processes, purpose)
+        return stages.images_stage(self.store, variant, spec, *about)
 
     def _judge(self, drawn: Stage, labels: Any) -> Any:
         """Images with their features and classes; kept, since the baseline's are compared with again and again."""

@@ -308,10 +308,12 @@ def images_stage(
     batch: int,
     progress: Progress,
     processes: int = 1,
+    purpose: str = "images",
 ) -> Stage:
     """Images of seeds 0..count-1 drawn with `sampler` through a runner of the variant; read them with `images`.
 
-    They do not depend on the number of processes, so it is no part of the key.
+    They do not depend on the number of processes, so it is no part of the key; neither is `purpose`, a word for the
+    progress.
     """
     key = {
         "artifact": variant.id,
@@ -326,7 +328,8 @@ def images_stage(
     def compute(folder: Path, work: Path) -> dict[str, Any]:
         from safetensors.torch import save_file
 
-        title = f"images {variant.name} {sampler.nfe(Schedule.from_json(variant.sampling['schedule']))} NFE"
+        nfe = sampler.nfe(Schedule.from_json(variant.sampling["schedule"]))
+        title = f"{purpose}: {variant.name} on {spec}, {sampler.solver} × {sampler.steps}, {nfe} NFE"
         with progress(title, count) as advance:
             if processes > 1:
                 name, options = spec_parts(spec)

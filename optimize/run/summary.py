@@ -57,6 +57,8 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
     final = _final(found, rows)
     rows += [final] if final else []
     gates, targets = (final["gates"], final["targets"]) if final else ({}, {})
+    path = _path(found, final) if final else []
+    factors = _factors(path) if path else {}
     return {
         "schema": SCHEMA,
         "recipe": found.recipe.name,
@@ -67,7 +69,8 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
         "targets": targets,
         "half_split_fd": found.half_split,
         "judges": judges(found.recipe.quality),
-        "factors": _factors(found, final) if final else {},
+        "factors": factors,
+        "factor_intervals": _factor_intervals(path, factors),
         "rows": rows,
         "fair_search": found.fair_search,
         "layers": found.layers,
@@ -293,9 +296,8 @@ def _made(m: Measurement) -> list[Any]:
     return [v.runner, v.options, v.batch, v.io, v.cuda_graphs]
 
 
-def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
-    """How much each step from the baseline to the final row adds to the speed-up over the baseline; their product is the
-    whole."""
+def _path(found: Findings, final: dict[str, Any]) -> list[tuple[str, Measurement]]:
+    """The measurements on the way from the baseline to the final row, each named by what it changes to the one before."""
     source, last = found.variants[0].name, found.variants[-2].name if len(found.variants) > 1 else ""
     spec = fastest_fp32(found.recipe)
     alike = final["runner"] == spec and not policy_text(final["io"], final["cuda_graphs"])
@@ -311,6 +313,22 @@ def _factors(found: Findings, final: dict[str, Any]) -> dict[str, float]:
             _timed_as(found, found.variants[-1].name, final),
         ),
     ]
-    there = [(n, m) for n, m in path if m is not None]
-    whole = [(name, speedup(there[0][1], m).value) for name, m in there]
+    return [(n, m) for n, m in path if m is not None]
+
+
+def _factors(path: list[tuple[str, Measurement]]) -> dict[str, float]:
+    """How much each step from the baseline to the final row adds to the speed-up over the baseline; their product is the
+    whole."""
+    whole = [(name, speedup(path[0][1], m).value) for name, m in path]
     return {name: b / a for (_, a), (name, b) in pairwise(whole)}
+
+
+def _factor_intervals(path: list[tuple[str, Measurement]], factors: dict[str, float]) -> dict[str, dict[str, float]]:
+    """The factors as {ratio, low, high}: the 95 % interval of each step's own ratio, of the rounds that its two rows were
+    timed in. A step's own ratio differs a little from its factor, which is made so that the factors multiply to the
+    whole, so the interval is moved to the factor."""
+    found = {}
+    for (_, before), (name, after) in pairwise(path):
+        own, factor = speedup(before, after), factors[name]
+        found[name] = {"ratio": factor, "low": own.low * factor / own.value, "high": own.high * factor / own.value}
+    return found

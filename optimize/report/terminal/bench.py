@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from optimize.measure import wording
 from optimize.measure.record import Measurement, speedup
 from optimize.report import figures
+from optimize.report.terminal.tables import Layout, plain, print_layout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,33 +18,62 @@ NOTES = {
 }
 
 
-WIDE = 170  # columns from which a row is one line
+LATENCY = ("low", "p50", "high", "p95", "p99")
 
 
 def print_bench(rows: list[Measurement], console: Console) -> None:
     """Print the rows, then those without figures with their reason, and what the marks mean."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     done = [m for m in rows if m.done]
     if done:
-        table = Table(
-            title=_title(done[0]), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-        )
         shown = columns(done)
-        for name in shown:
-            table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True, overflow="ellipsis")
-        between = "  " if console.width >= WIDE else "\n"
-        for m in done:
-            texts = cells(m, done[0])
-            table.add_row(*(between.join(texts[name]) for name in shown))
-        console.print(table)
+        layouts = (plain(shown), _stacked(done, shown), _narrow(shown))
+        texts = [_texts(m, done[0]) for m in done]
+        print_layout(console, _title(done[0]), layouts, texts, words=("row", "row 0"))
     for m in rows:
         if not m.done:
             console.print(Text(f"{m.status}: {m.key}: {m.reason}", "yellow"), highlight=False)
     for note in notes(done):
         console.print(Text(note, "yellow"), highlight=False)
+
+
+def _texts(m: Measurement, first: Measurement) -> dict[str, str]:
+    """A row's texts: a column's lines joined under its title, and each line under the title and its number; then what
+    the narrow layout shows apart."""
+    texts: dict[str, str] = {}
+    for title, lines in cells(m, first).items():
+        texts |= {title: "  ".join(lines)} | {f"{title} {i}": line for i, line in enumerate(lines)}
+    low, high = (wording.digits(x) for x in figures.bounds(speedup(first, m).to_json()))
+    texts |= {"speed-up low": low, "speed-up high": high}
+    for title, latency, per in (("call", m.call_latency(), 1), ("image", m.image_latency(), m.variant.batch)):
+        texts |= {f"{title} {k}": wording.digits(latency[k] * 1e3 / per) for k in LATENCY}
+    return texts
+
+
+def _stacked(done: list[Measurement], shown: list[str]) -> Layout:
+    """A column a title, its lines above each other."""
+    found = cells(done[0], done[0])
+    return tuple((tuple(title.split(", ")), tuple(f"{title} {i}" for i in range(len(found[title])))) for title in shown)
+
+
+def _narrow(shown: list[str]) -> Layout:
+    """A column a kind of figure, the ends of intervals on lines of their own."""
+    times = [
+        (
+            (f"{kind} ms", "low", "high", "p95", "p99"),
+            tuple(f"{kind} {k}" for k in ("p50", "low", "high", "p95", "p99")),
+        )
+        for kind in ("call", "image")
+    ]
+    kept = {"images/s": "images/s, peak 0", "peak": "images/s, peak 1"} | {t: t for t in ("device peak", "J/image")}
+    usage = {title: key for title, key in kept.items() if title in shown or key not in kept}
+    return (
+        (("row",), ("row 0", "row 1", "row 2")),
+        *times,
+        (tuple(usage), tuple(usage.values())),
+        (("speed-up", "low", "high"), ("speed-up 0", "speed-up low", "speed-up high")),
+    )
 
 
 def _title(first: Measurement) -> str:

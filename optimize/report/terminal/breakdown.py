@@ -6,23 +6,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.measure.wording import DASH, bytes_text, count_text, percent_text, seconds_text
+from optimize.report.terminal.tables import Layout, plain, print_layout
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 Report = dict[str, Any]
 WIDE = 100  # columns from which every figure has its place
+PARTS: Layout = (
+    (("part",), ("part",)),
+    (("params", "MACs", "size"), ("params", "MACs", "size")),
+    (("predicted", "90 %"), ("predicted", "90 %")),
+    (("measured",), ("measured",)),
+)
+ALL: Layout = (
+    *plain(["layer", "params", "MACs", "moved", "measured", "share", "roofline"]),
+    (("share",), ("roofline share",)),
+    (("bound by",), ("bound by",)),
+)
+FEWER: Layout = (
+    *plain(["layer", "params", "MACs", "measured", "share"]),
+    (("roofline",), ("roofline share",)),
+    (("bound by",), ("bound by",)),
+)
+LAYERS: Layout = (
+    (("layer", "bound by"), ("layer", "bound by")),
+    (("params", "MACs"), ("params", "MACs")),
+    (("measured", "share"), ("measured", "share")),
+    (("roofline",), ("roofline share",)),
+)
 SHOWN = 20  # rows of a part in the table and in the picture; the rest is one row
 
 
 def print_breakdown(report: Report, console: Console) -> None:
     """Totals of every part, its layers the longest first, remarks, and how an image divides between the parts."""
-    wide = console.width >= WIDE
-    console.print(_totals(report, wide))
+    _print_totals(report, console)
     for part in report["parts"]:
         if part["layers"]:
-            console.print(_layers(part, wide))
+            _print_layers(part, console)
     for part in report["parts"]:
         if part["note"]:
             console.print(f"{part['name']}: {part['note']}", soft_wrap=True)
@@ -44,31 +65,48 @@ def balance_text(balance: dict[str, Any]) -> str:
     return f"{says}: with {balance['calls']} {plural} or fewer the denoiser no longer dominates; a guided step is two."
 
 
-def _totals(report: Report, wide: bool) -> Table:
+def _print_totals(report: Report, console: Console) -> None:
     title = f"{report['model']} · batch {report['batch']} · {report['target']} {report['format']}, predicted"
-    memory = ("memory",) if wide else ()
-    table = _table(title, ("part", "params", "MACs", "size", *memory, "predicted", "90 %", "measured"))
-    for p in report["parts"]:
-        span = f"{seconds_text(p['low_s'])}–{seconds_text(p['high_s'])}" if p["low_s"] is not None else DASH
-        table.add_row(
-            p["name"], count_text(p["params"]), count_text(p["macs"]), bytes_text(p["size_bytes"]),
-            *([bytes_text(p["memory_bytes"])] * wide), seconds_text(p["predicted_s"]), span,
-            seconds_text(p["measured_s"]),
-        )  # fmt: skip
-    return table
+    rows = [
+        {
+            "part": p["name"],
+            "params": count_text(p["params"]),
+            "MACs": count_text(p["macs"]),
+            "size": bytes_text(p["size_bytes"]),
+            "memory": bytes_text(p["memory_bytes"]),
+            "predicted": seconds_text(p["predicted_s"]),
+            "90 %": f"{seconds_text(p['low_s'])}–{seconds_text(p['high_s'])}" if p["low_s"] is not None else DASH,
+            "measured": seconds_text(p["measured_s"]),
+        }
+        for p in report["parts"]
+    ]
+    every = list(rows[0]) if rows else ["part"]
+    layouts = _by_width(console, plain(every), plain([k for k in every if k != "memory"]), PARTS)
+    print_layout(console, title, layouts, rows, words=("part",))
 
 
-def _layers(part: dict[str, Any], wide: bool) -> Table:
+def _print_layers(part: dict[str, Any], console: Console) -> None:
     title = f"{part['name']} ({part['class']}): layers by time"
-    times = ("measured", "share", "roofline", "share") if wide else ("measured", "share", "roofline")
-    table = _table(title, ("layer", "params", "MACs", *(["moved"] * wide), *times, "bound by"))
-    for row in folded(part["layers"]):
-        roofline = [seconds_text(row["predicted_s"])] * wide + [_share(row, part, "predicted_s")]
-        table.add_row(
-            row["path"], count_text(row["params"]), count_text(row["macs"]), *([bytes_text(row["bytes"])] * wide),
-            seconds_text(row["measured_s"]), _share(row, part, "measured_s"), *roofline, row["bound"],
-        )  # fmt: skip
-    return table
+    rows = [
+        {
+            "layer": row["path"],
+            "params": count_text(row["params"]),
+            "MACs": count_text(row["macs"]),
+            "moved": bytes_text(row["bytes"]),
+            "measured": seconds_text(row["measured_s"]),
+            "share": _share(row, part, "measured_s"),
+            "roofline": seconds_text(row["predicted_s"]),
+            "roofline share": _share(row, part, "predicted_s"),
+            "bound by": row["bound"],
+        }
+        for row in folded(part["layers"])
+    ]
+    print_layout(console, title, _by_width(console, ALL, FEWER, LAYERS), rows, words=("layer", "bound by"))
+
+
+def _by_width(console: Console, wide: Layout, *others: Layout) -> tuple[Layout, ...]:
+    """The layouts to try; the one with every figure on a wide terminal alone."""
+    return (wide, *others) if console.width >= WIDE else others
 
 
 def _share(row: dict[str, Any], part: dict[str, Any], key: str) -> str:
@@ -83,19 +121,6 @@ def folded(rows: list[dict[str, Any]], shown: int = SHOWN) -> list[dict[str, Any
     sums = {k: sum(r[k] for r in rest) for k in ("params", "macs", "bytes", "predicted_s")}
     measured = None if rest[0]["measured_s"] is None else sum(r["measured_s"] for r in rest)
     return [*kept, {"path": f"{len(rest)} others", "bound": DASH, "measured_s": measured, **sums}]
-
-
-def _table(title: str, columns: tuple[str, ...]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
-    for i, name in enumerate(columns):
-        left = i == 0 or name == "bound by"
-        table.add_column(
-            name, justify="left" if left else "right", overflow="fold", no_wrap=i > 0, min_width={"layer": 20}.get(name)
-        )
-    return table
 
 
 def picture(report: Report, path: Path) -> Path:

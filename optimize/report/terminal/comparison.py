@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.measure import wording
 from optimize.report import figures
+from optimize.report.terminal.tables import Layout, plain, print_layout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,38 +14,42 @@ if TYPE_CHECKING:
 STYLES = {"faster": "green", "slower": "bold red", "changed": "bold", "not compared": "yellow"}
 
 
+# what shares a column on a narrow terminal
+ROW = (("row", "what"), ("row", "what"))
+BOTH = (("a", "b"), ("a", "b"))
+VERDICT = (("verdict",), ("verdict",))
+LATENCY: Layout = (
+    (("row",), ("row",)),
+    (("ratio", "95 % interval"), ("ratio", "95 % interval")),
+    (("verdict", "basis"), ("verdict", "basis")),
+)
+SIZES: Layout = (ROW, BOTH, (("change",), ("change",)))
+QUALITY: Layout = (ROW, BOTH, (("difference", "95 % interval"), ("difference", "95 % interval")), VERDICT)
+GATES: Layout = ((("what",), ("what",)), BOTH)
+
+
 def print_comparison(found: dict[str, Any], console: Console) -> None:
     """Print latency, size, quality and gates, as far as there is something to say, and rows of one side only."""
     console.print(f"a: {found['a']}\nb: {found['b']}", highlight=False, soft_wrap=True)
     bases = list(dict.fromkeys(line["basis"] for line in found["latency"]))
-    _table(console, "latency an image (a / b: above 1, b is faster)", _latency_rows(found["latency"], bases))
+    _table(console, "latency an image (a / b: above 1, b is faster)", _latency_rows(found["latency"], bases), LATENCY)
     for i, basis in enumerate(bases, 1):
         console.print(f"({i}) {basis}", highlight=False, soft_wrap=True)
-    _table(console, "sizes that changed", [_size_row(x) for x in found["size"]])
+    _table(console, "sizes that changed", [_size_row(x) for x in found["size"]], SIZES)
     changed = [x for x in found["quality"] if x["verdict"] == "changed"]
-    _table(console, "quality that changed (b - a)", [_quality_row(x) for x in changed])
+    _table(console, "quality that changed (b - a)", [_quality_row(x) for x in changed], QUALITY)
     if same := len(found["quality"]) - len(changed):
         console.print(f"{same} quality figures: no difference shown", highlight=False)
-    _table(console, "gates and targets whose outcome changed", [_gate_row(x) for x in found["gates"]])
+    _table(console, "gates and targets whose outcome changed", [_gate_row(x) for x in found["gates"]], GATES)
     for side in ("a", "b"):
         if rows := found[f"only_in_{side}"]:
             console.print(f"only in {side}: {', '.join(rows)}", highlight=False, soft_wrap=True)
 
 
-def _table(console: Console, title: str, rows: list[dict[str, str]]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        return
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in rows[0]:
-        left = name in ("row", "what", "verdict", "basis")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name == "row")
-    for row in rows:
-        table.add_row(*(Text(text, STYLES.get(text, "")) for text in row.values()))
-    console.print(table)
+def _table(console: Console, title: str, rows: list[dict[str, str]], narrow: Layout) -> None:
+    if rows:
+        layouts = (plain(list(rows[0])), narrow)
+        print_layout(console, title, layouts, rows, words=("row", "what"), style=lambda text: STYLES.get(text, ""))
 
 
 def _latency_rows(lines: list[dict[str, Any]], bases: list[str]) -> list[dict[str, str]]:

@@ -6,29 +6,28 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimize.measure import wording
+from optimize.report.terminal.tables import Layout, plain, print_layout
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 NAMED = 4  # modules named in a line
+NARROW: Layout = (
+    (("target", "what"), ("target", "what")),
+    (("seconds",), ("seconds",)),
+    (("peak memory", "plan"), ("peak memory", "plan")),
+)
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
 def print_engines(rows: list[dict[str, Any]], console: Console) -> None:
     """Print what was made, then what was refused and why, then where it lies and the formats of its layers."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     done = [row for row in rows if row["status"] == "done"]
     if engines := [row for row in done if row["what"] in ("engine", "kit")]:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         texts = [cells(row) for row in engines]
-        for title in texts[0]:
-            table.add_column(title, justify="left" if title in ("target", "what") else "right", no_wrap=True)
-        for cell in texts:
-            table.add_row(*cell.values())
-        console.print(table)
+        print_layout(console, "", (plain(list(texts[0])), NARROW), texts, words=("target", "what"))
     for row in rows:
         if row["status"] != "done":
             console.print(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.measure import wording
 from optimize.planning.propose import loss_text
+from optimize.report.terminal.tables import print_parts
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 MARKS = {"works": "✓", "will not pay": "~", "impossible": "✗"}
 STYLES = {"works": "green", "will not pay": "yellow", "impossible": "red"}
@@ -34,30 +34,24 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for note in plan["notes"]:
         console.print(_text(f"note: {note}", "yellow"))
     for target in plan["targets"]:
-        console.print(_matrix(target))
+        _print_matrix(target, console)
         for verdict, reason in _reasons(target):
             console.print(_text(f"{MARKS[verdict]} {reason}", STYLES[verdict]), soft_wrap=True)
     console.print(_text(LEGEND, "dim"), soft_wrap=True)
     if any(t["today"] for t in plan["targets"]):
         console.print(_text(HEADING, "bold"), soft_wrap=True)
-        console.print(_predictions(plan))
+        _print_predictions(plan, console)
     for target in plan["targets"]:
         for line in proposal_lines(target):
             console.print(_text(line), soft_wrap=True)
 
 
-def _matrix(target: dict[str, Any]) -> Table:
+def _print_matrix(target: dict[str, Any], console: Console) -> None:
     """Formats against ways, a mark in every cell."""
     sm = f", SM {target['sm']}" if target["sm"] else ""
-    table = _table(f"{target['title']}{sm}")
-    table.add_column("")
-    ways = list(target["ways"])
-    for way in ways:
-        table.add_column(SHORT[way], justify="center")
-    for format in next(iter(target["ways"].values())):
-        cells = [target["ways"][way][format] for way in ways]
-        table.add_row(format.upper(), *(_text(mark(c), STYLES[c["verdict"]]) for c in cells))
-    return table
+    formats = next(iter(target["ways"].values()))
+    rows = [{"": f.upper()} | {SHORT[way]: mark(cells[f]) for way, cells in target["ways"].items()} for f in formats]
+    print_parts(console, f"{target['title']}{sm}", "", [SHORT[way] for way in target["ways"]], rows)
 
 
 def mark(cell: dict[str, Any]) -> str:
@@ -82,16 +76,20 @@ def _why(cell: dict[str, Any]) -> str:
     return f"{cell['reason']} Instead: {cell['nearest']}." if cell["nearest"] else cell["reason"]
 
 
-def _predictions(plan: dict[str, Any]) -> Table:
+def _print_predictions(plan: dict[str, Any], console: Console) -> None:
     """Today's model in every format that pays: time of a batch, memory, size and cost, targets side by side."""
-    table = _table("")
-    table.add_column("")
-    for target in plan["targets"]:
-        table.add_column(target["title"], justify="right")
-    formats = list(dict.fromkeys(f for t in plan["targets"] for f in t["today"]))
-    for format in formats:
-        table.add_row(format.upper(), *(_forecast(t["today"].get(format)) for t in plan["targets"]))
-    return table
+    titles = _distinct([t["title"] for t in plan["targets"]])
+    rows = [
+        {"": f.upper()}
+        | {title: _forecast(t["today"].get(f)) for title, t in zip(titles, plan["targets"], strict=True)}
+        for f in dict.fromkeys(f for t in plan["targets"] for f in t["today"])
+    ]
+    print_parts(console, "", "", titles, rows)
+
+
+def _distinct(titles: list[str]) -> list[str]:
+    """Titles made unique by a number where one comes twice."""
+    return [t if titles.count(t) == 1 else f"{t} ({titles[: i + 1].count(t)})" for i, t in enumerate(titles)]
 
 
 def _forecast(found: dict[str, Any] | None) -> str:
@@ -141,13 +139,6 @@ def _candidate(found: dict[str, Any]) -> str:
     parts = [f"{100 * c['share']:.0f} % of the MACs pruned"] if c["share"] else []
     parts += [f"distilled to {c['nfe']} evaluations"] if c["nfe"] else []
     return ", ".join([*parts, c["format"].upper()])
-
-
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _text(line: str, style: str = "") -> Any:

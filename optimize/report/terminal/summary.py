@@ -1,4 +1,4 @@
-"""The table at the end of a run: a row a variant, on one line where the terminal is wide, on two or three where not."""
+"""The table at the end of a run: a row a variant, on one line where the terminal is wide, on up to four where not."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.measure import wording
 from optimize.measure.wording import DASH
-from optimize.report import figures
+from optimize.report import figures, speedups
 from optimize.report.figures import Check, Row, Summary
+from optimize.report.terminal.tables import Layout, one_each, print_layout
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-ONE_LINE = 160  # columns from which every figure has a column of its own
-
-TWO_LINES = 100  # columns from which two figures share a column; below, some share it in threes
-
-# (titles, keys) of the figures that share a column where space is short
-Groups = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-TIMES: Groups = (
+TIMES: Layout = (
     (("call ms", "p99"), ("call50", "call99")),
     (("image ms", "p99"), ("image50", "image99")),
     (("images/s", "peak mem"), ("rate", "memory")),
@@ -27,67 +21,52 @@ TIMES: Groups = (
     (("speed-up", "interval"), ("ratio", "interval")),
     (("gates", "targets"), ("gates", "targets")),
 )
-TWOS: Groups = (
+TWOS: Layout = (
     (("variant", "runner"), ("variant", "runner")),
     (("size", "params"), ("size", "params")),
     (("MACs", "NFE"), ("macs", "nfe")),
     *TIMES,
 )
-THREES: Groups = (
+THREES: Layout = (
     (("variant", "runner", "NFE"), ("variant", "runner", "evaluations")),
     (("size", "params", "MACs"), ("size", "params", "macs")),
     *TIMES,
 )
+FOURS: Layout = (
+    (("variant", "runner", "NFE"), ("variant", "runner", "evaluations")),
+    (("size", "params", "MACs", "peak mem"), ("size", "params", "macs", "memory")),
+    (("call ms", "p99", "image ms", "p99"), ("call50", "call99", "image50", "image99")),
+    (("images/s", "FD", "PSNR"), ("rate", "fd", "psnr")),
+    (("speed-up", "interval", "gates", "targets"), ("ratio", "interval", "gates", "targets")),
+)
+LAYOUTS = (one_each(TWOS), TWOS, THREES, FOURS)
+WORDS = ("variant", "runner")
 
 
 def print_table(summary: Summary, console: Console) -> None:
-    """Print the table of variants at the largest batch, then misses, rows without figures, and the headline."""
+    """Print the table of variants at the largest batch, then rows without figures, misses or the verdict, whether the
+    timing was noisy, the factors of the speed-up, and the headline."""
     batch = figures.headline_batch(summary)
-    console.print(_table(summary, batch, console.width))
+    _print_variants(summary, batch, console)
     for line in _problems(summary):
         console.print(line, highlight=False)
     for check in figures.misses(summary):
         console.print(_miss(check), highlight=False)
     if not figures.misses(summary):
         console.print(_verdict(summary), highlight=False)
+    if noise := speedups.noise(summary):
+        console.print(_text(f"~ {noise}", "bold yellow"), highlight=False)
+    if factors := _factors(summary):
+        console.print(_text(factors, ""), highlight=False)
     head = figures.headline(summary)
     console.print(_text(f"{head.sentence} {head.cost}".strip(), "bold"), highlight=False)
 
 
-def _table(summary: Summary, batch: int | None, width: int) -> Table:
-    from rich import box
-    from rich.table import Table
-
+def _print_variants(summary: Summary, batch: int | None, console: Console) -> None:
     title = f"{summary.get('recipe') or 'run'} · batch {batch if batch is not None else DASH} · baseline is eager torch, others on their fastest runner"
-    groups = _groups(width)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for titles, keys in groups:
-        left = keys[0] in ("variant", "runner")
-        table.add_column("\n".join(titles), justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
-    for variant in figures.variants(summary):
-        row = figures.shown(summary, variant, batch)
-        if row is not None:
-            texts = _texts(summary, row)
-            cells = [_styled(*(texts[k] for k in keys)) for _, keys in groups]
-            table.add_row(*cells, style="bold" if variant == "final" else "")
-    return table
-
-
-def _groups(width: int) -> Groups:
-    if width >= ONE_LINE:
-        return tuple(((title,), (key,)) for titles, keys in TWOS for title, key in zip(titles, keys))
-    return TWOS if width >= TWO_LINES else THREES
-
-
-def _styled(*lines: str) -> Any:
-    """Lines in one cell; marks carry a colour beside their sign, second lines are dim."""
-    from rich.text import Text
-
-    text = Text()
-    for i, line in enumerate(lines):
-        style = {"✓": "green", "✗": "bold red"}.get(line[:1], "dim" if i else "")
-        text.append(("\n" if i else "") + line, style)
-    return text
+    found = [r for v in figures.variants(summary) if (r := figures.shown(summary, v, batch)) is not None]
+    strong = [i for i, row in enumerate(found) if row.get("variant") == "final"]
+    print_layout(console, title, LAYOUTS, [_texts(summary, r) for r in found], words=WORDS, strong=strong)
 
 
 def _texts(summary: Summary, row: Row) -> dict[str, str]:
@@ -116,10 +95,15 @@ def _texts(summary: Summary, row: Row) -> dict[str, str]:
 def _problems(summary: Summary) -> list[Any]:
     """A line for every row that has no figures, with its reason."""
     lines = figures.lost(summary)
-    if any(r.get("noisy") for r in figures.done(summary)):
-        lines.append("~ noisy: other work on this machine disturbed the timing; its interval says by how much")
     lines += [f"! throttled: {figures.place(r)}: {', '.join(r['throttled'])}" for r in figures.throttled(summary)]
     return [_text(line, "yellow") for line in lines]
+
+
+def _factors(summary: Summary) -> str:
+    """`Speed-up: runner ×1.87 [1.80, 1.95], solver ×8.30 …`."""
+    known = {k: v for k, v in speedups.factors(summary).items() if wording.number(v) is not None}
+    told = [f"{figures.plain(k)} ×{wording.digits(v)} {figures.interval_text(v)}".strip() for k, v in known.items()]
+    return f"Factors of the speed-up: {', '.join(told)}." if told else ""
 
 
 def _miss(check: Check) -> Any:
