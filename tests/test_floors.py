@@ -54,6 +54,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "overflow.py",
         "parity.py",
         "quantizers.py",
+        "places.py",
+        "schemas.py",
         "recipe.py",  # holds the sampler's config, of floor 3
         "recipes/",
         "runner.py",
@@ -92,6 +94,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "cli.py",
         "cli_export.py",
         "cli_measure.py",
+        "cli_names.py",
         "cli_options.py",
         "__main__.py",
         "__init__.py",

@@ -39,6 +39,7 @@ PLUMBING = {
         "environment",
         "store",
         "trust",
+        "places",
         "onnx_check",
         "onnx_rules",
     )
