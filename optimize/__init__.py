@@ -1,7 +1,7 @@
 """optimize: shrink trained diffusion models with composable passes, prove what it cost, export what a server loads.
 
-`load`, `sample`, `apply`, `run`, `export`, `open_runner`, `compare` are the whole of the Python interface; each imports what it needs when
-it is called.
+`load`, `sample`, `apply`, `run`, `export`, `open_runner`, `compare` are the functions of the Python interface; the passes,
+with the `Context` and `Data` they are given, are its classes. Each imports what it needs when it is asked for.
 """
 
 from __future__ import annotations
@@ -11,13 +11,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["apply", "compare", "export", "load", "open_runner", "run", "sample"]
+PASSES = ("Distill", "Prune", "Quantize", "Recover")
+__all__ = [
+    "Context",
+    "Data",
+    "Distill",
+    "Prune",
+    "Quantize",
+    "Recover",
+    "apply",
+    "compare",
+    "export",
+    "load",
+    "open_runner",
+    "run",
+    "sample",
+]
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from optimize.diffusion.context import Context
+    from optimize.diffusion.context import Context, Data
     from optimize.diffusion.model import Model
+    from optimize.passes.distill import Distill
+    from optimize.passes.prune import Prune
+    from optimize.passes.quantize import Quantize
+    from optimize.passes.recover import Recover
+
+
+def __getattr__(name: str) -> Any:
+    """A class of the interface, imported when it is first asked for."""
+    if name in PASSES:
+        from optimize import registry
+
+        found = registry.PASSES.get(name.lower())
+    elif name in __all__:
+        from optimize.diffusion import context
+
+        found = getattr(context, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def load(path: str | Path, steps: int = 50, cfg: float | None = None) -> Model:

@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from optimize.errors import did_you_mean
 
+DESCRIBED = ConfigDict(extra="forbid", use_attribute_docstrings=True)  # for dataclasses that `optimize schema` shows
+
 
 class Config(BaseModel):
-    """Frozen pydantic model that refuses unknown keys; its JSON form is canonical and hashable."""
+    """Frozen pydantic model that refuses unknown keys; its JSON form is canonical and hashable.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    The text under a field says its meaning, unit and range; `optimize schema` and editors show it.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=(), **DESCRIBED)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the form written to disk and hashed."""
         return self.model_dump(mode="json")
+
+    def moved(self, move: Callable[[Path], Path]) -> Self:
+        """The same with every path in it, at any depth, put through `move`."""
+        fields = {f: getattr(self, f) for f in type(self).model_fields}
+        changed = {f: after for f, before in fields.items() if (after := _moved(before, move)) != before}
+        return self.model_copy(update=changed) if changed else self
+
+
+def _moved(value: Any, move: Callable[[Path], Path]) -> Any:
+    if isinstance(value, Path):
+        return move(value)
+    if isinstance(value, Config):
+        return value.moved(move)
+    if isinstance(value, dict):
+        return {k: _moved(v, move) for k, v in value.items()}
+    return type(value)(_moved(v, move) for v in value) if isinstance(value, tuple | list) else value
 
 
 def canonical(value: Any) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from optimize.cli import names as cli_names
 from optimize.cli.hand_over import export
 from optimize.cli.look import bench, compare, inspect, plan
 from optimize.cli.options import AsJson, Exported, PriceTable, console_of
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or the name of a built-in recipe.", autocompletion=cli_names.recipes)
+    ],
     exported: Exported = Path("exported"),
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
@@ -72,7 +75,7 @@ def list_(as_json: AsJson = False) -> None:
     Example: optimize list --json
     """
     from optimize import registry
-    from optimize.recipes.read import builtin
+    from optimize.recipes.paths import builtin
 
     kinds = {
         "passes": registry.PASSES,
@@ -140,7 +143,10 @@ def serve(
     path: Annotated[Path, typer.Argument(help="An artifact, or a finished run's folder (its final one is taken).")],
     runner: Annotated[
         str | None,
-        typer.Option(help="name, name:precision or name:precision@device; by default the fastest installed."),
+        typer.Option(
+            help="name, name:precision or name:precision@device; by default the fastest installed.",
+            autocompletion=cli_names.runners,
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
@@ -185,24 +191,28 @@ def gc(exported: Exported = Path("exported")) -> None:
 
 
 def schema(
-    name: Annotated[str, typer.Argument(help="recipe, or a pass, exporter or source")] = "recipe",
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="recipe, or a pass, exporter, runner or source; kind/name where two share one.",
+            autocompletion=cli_names.schemas,
+        ),
+    ] = None,
 ) -> None:
-    """Print the JSON schema of a recipe or of one pass or exporter.
+    """Print the JSON schema of a recipe, or of one pass, exporter, runner or source; without a name, what there is.
+
+    Editors check and complete recipes by it: write `optimize schema recipe > recipe.json`, and begin the recipe with
+    `# yaml-language-server: $schema=recipe.json`.
 
     Example: optimize schema distill
     """
-    from optimize.errors import unknown
-    from optimize.recipes.schema import Recipe
-    from optimize.registry import EXPORTERS, PASSES
+    from optimize.recipes import json_schema
 
-    if name == "recipe":
-        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+    if name is not None:
+        typer.echo(json.dumps(json_schema.schema(name), indent=1))
         return
-    for registry in (PASSES, EXPORTERS):
-        if name in registry.names():
-            typer.echo(json.dumps(registry.get(name).model_json_schema(), indent=1))
-            return
-    raise unknown("schema", name, ["recipe", *PASSES.names(), *EXPORTERS.names()])
+    for kind, names in json_schema.listed().items():
+        typer.echo(f"{kind:<10} {', '.join(names)}")
 
 
 def _log_to(path: Path) -> None:
@@ -248,15 +258,37 @@ def interrupted_text(command: str, arguments: Sequence[str]) -> str:
     return f"interrupted; the same command {does}: {program} {shlex.join(arguments[1:])}"
 
 
+def _version(asked: bool) -> None:
+    if not asked:
+        return
+    from optimize import __version__
+    from optimize.hardware.environment import versions
+
+    typer.echo(f"optimize {__version__}")
+    for name, found in versions(SHOWN).items():
+        typer.echo(f"{name} {found}")
+    raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="Print versions and exit."),
+    ] = False,
+) -> None:
+    """Options of `optimize` itself."""
+
+
+SHOWN = ("torch", "diffusers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 app = typer.Typer(
     cls=Commands,
     rich_markup_mode="markdown",
     name="optimize",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Shrink trained diffusion models, prove what it cost, and export what a server loads.\n\nExample: optimize run digits",
 )
+app.callback()(options)
 for command in (run, plan, export, serve, bench, compare, report, inspect, verify):
     app.command()(command)
 app.command("list")(list_)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optimize.cli import names as cli_names
 from optimize.cli.options import console_of
 
 if TYPE_CHECKING:
@@ -22,10 +23,18 @@ def export(
     artifact: Annotated[
         Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
     ],
-    target: Annotated[str, typer.Option(help="Device classes, e.g. a100,rtx3090,v100, or here; or sm120.")] = "here",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Device classes, e.g. a100,rtx3090,v100, or here; or sm120.", autocompletion=cli_names.targets
+        ),
+    ] = "here",
     format: Annotated[
         list[str] | None,
-        typer.Option(help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more."),
+        typer.Option(
+            help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more.",
+            autocompletion=cli_names.exporters,
+        ),
     ] = None,
     onnx: Annotated[
         list[str] | None,

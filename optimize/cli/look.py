@@ -8,19 +8,31 @@ from typing import Annotated
 
 import typer
 
+from optimize.cli import names
 from optimize.cli.options import AsJson, Exported, PriceTable, console_of
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="A model folder, an artifact folder, or a recipe (file or name).")],
-    target: Annotated[str, typer.Option(help="Device classes, e.g. a100,v100,rtx3090, cpu or here.")] = "here",
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model folder, an artifact folder, or a recipe (file or name).", autocompletion=names.recipes
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(help="Device classes, e.g. a100,v100,rtx3090, cpu or here.", autocompletion=names.targets),
+    ] = "here",
     latency_ms: Annotated[float | None, typer.Option(help="Budget: milliseconds of a batch of images.")] = None,
     size_mb: Annotated[float | None, typer.Option(help="Budget: megabytes of the network's file.")] = None,
     max_quality_loss: Annotated[float | None, typer.Option(help="Budget: rise of FID, 0.3 is 1.3 times.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of today, instead of the recipe's.")] = None,
     cfg: Annotated[float | None, typer.Option(min=0, help="Guidance weight of today; 0 is none.")] = None,
-    like: Annotated[str | None, typer.Option(help="Recipe whose data and judges a proposal takes over.")] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="Recipe whose data and judges a proposal takes over.", autocompletion=names.recipes),
+    ] = None,
     measurements: Annotated[Path | None, typer.Option(help="measurements.jsonl to calibrate by.")] = None,
     prices: PriceTable = None,
     out: Annotated[Path | None, typer.Option(help="File for the proposed recipe; one for each target.")] = None,
@@ -46,6 +58,7 @@ def plan(
         measurements=measurements,
         prices=prices,
         exported=exported,
+        beside=out.parent if out else Path(),
     )
     written = write_recipes(found, out) if out else []
     if as_json:
@@ -63,7 +76,10 @@ def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders, e.g. exported/digits/final.")],
     runner: Annotated[
         list[str] | None,
-        typer.Option(help="name, name:precision or name:precision@device, e.g. torch:fp16@cuda,openvino."),
+        typer.Option(
+            help="name, name:precision or name:precision@device, e.g. torch:fp16@cuda,openvino.",
+            autocompletion=names.runners,
+        ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,16.")] = "1",
     io: Annotated[str, typer.Option(help="host, device, or both: where inputs and outputs are.")] = "host",
@@ -146,7 +162,10 @@ def inspect(
         Path, typer.Argument(help="An artifact, a diffusers pipeline or one of its parts, or a config.json.")
     ],
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
-    target: Annotated[str, typer.Option(help="Device class the roofline speaks of; here is this machine.")] = "here",
+    target: Annotated[
+        str,
+        typer.Option(help="Device class the roofline speaks of; here is this machine.", autocompletion=names.targets),
+    ] = "here",
     precision: Annotated[
         str | None, typer.Option(help="Format the roofline computes in; fp16 on a GPU, else fp32.")
     ] = None,

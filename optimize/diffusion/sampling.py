@@ -28,10 +28,14 @@ Pair = tuple["Tensor", "Tensor"]
 class Guidance(Config):
     """How the condition is amplified. `cfg` evaluates twice a step; `folded` was trained into the network."""
 
-    cfg: Annotated[float, Field(ge=0)] | None = None  # weight w >= 0 of classifier-free guidance
-    folded: float | None = None  # the weight a distilled network already contains; not applied again
-    interval: tuple[float, float] | None = None  # native times [low, high] inside which cfg is applied
-    batched: bool = True  # cfg: both branches in one call of twice the batch
+    cfg: Annotated[float, Field(ge=0)] | None = None
+    """Weight w of classifier-free guidance, x = (1 + w) x_cond - w x_null; 0 or more."""
+    folded: float | None = None
+    """Weight that a distilled network already contains; it is not applied again."""
+    interval: tuple[float, float] | None = None
+    """Native times [low, high] inside which cfg is applied; by default everywhere."""
+    batched: bool = True
+    """With cfg: both branches in one call of twice the batch."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Guidance:
@@ -51,11 +55,17 @@ class Sampler(Config):
     """How images are drawn from a denoiser."""
 
     solver: Literal["ddim", "heun", "dpmpp_2m", "ipndm"] = "ddim"
-    steps: Annotated[int, Field(ge=1, le=1000)] = 50  # solver steps
-    spacing: Spacing = "trailing"  # where the steps lie when `timesteps` is not given
-    timesteps: tuple[float, ...] | None = None  # native times, decreasing; clean is appended; overrides steps, spacing
-    clip: Annotated[float, Field(gt=0)] | None = None  # |x^| is clipped to this, and e^ recomputed from it
+    """How a step is computed; ddim is Euler's method, heun evaluates twice a step."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Solver steps."""
+    spacing: Spacing = "trailing"
+    """Where the steps lie when timesteps are not given."""
+    timesteps: tuple[float, ...] | None = None
+    """Native times, decreasing, as many as steps; clean is appended. Takes the place of spacing."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """|x^| is clipped to this, and e^ recomputed from it; by default not."""
     guidance: Guidance = Guidance()
+    """How the condition is amplified."""
 
     @model_validator(mode="after")
     def _decreasing(self) -> Sampler:

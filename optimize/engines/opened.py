@@ -31,12 +31,17 @@ FOLDER = "tensorrt"
 class EngineOptions(Config):
     """Options of both runners."""
 
-    device: Literal["cuda"] = "cuda"  # engines run on the first visible GPU
-    io: Literal["host", "device"] = "host"  # where inputs come from and outputs go; device: torch's CUDA tensors
-    cuda_graphs: bool = False  # capture a call once for every set of input shapes, then replay it
-    # of an engine with streamed weights: GB of them that stay on the GPU; None: as many as TensorRT thinks fit
+    device: Literal["cuda"] = "cuda"
+    """Engines run on the first visible GPU."""
+    io: Literal["host", "device"] = "host"
+    """Where inputs come from and outputs go; device: torch's CUDA tensors."""
+    cuda_graphs: bool = False
+    """Capture a call once for every set of input shapes, then replay it."""
     weights_gb: Annotated[float, Field(ge=0)] | None = None
-    any_gpu: bool = False  # try an engine that was built for another SM, instead of refusing it
+    """Of an engine with streamed weights: GB of them that stay on the GPU; by default as many as TensorRT thinks
+    fit."""
+    any_gpu: bool = False
+    """Try an engine that was built for another SM, instead of refusing it."""
 
 
 def open_engine(folder: Path, module: str, options: EngineOptions) -> EngineRunner:

@@ -49,21 +49,24 @@ class Rounding:
 class Onnx(Config):
     """The network as ONNX."""
 
-    # ONNX operator set, 18 to 23; by default the lowest that holds the precision: 18, for fp16 20, for bf16 22
     opset: int | None = None
-    # what floats compute in; in 16 bit, layers that must not stay FP32 do, and the record names them
+    """ONNX operator set, 18 to 23; by default the lowest that holds the precision: 18, for fp16 20, for bf16 22."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    # inputs and outputs of a 16-bit graph: float32, which all that feeds the float network feeds, or 16 bit as well
+    """What floats compute in. In 16 bit, layers that must not stay FP32 do, and the record names them."""
     outside: Literal["float32", "same"] = "float32"
-    # layers that stay fp32 in a 16-bit graph besides those found, as module paths
+    """Inputs and outputs of a 16-bit graph: float32, which all that feeds the float network feeds, or 16 bit as
+    well."""
     fp32_layers: tuple[str, ...] = ()
-    # torch.export's exporter, the older one, or auto: the older one where a network defeats the first
+    """Module paths of layers that stay FP32 in a 16-bit graph besides those found."""
     exporter: Exporter = "auto"
-    # dims that must stay symbolic, B H W L ..; the others are fixed. By default all that the network's inputs leave open
+    """torch.export's exporter, the older one, or auto: the older one where a network defeats the first."""
     symbolic: tuple[str, ...] | None = None
-    weights: Literal["as_stored", "fp32"] = "as_stored"  # kept weights of a quantized model: 16 bit, or widened to FP32
-    # bytes of weights above which they go into a file beside the graph; protobuf ends at 2 GiB
+    """Dims that must stay symbolic, B H W L …; the others are fixed. By default all that the network's inputs leave
+    open."""
+    weights: Literal["as_stored", "fp32"] = "as_stored"
+    """Kept weights of a quantized model: as stored in 16 bit, or widened to FP32."""
     embedded_bytes: Annotated[int, Field(ge=0, le=EMBEDDED_BYTES)] = EMBEDDED_BYTES
+    """Bytes of weights above which they go into a file beside the graph; protobuf ends at 2 GiB."""
 
     @field_validator("opset")
     @classmethod

@@ -37,17 +37,28 @@ ALPHA_MIN = 0.01  # with less signal than this at the noisiest time, an epsilon 
 class Distill(TrainingConfig):
     """Teach the incoming model to sample in `nfe` calls what the guided teacher samples in many."""
 
-    method: Literal["multistep_consistency", "trajectory_regression"] = "multistep_consistency"  # how it is taught
-    nfe: Annotated[int, Field(ge=1, le=64)] = 2  # network calls of the student: segments of time
-    steps: Annotated[int, Field(ge=1)] = 800  # optimizer steps
-    guidance: Annotated[float, Field(ge=0)] | None = None  # weight to fold in; None is the teacher's, 0 none
-    teacher: str = "baseline"  # which model teaches
-    teacher_steps: tuple[int, int] = (8, 64)  # teacher's DDIM steps over all time, from first to second
-    weighting: Literal["v_norm", "snr_plus_one"] = "v_norm"  # of |x^ - x|: sqrt(SNR + 1), or SNR + 1 as published
-    trajectories: Annotated[int, Field(ge=1)] = 2048  # trajectory_regression: how many the teacher draws, once
-    trajectory_steps: Annotated[int, Field(ge=1)] = 8  # their DPM-Solver++ steps, a multiple of nfe
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4  # AdamW's peak rate
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98  # decay of the averaged weights that are kept; 0 is off
+    method: Literal["multistep_consistency", "trajectory_regression"] = "multistep_consistency"
+    """How it is taught."""
+    nfe: Annotated[int, Field(ge=1, le=64)] = 2
+    """Network calls of the student: as many segments of time."""
+    steps: Annotated[int, Field(ge=1)] = 800
+    """Optimizer steps."""
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """Guidance weight to fold in; by default the teacher's, 0 is none."""
+    teacher: str = "baseline"
+    """Which model teaches: baseline, the untouched one."""
+    teacher_steps: tuple[int, int] = (8, 64)
+    """The teacher's DDIM steps over all time, rising from the first number to the second."""
+    weighting: Literal["v_norm", "snr_plus_one"] = "v_norm"
+    """Weight of |x^ - x|: sqrt(SNR + 1), or SNR + 1 as published."""
+    trajectories: Annotated[int, Field(ge=1)] = 2048
+    """For trajectory_regression: how many the teacher draws, once."""
+    trajectory_steps: Annotated[int, Field(ge=1)] = 8
+    """For trajectory_regression: DPM-Solver++ steps of a trajectory, a multiple of nfe."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """AdamW's peak rate."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """Decay of the averaged weights that are kept; 0 is off."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"data"})
     provides: ClassVar[frozenset[str]] = frozenset({"trained", "distilled"})

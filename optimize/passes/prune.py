@@ -38,7 +38,8 @@ AFTER_QUANTIZED = "a quantized layer's scales belong to the channels it has; pru
 class Budget(Config):
     """What to take away."""
 
-    macs: Annotated[float, Field(gt=0, lt=0.9)]  # fraction of the MACs to remove, between 0 and 0.9
+    macs: Annotated[float, Field(gt=0, lt=0.9)]
+    """Fraction of the MACs to remove, between 0 and 0.9."""
 
 
 @PASSES.register("prune")
@@ -46,12 +47,19 @@ class Prune(Config):
     """Remove whole channels and attention heads until `budget` is met; external channels never change."""
 
     budget: Budget
-    importance: Literal["diffusion_taylor", "magnitude", "random"] = "diffusion_taylor"  # the others: to compare
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05  # Taylor stops below this share of the largest loss
-    batch: Annotated[int, Field(ge=1)] = 64  # samples the importance is measured on
-    stride: Annotated[int, Field(ge=1)] = 40  # every stride-th timestep is used; 1 is the paper, at its cost
-    round_to: Literal[1, 2, 4, 8, 16, 32] = 8  # widths become multiples of this, where the budget allows it
-    max_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # most of a group that goes, where the budget allows it
+    """How much is taken away."""
+    importance: Literal["diffusion_taylor", "magnitude", "random"] = "diffusion_taylor"
+    """How channels are ranked; magnitude and random are there to compare with."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Taylor importance stops where a timestep's loss is below this share of the largest."""
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Samples the importance is measured on."""
+    stride: Annotated[int, Field(ge=1)] = 40
+    """Every stride-th timestep is used; 1 is the paper, at its cost."""
+    round_to: Literal[1, 2, 4, 8, 16, 32] = 8
+    """Widths become multiples of this, where the budget allows it."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Largest share of a group of channels that goes, where the budget allows it."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset({"pruned"})

@@ -31,29 +31,39 @@ if TYPE_CHECKING:
 class Quantize(Config):
     """8-bit weights and activations by post-training calibration."""
 
-    format: Literal["int8", "fp8"] = "int8"  # what weights and activations become; fp8 is E4M3
-    # what the ranges of activations are taken from: the calls of the model's own sampler, or, for a network too large
-    # to draw images from here, seeded noise at a few noise levels
+    format: Literal["int8", "fp8"] = "int8"
+    """What weights and activations become; fp8 is E4M3."""
     inputs: Literal["trajectory", "noise"] = "trajectory"
-    levels: Annotated[int, Field(ge=1)] = 10  # noise levels from nearly clean to noisiest, for inputs: noise
-    samples: Annotated[int, Field(ge=1)] = 256  # images drawn (every network call of them counts), or fed at each level
-    batch: Annotated[int, Field(ge=1)] = 64  # images at once
-    calibration: Literal["max", "percentile"] = "max"  # range of an activation: its largest value, or a percentile
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99  # of |activation|, for calibration: percentile
-    # of INT8. 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range
+    """What the ranges of activations are taken from: the calls of the model's own sampler, or, for a network too large
+    to draw images from here, seeded noise at a few noise levels."""
+    levels: Annotated[int, Field(ge=1)] = 10
+    """With inputs noise: noise levels from nearly clean to noisiest."""
+    samples: Annotated[int, Field(ge=1)] = 256
+    """Images drawn (every network call of them counts), or fed at each level."""
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Images at once."""
+    calibration: Literal["max", "percentile"] = "max"
+    """Range of an activation: its largest value, or a percentile."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """With calibration percentile: of |activation|."""
     weight_bits: Literal[7, 8] = 7
-    # one range for every output channel of a weight, or one for all. None: channel for int8, tensor for fp8. Where every
-    # channel has its own, TensorRT-RTX 1.7 writes the output of a convolution in FP32, with one scale in 16 bit
+    """Bits of INT8 weights. 7: codes within +-63, which no CPU's 16-bit accumulators can saturate; 8: full range."""
     weight_range: Literal["channel", "tensor"] | None = None
-    # linear layers: weights and activations, weights alone (computed in high precision), or neither. On CPUs a linear
-    # layer of an image's few hundred positions costs more to round than it saves
+    """One range for every output channel of a weight, or one for all; by default channel for int8, tensor for fp8.
+    Where every channel has its own, TensorRT-RTX 1.7 writes the output of a convolution in FP32, with one scale in 16
+    bit."""
     linear: Literal["quantize", "weight_only", "keep"] = "quantize"
-    keep: tuple[str, ...] = KEEP  # regular expressions; a module path that matches one stays in high precision
-    weight_only: tuple[str, ...] = WEIGHT_ONLY  # of the kept layers: stored as INT8, computed in high precision
-    # how the weights that are kept are stored; step sizes are numbers of it as well, so a graph in it loses nothing
+    """Linear layers: weights and activations, weights alone (computed in high precision), or neither. On CPUs a linear
+    layer of an image's few hundred positions costs more to round than it saves."""
+    keep: tuple[str, ...] = KEEP
+    """Regular expressions; a layer whose module path matches one stays in high precision."""
+    weight_only: tuple[str, ...] = WEIGHT_ONLY
+    """Regular expressions; of the kept layers, those that match are stored as INT8 and computed in high precision."""
     kept_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    # a layer whose output is off by more (relative L2) is kept
+    """How the weights that are kept are stored. Step sizes are numbers of it as well, so a graph in it loses
+    nothing."""
     max_layer_error: Annotated[float, Field(gt=0)] | None = None
+    """A layer whose output is off by more (relative L2) is kept; by default none is."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset({"quantized"})

@@ -33,12 +33,18 @@ AFTER_DISTILLED = "the denoising loss would undo the few-step student; put recov
 class Recover(TrainingConfig):
     """Finetune on the data, with the untouched model as teacher."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4  # AdamW's peak rate
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98  # decay of the averaged weights that are kept; 0 is off
-    denoising: Annotated[float, Field(ge=0)] = 1.0  # weight of the loss against the data
-    output_distillation: Annotated[float, Field(ge=0)] = 1.0  # weight of the teacher's loss; 0 needs none
-    condition_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of labels replaced by the null class
-    teacher: str = "baseline"  # which model teaches
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """AdamW's peak rate."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """Decay of the averaged weights that are kept; 0 is off."""
+    denoising: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the denoising loss against the data."""
+    output_distillation: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the distance to the teacher's output; 0 needs no teacher."""
+    condition_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of labels replaced by the null class."""
+    teacher: str = "baseline"
+    """Which model teaches: baseline, the untouched one."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"data"})
     provides: ClassVar[frozenset[str]] = frozenset({"trained"})

@@ -29,6 +29,7 @@ from optimize.planning.forecast import Calibration, Candidate, Forecast, Forecas
 from optimize.planning.propose import Budget, Option, Proposal
 from optimize.planning.refusals import context_of, verdicts
 from optimize.planning.subject import Subject, open_subject
+from optimize.recipes.paths import as_seen_from
 from optimize.recipes.read import parse
 from optimize.registry import PASSES
 from optimize.roofline.rates import Rates
@@ -60,8 +61,10 @@ def plan_for(
     measurements: Path | None = None,
     prices: Path | None = None,
     exported: Path = Path("exported"),
+    beside: Path = Path(),
 ) -> dict[str, Any]:
-    """The whole plan as JSON values. Raises UserError naming what is wrong with the input, all of it where that can be."""
+    """The whole plan as JSON values; proposed recipes are for files in the folder `beside`. Raises UserError naming what is
+    wrong with the input, all of it where that can be."""
     problems: list[str] = []
     chosen = _attempt(lambda: devices.resolve(targets), problems)
     budget = _attempt(lambda: budget_of(latency_ms, size_mb, max_quality_loss), problems)
@@ -70,7 +73,7 @@ def plan_for(
     measured = _attempt(lambda: _measured(subject, measurements, exported), problems)
     if chosen is None or budget is None or table is None or subject is None or measured is None:
         raise UserError("\n".join(problems))
-    planner = _Planner(subject, Forecaster(subject, batch), budget, table, measured)
+    planner = _Planner(subject, Forecaster(subject, batch), budget, table, measured, as_seen_from(beside))
     layers = planner.forecaster.layers(1)
     return {
         "model": subject.name,
@@ -134,9 +137,10 @@ class _Planner:
         budget: Budget,
         prices: Prices,
         measured: list[Measurement],
+        move: Callable[[Path], Path],
     ) -> None:
         self.subject, self.forecaster, self.budget = subject, forecaster, budget
-        self.prices, self.measured = prices, measured
+        self.prices, self.measured, self.move = prices, measured, move
         self.facts = subject.facts(forecaster.batch)
 
     def target(self, target: Target) -> dict[str, Any]:
@@ -275,7 +279,7 @@ class _Planner:
 
     def _recipe(self, target: Target, option: Option) -> tuple[str, list[str]]:
         """YAML text, checked by the recipe's own parser, and the fields a user must fill in."""
-        base, missing = _base(self.subject)
+        base, missing = _base(self.subject, self.move)
         where = "here" if target.name == devices.here()[0].name else target.name
         name = f"{base.get('name', 'model')}-{target.name}"
         values = propose.recipe_of(option, base, name, where, self.budget, target.cuda)
@@ -310,12 +314,12 @@ def _threads() -> int:
     return int(asked) if asked.isdigit() and int(asked) else environment.cores()
 
 
-def _base(subject: Subject) -> tuple[dict[str, Any], list[str]]:
-    """The resolved recipe a proposal takes over, and what it lacks where there is none."""
+def _base(subject: Subject, move: Callable[[Path], Path]) -> tuple[dict[str, Any], list[str]]:
+    """The resolved recipe a proposal takes over, its paths moved, and what it lacks where there is none."""
     if subject.recipe is not None:
-        base = json.loads(json.dumps(subject.recipe.to_json(), default=str))
+        base = json.loads(json.dumps(subject.recipe.moved(move).to_json(), default=str))
         if subject.folder is not None and not subject.id:
-            base["source"] = base["source"] | {"path": str(subject.folder)}
+            base["source"] = base["source"] | {"path": str(move(subject.folder))}
         return base | {"sampler": json.loads(json.dumps(subject.sampler.to_json()))}, []
     lacking = {
         "data": {"training": f"{TO_FILL_IN}/training.safetensors", "held_out": f"{TO_FILL_IN}/held_out.safetensors"},
@@ -323,7 +327,7 @@ def _base(subject: Subject) -> tuple[dict[str, Any], list[str]]:
     }
     fields = [f"{section}.{key}" for section, keys in lacking.items() for key in keys]
     folder = subject.folder or Path(subject.name)
-    about = {"name": folder.resolve().name, "source": {"path": str(folder)}, "sampler": subject.sampler.to_json()}
+    about = {"name": folder.resolve().name, "source": {"path": str(move(folder))}, "sampler": subject.sampler.to_json()}
     return about | lacking, fields
 
 

@@ -19,6 +19,7 @@ from optimize.measure.cost import load_prices
 from optimize.planning.subject import DENOISERS
 from optimize.quality.features import imported
 from optimize.quality.metrics import FeatureNetwork
+from optimize.recipes.paths import RELATIVE
 from optimize.recipes.schema import Recipe
 from optimize.storage.weights import file_sha256, read_json
 
@@ -152,11 +153,7 @@ def _paths(recipe: Recipe) -> list[str]:
         "data.held_out": recipe.data.held_out,
         **_judges(recipe),
     }
-    return [
-        f"{field}: {path} does not exist (relative to the working directory)."
-        for field, path in paths.items()
-        if not path.exists()
-    ]
+    return [f"{field}: {path} does not exist. {RELATIVE}" for field, path in paths.items() if not path.exists()]
 
 
 def _prices(recipe: Recipe) -> list[str]:
@@ -201,7 +198,7 @@ def _pinned(recipe: Recipe) -> list[str]:
     for name, expected in recipe.pinned.items():
         path = Path(name)
         if not path.is_file():
-            problems.append(f"pinned: {path} is no file (relative to the working directory).")
+            problems.append(f"pinned: {path} is no file. {RELATIVE}")
         elif (found := file_sha256(path)) != expected:
             problems.append(
                 f"pinned: {path} has hash {found}, the recipe expects {expected}. Restore it, or pin the new."

@@ -16,7 +16,8 @@ from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule, from_diffusers
 from optimize.errors import ArtifactError, OptimizeError, UserError, did_you_mean
 from optimize.hardware.feasibility import Facts
-from optimize.recipes.read import builtin, load
+from optimize.recipes.paths import RELATIVE, builtin, examples_root
+from optimize.recipes.read import load
 from optimize.recipes.schema import Recipe
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import read_json
@@ -109,9 +110,7 @@ def _sampled(found: Subject, steps: int | None, guidance: float | None) -> Subje
 def _of_recipe(name: str, base: Recipe | None) -> Subject:
     recipe = load(name)
     if not recipe.source.path.is_dir():
-        raise UserError(
-            f"recipe {recipe.name}: source.path: {recipe.source.path} does not exist (relative to the working directory)."
-        )
+        raise UserError(f"recipe {recipe.name}: source.path: {recipe.source.path} does not exist. {RELATIVE}")
     found = _pipeline(name, recipe.source.path, base or recipe)
     return replace(found, sampler=recipe.sampler, notes=())
 
@@ -187,5 +186,5 @@ def _noise(folder: Path) -> tuple[Schedule, str, tuple[str, ...]]:
 
 def _shipped_for(folder: Path) -> Recipe | None:
     """The first built-in recipe whose source is this folder."""
-    recipes = (load(name) for name in builtin())
+    recipes = (load(name) for name in builtin()) if examples_root() is not None else ()
     return next((r for r in recipes if r.source.path.resolve() == folder.resolve()), None)

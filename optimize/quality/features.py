@@ -79,8 +79,9 @@ def _check(features: Any, images: Tensor, name: str) -> None:
 
 def fingerprint(config: FeatureNetwork) -> dict[str, str]:
     """What the features depend on: hashes of the weights, or of the file that an import path names, and the revision."""
-    about = {"network": str(config.to_json()), "revision": config.revision or ""}
+    about = {"network": config.kind, "resize": config.resize, "revision": config.revision or ""}
     if config.kind == "import":
+        about["network"] = config.source
         source = inspect.getsourcefile(inspect.unwrap(imported(config.source)))
         return about | ({"code": file_sha256(Path(source))} if source else {})
     return about | _hashes(located(config.source, config.revision))

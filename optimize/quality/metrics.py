@@ -6,6 +6,7 @@ In a recipe a network is one line: `examples/digits/features`, `{dinov2: faceboo
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -46,12 +47,14 @@ _IMPORT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*
 
 def _schema(schema: dict[str, Any]) -> None:
     """The form a recipe holds instead of the fields."""
-    text = {"type": "string"}
-    options = {"revision": text, "resize": {"enum": list(get_args(Resize))}}
-    named = {"type": "object", "properties": {**dict.fromkeys(KINDS, text), **options}, "additionalProperties": False}
-    title = schema.get("title")
+    text, fields = {"type": "string"}, schema["properties"]
+    where = {"classifier": "Folder", "import": "`package.module:name`"}
+    kinds = {k: text | {"description": f"{where.get(k, 'Folder or hub id')}: {ABOUT[k]}."} for k in KINDS}
+    options = {k: {n: v for n, v in fields[k].items() if n not in ("title", "default")} for k in _OPTIONS}
+    named = {"type": "object", "properties": kinds | options, "additionalProperties": False}
+    about = {k: schema[k] for k in ("title", "description")}
     schema.clear()
-    schema.update({"title": title, "anyOf": [text | {"description": "folder of an image classifier"}, named]})
+    schema.update(about | {"anyOf": [text | {"description": "Folder of an image classifier."}, named]})
 
 
 class FeatureNetwork(Config):
@@ -60,9 +63,13 @@ class FeatureNetwork(Config):
     model_config = ConfigDict(json_schema_extra=_schema)
 
     kind: Kind = "classifier"
-    source: str  # folder; for inception, dinov2 and clip also a hub id; for import `package.module:name`
-    revision: str | None = None  # hub: branch, tag or commit. import: change it when what the function loads changes
-    resize: Resize = "tensorflow"  # inception: as FID is usually computed, or bilinear with antialiasing
+    """What the network is."""
+    source: str
+    """Folder; for inception, dinov2 and clip also a hub id; for import `package.module:name`."""
+    revision: str | None = None
+    """Hub: branch, tag or commit. Import: change it when what the function loads changes."""
+    resize: Resize = "tensorflow"
+    """Inception: as FID is usually computed, or bilinear with antialiasing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -103,8 +110,21 @@ class FeatureNetwork(Config):
     @property
     def on_hub(self) -> bool:
         """Whether the source has the form of a hub id, `owner/name`, and is no local path."""
+        return self._like_hub and not Path(self.source).exists()
+
+    @property
+    def _like_hub(self) -> bool:
         plain = self.source.count("/") == 1 and not self.source.startswith((".", "/", "~"))
-        return self.kind in ("inception", "dinov2", "clip") and plain and not Path(self.source).exists()
+        return self.kind in ("inception", "dinov2", "clip") and plain
+
+    def moved(self, move: Callable[[Path], Path]) -> FeatureNetwork:
+        """A folder is moved; an import path stays, and a hub id as long as no such folder is there."""
+        before = Path(self.source)
+        path = move(before)
+        if self.kind == "import" or path == before or (self._like_hub and not path.exists()):
+            return self
+        moved = self.model_copy(update={"source": str(path)})
+        return moved.model_copy(update={"source": f"./{path}"}) if moved._like_hub else moved
 
     @model_serializer
     def _write(self) -> Any:

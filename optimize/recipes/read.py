@@ -1,11 +1,10 @@
 """YAML into a `Recipe`, with everything wrong in it reported at once, before anything loads.
 
-`load("digits")` reads a recipe that ships with the package; `load("my.yaml")` reads a file.
+`load("digits")` reads a recipe that ships with the package; `load("my.yaml")` reads a file, whose paths are relative to it.
 """
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,31 @@ import yaml
 from pydantic import ValidationError
 
 from optimize.configs import describe
+from optimize.diffusion.backend import spec_parts
 from optimize.errors import UserError, did_you_mean
 from optimize.hardware.targets import NAMES as TARGETS
+from optimize.recipes.paths import builtin, builtin_text, required_examples
 from optimize.recipes.schema import Recipe
 from optimize.registry import EXPORTERS, PASSES, RUNNERS, SOURCES, Registry
 
 
-def builtin() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    folder = resources.files("optimize.recipes")
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
-
-
 def load(name: str) -> Recipe:
-    """The recipe of a file, or the built-in one of this name; UserError with every problem found."""
+    """The recipe of a file, or the built-in one of this name. UserError with every problem found, EnvironmentLacks where a
+    built-in one has no examples to work on."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"recipe: no such file: {name}")
-        return parse(path.read_text(errors="replace"), name)
+        return parse(path.read_text(errors="replace"), name, path.parent)
     if name not in builtin():
         raise UserError(
             f'recipe: "{name}" is neither a file nor a built-in recipe ({", ".join(builtin())}).{did_you_mean(name, builtin())}'
         )
-    return parse((resources.files("optimize.recipes") / f"{name}.yaml").read_text(), f"{name}.yaml")
+    return parse(builtin_text(name), f"{name}.yaml", required_examples(name))
 
 
-def parse(text: str, where: str = "recipe") -> Recipe:
-    """Recipe from YAML text."""
+def parse(text: str, where: str = "recipe", folder: Path = Path()) -> Recipe:
+    """Recipe from YAML text whose paths are relative to `folder`."""
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -60,7 +56,7 @@ def parse(text: str, where: str = "recipe") -> Recipe:
                 [f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *(f"  {p}" for p in problems)]
             )
         )
-    return recipe
+    return recipe.moved(lambda path: folder / path)
 
 
 def _skeleton(raw: dict[str, Any], problems: list[str]) -> Recipe | None:
@@ -102,8 +98,6 @@ def _plugin(registry: Registry, entry: Any, where: str, problems: list[str]) -> 
 
 def _names(raw: dict[str, Any]) -> list[str]:
     """Problems with names that live in registries: target, source kind, runners."""
-    from optimize.diffusion.backend import spec_parts
-
     problems = []
     target = raw.get("target", "here")
     if target not in TARGETS:

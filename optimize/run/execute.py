@@ -211,7 +211,7 @@ class _Run:
             from optimize.quality.features import judged_by
 
             q, data = self.recipe.quality, self.recipe.data
-            scans = {p.name: file_sha256(p) for p in (data.training, data.held_out)}
+            scans = {"training": file_sha256(data.training), "held_out": file_sha256(data.held_out)}
             self.judges["content"] = scans | judged_by(q) | {"code": code_hash("optimize.quality.evaluate")}
         return self.judges["content"]
 
@@ -221,7 +221,8 @@ class _Run:
             stages.publish(variant, variant.name, out)
         stages.publish(found.variants[-1], "final", out)
         result["samples"] = self._samples(found, out)
-        text = yaml.safe_dump(_plain(self.recipe.to_json()), sort_keys=False)
+        anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
+        text = yaml.safe_dump(_plain(anywhere.to_json()), sort_keys=False)
         write_text_atomically(out / "recipe.resolved.yaml", text)
         lines = [m.to_json() for m in found.measurements]
         write_text_atomically(out / "measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines))

@@ -19,6 +19,7 @@ from optimize.hardware.devices import here
 from optimize.progress import Progress
 from optimize.quality import shards
 from optimize.quantization.fake_quant import formats
+from optimize.recipes.paths import content
 from optimize.recipes.schema import Recipe
 from optimize.registry import SOURCES
 from optimize.storage.cache import Stage, Store, code_hash
@@ -138,7 +139,7 @@ def pass_stage(store: Store, recipe: Recipe, index: int, parent: Stage, baseline
     step, device = recipe.passes[index], pass_device(recipe)
     key = {
         "parent": parent.id,
-        "config": step.to_json(),
+        "config": content(step),
         "code": code_hash(type(step).__module__),
         "data": file_sha256(recipe.data.training),
         "baseline": baseline.id,
@@ -199,7 +200,7 @@ def export_stage(
     """Model files and exported files in one folder, size and work counted; then their parity on every runner."""
     meant = [in_use(meant_for(e, recipe.target), recipe, made.folder) for e in recipe.exports]
     codes = [code_hash(m) for m in (*(type(e).__module__ for e in meant), "optimize.diffusion.macs")]
-    exports = [{e.name: e.to_json()} for e in meant]
+    exports = [{e.name: content(e)} for e in meant]
     key = {"model": made.id, "exports": exports, "code": codes, **_numerics(), **card_of(meant)}
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:

@@ -26,12 +26,16 @@ AMPERE = (8, 0)  # the first compute capability with TF32 and BF16
 class TorchOptions(Config):
     """Options of both torch runners."""
 
-    # torch's intra-op threads, of the whole process; None: unchanged
     threads: Annotated[int, Field(ge=1)] | None = None
-    device: Literal["cpu", "cuda"] = "cpu"  # cuda: the current CUDA device
-    precision: Precision = "fp32"  # arithmetic
-    io: Literal["host", "device"] = "host"  # where inputs come from and outputs go; device: CUDA only
-    cuda_graphs: bool = False  # capture a call once for each batch size, then replay it; CUDA only
+    """torch's threads inside an operator, of the whole process; by default unchanged."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it computes; cuda is the current CUDA device."""
+    precision: Precision = "fp32"
+    """Arithmetic of the whole module; tf32 is FP32 storage with TF32 products, on a GPU alone."""
+    io: Literal["host", "device"] = "host"
+    """Where inputs come from and outputs go; device on CUDA only."""
+    cuda_graphs: bool = False
+    """Capture a call once for each batch size, then replay it; on CUDA only."""
 
 
 def check(name: str, options: TorchOptions) -> str:

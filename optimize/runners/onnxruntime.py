@@ -30,18 +30,22 @@ ROUNDED = "values computed in FP32 and rounded to 16 bits"
 class OnnxRuntime(Config):
     """Options of the ONNX Runtime runner."""
 
-    threads: Annotated[int, Field(ge=1)] | None = None  # intra-op threads; None: all cores
-    device: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # which of its providers computes
-    provider: str | None = None  # ONNX Runtime's name of any other execution provider
-    io: Literal["host", "device"] = "host"  # where inputs come from and outputs go; device: on a GPU only
-    cuda_graphs: bool = False  # capture a call once for each batch size, then replay it; on a GPU only
-    spinning: bool = (
-        True  # whether idle threads spin, as ONNX Runtime has it: faster alone, slower beside other processes
-    )
-    # Q/DQ layers on the CPU: in FP32 (see onnx_lowering), or as the file says, rounded and computed in FP32
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads inside an operator; by default all cores."""
+    device: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    """Which of ONNX Runtime's providers computes."""
+    provider: str | None = None
+    """ONNX Runtime's name of any other execution provider, instead of device."""
+    io: Literal["host", "device"] = "host"
+    """Where inputs come from and outputs go; device on a GPU only."""
+    cuda_graphs: bool = False
+    """Capture a call once for each batch size, then replay it; on a GPU only."""
+    spinning: bool = True
+    """Whether idle threads spin, as ONNX Runtime has it: faster alone, slower beside other processes."""
     int8: Literal["widen", "as_is"] = "widen"
-    # a 16-bit graph on the CPU, which has few such kernels: FP32 rounded after every operator, or as the file says
+    """Q/DQ layers on the CPU: widened and computed in FP32, or as the file says, rounded and computed in FP32."""
     half: Literal["round", "as_is"] = "round"
+    """A 16-bit graph on the CPU, which has few such kernels: FP32 rounded after every operator, or as the file says."""
 
     def open(self, folder: Path) -> OnnxRuntimeRunner:
         """Open a session; EnvironmentLacks without ONNX Runtime or the provider."""

@@ -27,8 +27,10 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVINO(Config):
     """Options of the OpenVINO runner."""
 
-    threads: Annotated[int, Field(ge=1)] | None = None  # inference threads; None: all cores
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # of what is not INT8; auto: bf16 where the CPU computes in it
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Inference threads; by default all cores."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Arithmetic of what is not INT8; auto is bf16 where the CPU computes in it."""
 
     def open(self, folder: Path) -> OpenVINORunner:
         """Read the exported file; EnvironmentLacks without OpenVINO, or for bf16 on a CPU that has none."""

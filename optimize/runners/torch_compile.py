@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 class TorchCompile(TorchOptions):
     """Options of the compiled runner; `cuda_graphs` is Inductor's own mode "reduce-overhead"."""
 
-    autotune: bool = (
-        False  # Inductor times several kernels for each layer ("max-autotune"): minutes for a large network
-    )
+    autotune: bool = False
+    """Inductor times several kernels for each layer ("max-autotune"): minutes for a large network."""
 
     def open(self, folder: Path) -> CompiledRunner:
         """Load the artifact; compilation happens at the first call of each batch size. EnvironmentLacks without a C++

@@ -50,21 +50,30 @@ PATHS = (
 class Serving(Config):
     """How a server runs the model."""
 
-    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "diffusion"  # name clients call it by
-    # what is written; None: sampling and onnxruntime, and tensorrt where the artifact holds engines
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "diffusion"
+    """Name that clients call the model by."""
     models: Annotated[tuple[Kind, ...], Field(min_length=1)] | None = None
-    max_batch: Annotated[int, Field(ge=1, le=4096)] = 16  # images of one execution at most
-    preferred_batch: tuple[Annotated[int, Field(ge=1)], ...] = ()  # sizes that are run at once; none: any size
-    queue_delay_us: Annotated[int, Field(ge=0)] = 2000  # microseconds a request may wait for others
-    instances: Annotated[int, Field(ge=1)] = 1  # copies that run at a time, on each GPU or on the CPU
-    threads: Annotated[int, Field(ge=1)] | None = None  # CPU threads of an instance; None: one for each core
-    device: Literal["cpu", "cuda"] = "cpu"  # where the ONNX file runs; engines always run on a GPU
-    # what evaluates the network in the sampling loop: an ONNX Runtime session of its own, or that other model
+    """Models that are written; by default sampling and onnxruntime, and tensorrt where the artifact holds engines."""
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Images of one execution at most."""
+    preferred_batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Batch sizes that are run at once; by default any."""
+    queue_delay_us: Annotated[int, Field(ge=0)] = 2000
+    """Microseconds a request may wait for others."""
+    instances: Annotated[int, Field(ge=1)] = 1
+    """Copies that run at a time, on each GPU or on the CPU."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of an instance; by default one for each core."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the ONNX file runs; engines always run on a GPU."""
     over: Literal["session", "onnxruntime", "tensorrt"] = "session"
-    versions: Annotated[int, Field(ge=1)] = 1  # newest versions that a server loads
-    # an engine's optimization profiles in use; None: all that its record names
+    """What evaluates the network in the sampling loop: an ONNX Runtime session of its own, or that other model."""
+    versions: Annotated[int, Field(ge=1)] = 1
+    """Newest versions that a server loads."""
     profiles: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    int8: Literal["widen", "as_is"] = "widen"  # Q/DQ layers on the CPU, as in the onnxruntime runner
+    """An engine's optimization profiles in use; by default all that its record names."""
+    int8: Literal["widen", "as_is"] = "widen"
+    """Q/DQ layers on the CPU: computed in FP32, or as the file says, as in the onnxruntime runner."""
 
     @model_validator(mode="after")
     def _fits(self) -> Serving:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimize.configs import DESCRIBED
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.registry import SOURCES
 from optimize.storage.weights import file_sha256, load_state, read_json, read_tensors, read_weights, weights_files
@@ -21,13 +22,18 @@ NETWORKS = ("unet", "transformer")  # folders that hold the denoiser
 @SOURCES.register("diffusers")
 @dataclass(frozen=True)
 class DiffusersSource:
-    """`path`: the pipeline folder. `sha256`: expected hash of the weights file, checked before loading. `conditions`: a
-    file of conditions (see `optimize.diffusion.conditions`). `controlnet`: the U-Net is fed a ControlNet's residuals."""
+    """A pipeline's folder: its denoiser and scheduler."""
+
+    __pydantic_config__ = DESCRIBED
 
     path: Path
+    """The pipeline's folder."""
     sha256: str | None = None
+    """Hash that the weights file must have, checked before loading."""
     conditions: Path | None = None
+    """File of conditions (see `optimize.diffusion.conditions`); without it seeded ones stand in."""
     controlnet: bool = False
+    """The U-Net is fed a ControlNet's residuals."""
 
     def fingerprint(self) -> dict[str, str]:
         """Content of the source: hash of every file that is read."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.configs import digest
+from optimize.configs import DESCRIBED, digest
 from optimize.errors import ArtifactError, UserError
 from optimize.registry import SOURCES
 from optimize.storage.weights import file_sha256, load_state, read_tensors
@@ -23,16 +23,24 @@ if TYPE_CHECKING:
 @SOURCES.register("module")
 @dataclass(frozen=True)
 class ModuleSource:
-    """`path`: the weights file. `network`: "package.module:Class", called with `arguments`. `inputs`: {name: dims, or
-    {dims, dtype, sizes, fill}}, the latents first, then the time. `scheduler`: a scheduler config of diffusers."""
+    """Any nn.Module with its weights."""
+
+    __pydantic_config__ = DESCRIBED
 
     path: Path
+    """The file of weights."""
     sha256: str | None = None
+    """Hash that the file must have."""
     conditions: Path | None = None
+    """File of conditions (see `optimize.diffusion.conditions`); without it seeded ones stand in."""
     network: str = ""
+    """Import path `package.module:Class` of the network."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the class is called with."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    """{name: dims}, or {name: {dims, dtype, sizes, fill}}: the latents first, then the time."""
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """A scheduler config of diffusers."""
 
     def __post_init__(self) -> None:
         from optimize.architectures.any_module import allow_import

@@ -42,6 +42,7 @@ PLUMBING = {
     "optimize.onnx.check",
     "optimize.onnx.rules",
     "optimize.onnx.vetted",
+    "optimize.recipes.paths",
 }
 
 

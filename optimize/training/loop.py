@@ -45,15 +45,24 @@ CURVE_POINTS = 20  # points of the loss curve kept in the record
 class TrainingConfig(Config):
     """How to train; the fields every learning pass shares."""
 
-    steps: Annotated[int, Field(ge=1)] = 300  # optimizer steps
-    batch: Annotated[int, Field(ge=1)] = 64  # samples a step, over all processes together
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4  # AdamW's peak rate, reached after the warm-up
-    warmup: Annotated[int, Field(ge=0)] = 20  # steps of linear warm-up, then a cosine to 0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW's decoupled weight decay
-    max_norm: Annotated[float, Field(gt=0)] = 1.0  # the gradient's norm is clipped to this
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are kept; 0 is off
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where it is fast
-    checkpoint_s: Annotated[float, Field(ge=0)] = 30.0  # seconds between checkpoints; 0 writes one every step
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Optimizer steps."""
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Samples of a step, over all processes together."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """AdamW's peak rate, reached after the warm-up."""
+    warmup: Annotated[int, Field(ge=0)] = 20
+    """Steps of linear warm-up, then a cosine to 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_norm: Annotated[float, Field(gt=0)] = 1.0
+    """The gradient's norm is clipped to this."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the averaged weights that are kept; 0 is off."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the network; auto is bf16 where it is fast."""
+    checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds between checkpoints; 0 writes one every step."""
 
 
 @dataclass(frozen=True)

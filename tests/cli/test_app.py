@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
+import typer
 from support.command import optimize
 
 
@@ -31,7 +34,8 @@ def test_wrong_input_is_one_message_and_exit_code_2(arguments: tuple[str, ...], 
 
 
 def test_missing_inputs_of_a_recipe_are_all_named(tmp_path: Path) -> None:
-    done = optimize("run", "digits", cwd=tmp_path)
+    (tmp_path / "mine.yaml").write_text((resources.files("optimize.recipes") / "digits.yaml").read_text())
+    done = optimize("run", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert all(f in done.stderr for f in ("source.path", "data.training", "quality.features"))
 
@@ -52,6 +56,88 @@ def test_help_imports_nothing_heavy() -> None:
     code += "assert not {'torch', 'numpy', 'diffusers', 'matplotlib', 'yaml'} & set(sys.modules), sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_version_comes_first_and_libraries_after_it_without_being_imported() -> None:
+    import importlib.metadata as metadata
+
+    from optimize import __version__
+
+    first, *others = optimize("--version").stdout.splitlines()
+    assert first == f"optimize {__version__}"
+    assert f"torch {metadata.version('torch')}" in others and f"diffusers {metadata.version('diffusers')}" in others
+    code = "import sys, optimize.cli.app as c\ntry: c.app(['--version'])\nexcept SystemExit as e: assert not e.code\n"
+    code += "assert not {'torch', 'diffusers', 'onnxruntime', 'openvino', 'tensorrt'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("optimize "), done.stderr
+
+
+def test_a_library_that_is_not_installed_is_not_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from optimize.cli import app
+
+    monkeypatch.setattr(app, "SHOWN", ("torch", "no-such-library-of-a-test"))
+    with pytest.raises(typer.Exit):
+        app._version(True)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["optimize", "torch"]
+
+
+COMPLETE = """
+import sys
+sys.argv = ["optimize"]
+from optimize.cli.app import main
+try:
+    main()
+finally:
+    heavy = {"torch", "numpy", "diffusers", "matplotlib", "yaml", "rich.console"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("run d", {"digits", "digits-one-step"}),
+        ("run ./m", set()),  # a file, which the shell finds by itself
+        ("run mi", {"mine.yaml"}),
+        ("plan sm", {"smoke"}),
+        ("plan smoke --like dig", {"digits", "digits-one-step"}),
+        ("plan smoke --target a100,rtx", {"a100,rtx3090", "a100,rtx4090"}),
+        ("plan smoke --target a100,a1", {"a100,a10"}),
+        ("inspect x --target v", {"v100"}),
+        ("export x --target t", {"t4"}),
+        ("export x --format on", {"onnx"}),
+        ("bench x --runner torch,o", {"torch,onnxruntime", "torch,openvino"}),
+        ("serve x --runner openv", {"openvino"}),
+        ("schema pru", {"prune"}),
+        ("schema runner/tensorrt_", {"runner/tensorrt_rtx"}),
+        ("schema rec", {"recipe", "recover"}),
+        ("sche", {"schema"}),
+        ("run nothing-like-it", set()),
+    ],
+)
+def test_the_shell_completes_names_and_nothing_heavy_is_imported(typed: str, offered: set[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    words = {"COMP_WORDS": f"optimize {typed}", "COMP_CWORD": str(len(typed.split()))}
+    env = {**os.environ, **words, "_OPTIMIZE_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-c", COMPLETE]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0 and set(done.stdout.split()) == offered, done.stderr
+
+
+def test_completion_can_be_installed_and_shown() -> None:
+    shown = optimize("--help").stdout
+    assert "--install-completion" in shown and "--show-completion" in shown
+
+
+def test_schema_without_a_name_lists_what_there_is_and_shows_runners_and_sources() -> None:
+    lines = dict(line.split(None, 1) for line in optimize("schema").stdout.splitlines())
+    assert lines["recipe"] == "recipe" and "prune" in lines["pass"] and "module" in lines["source"]
+    assert "runner/tensorrt" in lines["runner"]
+    assert "threads" in json.loads(optimize("schema", "openvino").stdout)["properties"]
+    passes = json.loads(optimize("schema", "recipe").stdout)["properties"]["passes"]
+    assert set(passes["items"]["properties"]) >= {"prune", "recover", "distill", "quantize"}
 
 
 def test_report_as_json_is_the_summary_with_the_paths_of_its_pages(tmp_path: Path) -> None:

@@ -253,6 +253,13 @@ def test_recipes_are_written_one_a_target(tmp_path: Path) -> None:
     assert [p.name for p in both] == ["r-a100.yaml", "r-cpu.yaml"] and all(p.is_file() for p in both)
 
 
+def test_a_recipe_for_another_folder_finds_its_files_from_there(tmp_path: Path) -> None:
+    (path,) = write_recipes(planned("cpu", beside=tmp_path), tmp_path / "r.yaml")
+    there, here = load(str(path)), parse(planned("cpu")["targets"][0]["proposal"]["recipe"])
+    assert there.source.path.is_absolute() and there.data.training == here.data.training.absolute()
+    assert here.data.training == Path("examples/digits/training.safetensors")
+
+
 def test_measurements_are_found_next_to_the_run(tmp_path: Path) -> None:
     run = tmp_path / "digits"
     run.mkdir()

@@ -105,7 +105,7 @@ def test_the_pass_is_judged_on_the_target_it_is_for() -> None:
 
 
 def test_every_shipped_recipe_works_on_a_cpu() -> None:
-    from optimize.recipes.read import builtin
+    from optimize.recipes.paths import builtin
 
     for name in builtin():
         verdicts = [found.verdict for _, found in refusals.verdicts(load(name), target("cpu"))]

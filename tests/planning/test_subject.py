@@ -12,6 +12,7 @@ from optimize.architectures.artifact import save_model
 from optimize.diffusion.model import Model
 from optimize.errors import ArtifactError, UserError
 from optimize.planning.subject import open_subject
+from optimize.recipes.paths import builtin_text
 from optimize.storage.commit import commit
 
 ROOT = Path(__file__).parents[2]
@@ -74,8 +75,9 @@ def test_what_is_neither_folder_nor_recipe_says_what_may_be_given(tmp_path: Path
 
 def test_a_recipe_whose_model_is_missing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.yaml").write_text(builtin_text("digits"))
     with pytest.raises(UserError, match=r"recipe digits: source.path: examples/digits/model does not exist"):
-        open_subject("digits")
+        open_subject("digits.yaml")
 
 
 def test_an_unknown_network_is_named(tmp_path: Path) -> None:

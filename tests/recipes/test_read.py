@@ -11,7 +11,8 @@ import yaml
 
 from optimize.errors import UserError
 from optimize.planning import refusals
-from optimize.recipes.read import builtin, load, parse
+from optimize.recipes.paths import builtin
+from optimize.recipes.read import load, parse
 
 GOOD = """
 name: x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -108,6 +109,23 @@ def test_a_run_leaves_every_variant_a_summary_and_reports(finished: Path) -> Non
         assert (finished / "tiny" / name).stat().st_size > 0
     for name in STAGES:
         assert (finished / "tiny" / name / "onnx" / "model.onnx").exists()
+
+
+def test_the_same_recipe_in_another_folder_finds_every_stage_and_its_resolved_form_does_from_anywhere(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    value = yaml.safe_load(recipe.read_text())
+    for place, field in (("source", "path"), ("data", "training"), ("data", "held_out"), ("quality", "features")):
+        value[place][field] = os.path.relpath(value[place][field], tmp_path / "sub")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "tiny.yaml").write_text(yaml.safe_dump(value))
+    before = {p.name for p in (finished / ".cache").iterdir()}
+    for asked in ("sub/tiny.yaml", str(finished / "tiny" / "recipe.resolved.yaml")):
+        done = subprocess.run(command(asked, finished), capture_output=True, text=True, timeout=500, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert {p.name for p in (finished / ".cache").iterdir()} == before
+    resolved = yaml.safe_load((finished / "tiny" / "recipe.resolved.yaml").read_text())
+    assert Path(resolved["quality"]["features"]).is_absolute()
 
 
 def test_the_factors_multiply_to_the_whole_speed_up(finished: Path) -> None:
