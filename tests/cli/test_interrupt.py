@@ -23,14 +23,14 @@ from optimize.quality import shards
 LIMIT_S = 600.0  # for anything to happen, on however slow a machine
 
 STAND_IN = """
-import sys, time
-from optimize import cli, {module}
+import importlib, sys, time
+from optimize.cli import app
 def wait(*a, **k):
     print("ready", flush=True)
     time.sleep(600)
-{module}.{name} = wait
+setattr(importlib.import_module("optimize.{module}"), "{name}", wait)
 sys.argv = ["optimize", *sys.argv[1:]]
-cli.main()
+app.main()
 """
 
 
@@ -73,10 +73,10 @@ def interrupt(process: subprocess.Popen[bytes], folder: Path) -> tuple[str, list
 @pytest.mark.parametrize(
     ("arguments", "module", "name", "does"),
     [
-        (["run", "smoke"], "pipeline", "run", "goes on where it stopped"),
-        (["bench", "a", "--runner", "torch"], "benchmark", "variants", "begins again"),
-        (["plan", "my model"], "planning", "plan_for", "begins again"),
-        (["compare", "a", "b"], "comparison", "compare", "begins again"),
+        (["run", "smoke"], "run.execute", "run", "goes on where it stopped"),
+        (["bench", "a", "--runner", "torch"], "measure.bench", "variants", "begins again"),
+        (["plan", "my model"], "planning.outlook", "plan_for", "begins again"),
+        (["compare", "a", "b"], "run.comparison", "compare", "begins again"),
     ],
 )
 def test_ctrl_c_is_one_line_that_names_the_command(

@@ -161,7 +161,7 @@ def test_the_text_under_a_field_of_a_plugin_in_a_file_of_its_own_is_its_descript
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in the README's `Add a pass`; decorators and comments do not disturb it."""
-    block = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    block = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
     text = next(b for b in block if "PASSES.register" in b)
     (tmp_path / "scale_of_a_test.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))

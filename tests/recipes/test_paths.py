@@ -25,7 +25,7 @@ from optimize.recipes import paths as places
 from optimize.recipes.read import load, parse
 from optimize.recipes.schema import Recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BESIDE: dict[str, Any] = {
     "name": "x",
     "source": {"path": "m", "conditions": "conditions.safetensors"},
@@ -158,7 +158,7 @@ def test_an_installed_package_without_examples_says_where_they_are(wheel: dict[s
     assert done.returncode == EnvironmentLacks.exit_code
     assert done.stderr.startswith("error: recipe digits: it works on examples/digits, which comes with the source")
     assert "Traceback" not in done.stderr and not list((tmp_path / "empty").iterdir())
-    code = "from optimize.recipes.schema import load; print(load('digits').source.path)"
+    code = "from optimize.recipes.read import load; print(load('digits').source.path)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, **about)  # in the folder of the source
     assert done.stdout.strip() == "examples/digits/model", done.stderr
 

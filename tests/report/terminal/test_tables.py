@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.plans import cell, forecast, target
 from support.summaries import whole_summary
-from test_report_planned import cell, forecast, target
 from typer.testing import CliRunner
 
 from optimize.measure.record import Measurement, Variant
