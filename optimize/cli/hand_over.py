@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optimize.cli import names as cli_names
-from optimize.cli.options import console_of
+from optimize.cli.options import AsJson, console_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,74 +18,92 @@ if TYPE_CHECKING:
     from optimize.progress import Progress
 
 
+Texts = list[str] | None
+Given = Annotated[
+    Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
+]
+Targets = Annotated[
+    str,
+    typer.Option(help="Device classes, e.g. a100,rtx3090,v100, or here; or sm120.", autocompletion=cli_names.targets),
+]
+Format = Annotated[
+    Texts,
+    typer.Option(
+        help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more.",
+        autocompletion=cli_names.exporters,
+    ),
+]
+Onnx = Annotated[
+    Texts,
+    typer.Option(help="Field of the ONNX file, e.g. precision=fp16: see optimize schema onnx. Repeat for more."),
+]
+Batch = Annotated[
+    str, typer.Option(help="Batch sizes of calls in use; engines take all between. Guidance doubles that of images.")
+]
+Size = Annotated[Texts, typer.Option(help="Sizes of another symbolic dimension, e.g. H=64,96. Repeat for more.")]
+Exact = Annotated[bool, typer.Option(help="A further profile tuned for each combination of sizes.")]
+Flag = Annotated[
+    Texts,
+    typer.Option(
+        help="refit, refit_identical, refit_individual, strip_weights, stream_weights, version_compatible or "
+        "sparse_weights. Repeat for more."
+    ),
+]
+Compatible = Annotated[bool, typer.Option(help="TensorRT: one engine from SM 8.0 on.")]
+Level = Annotated[int, typer.Option(min=0, max=5, help="How long TensorRT looks for faster kernels.")]
+Tf32 = Annotated[bool, typer.Option(help="FP32 layers may round their inputs to TF32.")]
+Workspace = Annotated[float, typer.Option(min=0.001, help="Scratch memory of a kernel on the GPU.")]
+Lost = Annotated[str, typer.Option(help="error, or warn: keep an engine that computes wider than its graph asks.")]
+Minutes = Annotated[float, typer.Option(min=0.001, help="A build may take at most.")]
+MemoryGb = Annotated[float | None, typer.Option(min=0.001, help="A build may take at most.")]
+Kits = Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")]
+Kit = Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")]
+Zip = Annotated[bool, typer.Option(help="Kits as zip files.")]
+Adopt = Annotated[
+    list[Path] | None,
+    typer.Option(help="A finished build kit, folder or zip: take its engine in, build nothing. Repeat for more."),
+]
+Engines = Annotated[Path, typer.Option(help="Folder whose store keeps engines.")]
+Layout = Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for what is no artifact yet: a new one, or an earlier export.")]
+Denoiser = Annotated[
+    Path | None,
+    typer.Option("--denoiser", "--unet", help="Artifact to take the U-Net's or transformer's place in a pipeline."),
+]
+Loras = Annotated[Texts, typer.Option(help="LoRA of a pipeline, FILE or FILE:strength. Repeat for more.")]
+LoraAs = Annotated[str, typer.Option(help="merged into the weights, or a switch: an input lora_scale.")]
+Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
+
+
 def export(
     context: typer.Context,
-    artifact: Annotated[
-        Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
-    ],
-    target: Annotated[
-        str,
-        typer.Option(
-            help="Device classes, e.g. a100,rtx3090,v100, or here; or sm120.", autocompletion=cli_names.targets
-        ),
-    ] = "here",
-    format: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="onnx, tensorrt or tensorrt_rtx; both TensorRTs by default. Repeat for more.",
-            autocompletion=cli_names.exporters,
-        ),
-    ] = None,
-    onnx: Annotated[
-        list[str] | None,
-        typer.Option(help="Field of the ONNX file, e.g. precision=fp16: see optimize schema onnx. Repeat for more."),
-    ] = None,
-    batch: Annotated[
-        str,
-        typer.Option(help="Batch sizes of calls in use; engines take all between. Guidance doubles that of images."),
-    ] = "1,4,16",
-    size: Annotated[
-        list[str] | None, typer.Option(help="Sizes of another symbolic dimension, e.g. H=64,96. Repeat for more.")
-    ] = None,
-    exact: Annotated[bool, typer.Option(help="A further profile tuned for each combination of sizes.")] = False,
-    flag: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="refit, refit_identical, refit_individual, strip_weights, stream_weights, version_compatible or "
-            "sparse_weights. Repeat for more."
-        ),
-    ] = None,
-    hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: one engine from SM 8.0 on.")] = False,
-    level: Annotated[int, typer.Option(min=0, max=5, help="How long TensorRT looks for faster kernels.")] = 3,
-    tf32: Annotated[bool, typer.Option(help="FP32 layers may round their inputs to TF32.")] = False,
-    workspace_gb: Annotated[float, typer.Option(min=0.001, help="Scratch memory of a kernel on the GPU.")] = 4.0,
-    precision_lost: Annotated[
-        str, typer.Option(help="error, or warn: keep an engine that computes wider than its graph asks.")
-    ] = "error",
-    minutes: Annotated[float, typer.Option(min=0.001, help="A build may take at most.")] = 60.0,
-    memory_gb: Annotated[float | None, typer.Option(min=0.001, help="A build may take at most.")] = None,
-    kits: Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")] = None,
-    kit: Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")] = True,
-    zip: Annotated[bool, typer.Option(help="Kits as zip files.")] = False,
-    adopt: Annotated[
-        list[Path] | None,
-        typer.Option(help="A finished build kit, folder or zip: take its engine in, build nothing. Repeat for more."),
-    ] = None,
-    exported: Annotated[Path, typer.Option(help="Folder whose store keeps engines.")] = Path("exported"),
-    layout: Annotated[str | None, typer.Option(help="Of a pipeline: optimum, which optimum's pipelines load.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for what is no artifact yet: a new one, or an earlier export.")
-    ] = None,
-    denoiser: Annotated[
-        Path | None,
-        typer.Option("--denoiser", "--unet", help="Artifact to take the U-Net's or transformer's place in a pipeline."),
-    ] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(help="LoRA of a pipeline, FILE or FILE:strength. Repeat for more.")
-    ] = None,
-    lora_as: Annotated[str, typer.Option(help="merged into the weights, or a switch: an input lora_scale.")] = "merged",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    artifact: Given,
+    target: Targets = "here",
+    format: Format = None,
+    onnx: Onnx = None,
+    batch: Batch = "1,4,16",
+    size: Size = None,
+    exact: Exact = False,
+    flag: Flag = None,
+    hardware_compatible: Compatible = False,
+    level: Level = 3,
+    tf32: Tf32 = False,
+    workspace_gb: Workspace = 4.0,
+    precision_lost: Lost = "error",
+    minutes: Minutes = 60.0,
+    memory_gb: MemoryGb = None,
+    kits: Kits = None,
+    kit: Kit = True,
+    zip: Zip = False,
+    adopt: Adopt = None,
+    exported: Engines = Path("exported"),
+    layout: Layout = None,
+    out: Out = None,
+    denoiser: Denoiser = None,
+    lora: Loras = None,
+    lora_as: LoraAs = "merged",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Engines for device classes from a finished artifact, ahead of time where that is possible, else a build kit.
 
@@ -105,19 +123,39 @@ def export(
 
     console = console_of(as_json)
     if adopt:
-        of_others = (*OF_ENGINES, *OF_PIPELINES)
-        _refuse_given(
-            context, of_others, "of what is made here, and --adopt makes nothing. Leave it out, or export apart."
-        )
+        _refuse_given(context, (*OF_ENGINES, *OF_PIPELINES), NOTHING_MADE)
         _adopt(artifact, adopt, console, as_json)
         return
     formats = tuple(format or (["onnx"] if onnx else []))
-    if is_pipeline(artifact, bool(formats), layout=layout, out=out, denoiser=denoiser, lora=lora):
+    whole = is_pipeline(artifact, bool(formats), layout=layout, out=out, denoiser=denoiser, lora=lora)
+    if whole:
         _refuse_given(context, OF_ENGINES, FOR_A_NETWORK)
-        with rich_progress(console, quiet or as_json) as progress:
+    place = (kits or (out or artifact).parent / "kits") if kit else None
+    kernels = {"exact": exact, "flags": flag or [], "level": level, "tf32": tf32, "workspace_gb": workspace_gb}
+    kept = {"hardware_compatible": hardware_compatible, "precision_lost": precision_lost}
+    limits = {"minutes": minutes, "memory_gb": memory_gb}
+    with rich_progress(console, quiet or as_json) as progress:
+        if whole:
             _pipeline(artifact, layout or "optimum", out, denoiser, lora or [], lora_as, console, as_json, progress)
-        return
-    from optimize.delivery.as_engines import ENGINES, Request, exit_code, parse_settings
+            return
+        files = {"formats": formats, "kits": place, "zipped": zip, "out": out}
+        sizes = (batch, size or [])
+        rows = _artifact(artifact, target, onnx or [], sizes, kernels | kept | limits, files, exported, progress)
+    _tell(rows, console, as_json)
+
+
+def _artifact(
+    artifact: Path,
+    target: str,
+    onnx: list[str],
+    sizes: tuple[str, list[str]],
+    settings: dict[str, Any],
+    files: dict[str, Any],
+    exported: Path,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Rows of what was made of an artifact, or of the denoiser of a folder."""
+    from optimize.delivery.as_engines import ENGINES, Request, parse_settings
     from optimize.delivery.as_engines import export as export_all
     from optimize.delivery.as_onnx import parse_onnx
     from optimize.storage.cache import Store
@@ -125,27 +163,16 @@ def export(
     asked = Request(
         artifact=artifact,
         targets=tuple(t.strip() for t in target.split(",") if t.strip()),
-        formats=formats or ENGINES,
-        onnx=parse_onnx(onnx or []),
-        settings=parse_settings(
-            batch,
-            size or [],
-            exact=exact,
-            flags=flag or [],
-            hardware_compatible=hardware_compatible,
-            level=level,
-            tf32=tf32,
-            workspace_gb=workspace_gb,
-            precision_lost=precision_lost,
-            minutes=minutes,
-            memory_gb=memory_gb,
-        ),
-        kits=(kits or (out or artifact).parent / "kits") if kit else None,
-        zipped=zip,
-        out=out,
+        onnx=parse_onnx(onnx),
+        settings=parse_settings(*sizes, **settings),
+        **files | {"formats": files["formats"] or ENGINES},
     )
-    with rich_progress(console, quiet or as_json) as progress:
-        rows = export_all(asked, Store(exported / ".cache"), progress)
+    return export_all(asked, Store(exported / ".cache"), progress)
+
+
+def _tell(rows: list[dict[str, Any]], console: Console, as_json: bool) -> None:
+    from optimize.delivery.as_engines import exit_code
+
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
@@ -171,6 +198,7 @@ def _adopt(artifact: Path, kits: list[Path], console: Console, as_json: bool) ->
 
 OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "tf32", "workspace_gb", "precision_lost", "minutes", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
 OF_PIPELINES = ("format", "onnx", "layout", "out", "denoiser", "lora", "lora_as")
+NOTHING_MADE = "of what is made here, and --adopt makes nothing. Leave it out, or export apart."
 FOR_A_NETWORK = "for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."  # fmt: skip
 
 
