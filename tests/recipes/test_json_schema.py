@@ -160,8 +160,10 @@ def test_an_unknown_name_gives_the_nearest(name: str, near: str) -> None:
 def test_the_text_under_a_field_of_a_plugin_in_a_file_of_its_own_is_its_description(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in the README's `Add a pass`; decorators and comments do not disturb it."""
-    block = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    """As on the page about extending; decorators and comments do not disturb it."""
+    block = re.findall(
+        r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "extending.md").read_text(), re.DOTALL
+    )
     text = next(b for b in block if "PASSES.register" in b)
     (tmp_path / "scale_of_a_test.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
