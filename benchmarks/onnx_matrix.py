@@ -25,6 +25,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from moved import OWN, own_movement
 from networks import FULL, TINY
 from networks import model as tiny_model
 from recorded import append
@@ -39,8 +40,6 @@ EXPORTERS = ("dynamo", "torchscript")
 FREE = ("H", "W", "L")  # dims that are to be symbolic where an architecture gives numbers
 # relative L2 that a cell may be off by: rounding errors of the format, several times over
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-2, "fp8": 6e-2}
-ROUNDING = 1e-5  # relative: what float kernels change on the way through a network
-OWN = 1.5  # times what the network itself makes of such a change, that a quantized one's graph may be off by
 LEVELS = (1.0, 0.5, 0.02)  # of the largest time
 BATCHES = (1, 3)
 ARTIFACTS = {"pruned": "prune", "distilled": "distill", "quantized": "quantize"}  # title of the row -> stage of the run
@@ -145,7 +144,7 @@ def _quantized(model: Any, precision: str) -> Any:
 
 def compared(model: Any, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Worst relative L2 and largest difference from torch over levels x sizes x batches, every single comparison, and
-    `own`: the worst that the network itself moves by where its inputs move by `ROUNDING`."""
+    `own`: the worst that the network itself moves by where its inputs move as float kernels round."""
     from optimize.diffusion.backend import open_runner
 
     with open_runner(folder, "onnxruntime", int8="as_is", threads=1) as network:
@@ -181,7 +180,7 @@ def _compared(model: Any, network: Any, level: float, batch: int, sizes: dict[st
     largest = spec.fill[0] if isinstance(spec.fill, tuple) else 999.0
     feed[spec.name] = torch.full_like(feed[spec.name], level * largest)
     with torch.inference_mode():
-        a, b, moved = (n(**f).double() for n, f in _calls(model, network, feed))
+        a, b = model.denoiser.network(**feed).double(), network(**feed).double()
     error = relative_l2(b, a)
     finite = error == error
     return {
@@ -190,21 +189,8 @@ def _compared(model: Any, network: Any, level: float, batch: int, sizes: dict[st
         "sizes": sizes,
         "relative_l2": error if finite else float("inf"),
         "max_abs": float((b - a).abs().max()) if finite else float("inf"),
-        "own": relative_l2(moved, a),
+        "own": own_movement(model, feed),
     }
-
-
-def _calls(model: Any, exported: Any, feed: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
-    """(network, inputs): the model's own, the exported one on the same, and its own on inputs, but the time, moved by
-    `ROUNDING`."""
-    import torch
-
-    from optimize import rng
-
-    own, time = model.denoiser.network, model.inputs[1].name
-    floats = {k: v for k, v in feed.items() if v.is_floating_point() and k != time}
-    shaken = {k: v * (1 + ROUNDING * torch.from_numpy(rng.normal(tuple(v.shape), "moved", k)).to(v)) for k, v in floats.items()}  # fmt: skip
-    return [(own, feed), (exported, feed), (own, feed | shaken)]
 
 
 def keeper(folder: Path) -> Any:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import torch
+from moved import OWN, own_movement
+from support.quantized_checks import differences
 
 from optimize import rng
 from optimize.architectures.artifact import load_model, save_model
 from optimize.diffusion.backend import open_runner
 from optimize.diffusion.context import Context
 from optimize.diffusion.model import Model
-from optimize.diffusion.parity import noise_levels, noised_inputs, parity, relative_l2
+from optimize.diffusion.parity import noise_levels, noised_inputs, parity
 from optimize.diffusion.sampling import Sampler
-from optimize.exporters.onnx import Onnx
+from optimize.exporters.onnx import FILE, Onnx
 from optimize.passes.quantize import Quantize
 from optimize.quantization.eligible import layers
 from optimize.storage.commit import commit
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import networks
 
 LIGHT: dict[str, Any] = {"inputs": "noise", "samples": 2, "batch": 2, "levels": 2, "weight_bits": 8}
 # name -> one layer of each kind that is quantized, one that stays, at the tiny widths
@@ -119,19 +118,10 @@ def _agrees(name: str, format: str, made: dict[Any, Any], folder: Path) -> None:
         found = parity(model, network, levels=2, batch=2)
     # values on the edge between two codes may fall to either side; what that costs is far below what rounding does, but
     # in a network that such a change grows in (an untrained one in FP8): there, no more than float rounding costs itself
-    assert found["relative_l2"] < max(0.2 * record["error"], 1.5 * _shaken(model))
-
-
-def _shaken(model: Any, by: float = 1e-5) -> float:
-    """How far a network's output moves (relative L2) where its inputs move as float kernels round: worst of two levels."""
-    worst = 0.0
-    for t in noise_levels(model, 2):
-        feed = noised_inputs(model, t, 2, 0)
-        other = {k: v * (1 + by * torch.from_numpy(rng.normal(tuple(v.shape), "shake", k)).to(v)) for k, v in feed.items() if v.is_floating_point()}  # fmt: skip
-        with torch.inference_mode():
-            a, b = (model.denoiser.network(**f).double() for f in (feed, feed | other))
-        worst = max(worst, relative_l2(b, a))
-    return worst
+    feeds = [noised_inputs(model, t, 2, 0) for t in noise_levels(model, 2)]
+    own = max(own_movement(model, feed, draws=2) for feed in feeds)
+    assert found["relative_l2"] < max(0.2 * record["error"], OWN * own)
+    assert [differences(model, folder / FILE, feed) for feed in feeds] == [[], []]
 
 
 @pytest.mark.parametrize(("name", "format"), [("sd", "fp8"), ("flux", "int8")])
