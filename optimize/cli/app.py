@@ -309,7 +309,3 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only make a traceback of the way out
         typer.echo(interrupted_text(str(stop), sys.argv), err=True)
         sys.exit(INTERRUPTED)
-
-
-if __name__ == "__main__":
-    main()

@@ -326,7 +326,7 @@ def test_a_picture_that_cannot_be_written_is_one_clear_error(pipeline: Path, tmp
 def test_the_command_prints_json_and_writes_the_picture(tmp_path: Path) -> None:
     file, out = write_config(tmp_path), tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, "-m", "optimize.cli.app", "inspect", str(file), "--target", "a100", "--json", "--out", str(out)],
+        [sys.executable, "-m", "optimize", "inspect", str(file), "--target", "a100", "--json", "--out", str(out)],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -334,6 +334,6 @@ def test_the_command_prints_json_and_writes_the_picture(tmp_path: Path) -> None:
     assert report["target"] == "a100" and report["parts"][0]["class"] == "UNet2DModel"
     assert json.loads((out / "layers.json").read_text()) == report and (out / "layers.png").is_file()
     wrong = subprocess.run(
-        [sys.executable, "-m", "optimize.cli.app", "inspect", str(tmp_path / "nowhere")], capture_output=True, text=True
+        [sys.executable, "-m", "optimize", "inspect", str(tmp_path / "nowhere")], capture_output=True, text=True
     )
     assert wrong.returncode == 2 and "error: " in wrong.stderr and "Traceback" not in wrong.stderr

@@ -286,7 +286,7 @@ def test_a_proposed_recipe_runs_from_end_to_end(tmp_path: Path) -> None:
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "optimize.cli.app"]
+    command = [sys.executable, "-m", "optimize"]
     recipe = tmp_path / "proposed.yaml"
     asked = ["plan", "smoke", "--target", "here", "--size-mb", "1", "--batch", "4", "--out", str(recipe), "--json"]
     done = subprocess.run([*command, *asked], cwd=ROOT, env=environment, capture_output=True, text=True)

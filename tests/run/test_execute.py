@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def recipe(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(recipe: Path | str, exported: Path) -> list[str]:
-    return [sys.executable, "-m", "optimize.cli.app", "run", str(recipe), "--exported", str(exported)]
+    return [sys.executable, "-m", "optimize", "run", str(recipe), "--exported", str(exported)]
 
 
 def weights(exported: Path, name: str = "tiny") -> dict[str, Any]:
@@ -119,12 +120,13 @@ def test_the_same_recipe_in_another_folder_finds_every_stage_and_its_resolved_fo
         value[place][field] = os.path.relpath(value[place][field], tmp_path / "sub")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "tiny.yaml").write_text(yaml.safe_dump(value))
-    before = {p.name for p in (finished / ".cache").iterdir()}
-    for asked in ("sub/tiny.yaml", str(finished / "tiny" / "recipe.resolved.yaml")):
-        done = subprocess.run(command(asked, finished), capture_output=True, text=True, timeout=500, cwd=tmp_path)
+    exported = Path(shutil.copytree(finished, tmp_path / "exported"))
+    before = {p.name for p in (exported / ".cache").iterdir()}
+    for asked in ("sub/tiny.yaml", str(exported / "tiny" / "recipe.resolved.yaml")):
+        done = subprocess.run(command(asked, exported), capture_output=True, text=True, timeout=500, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert {p.name for p in (finished / ".cache").iterdir()} == before
-    resolved = yaml.safe_load((finished / "tiny" / "recipe.resolved.yaml").read_text())
+        assert {p.name for p in (exported / ".cache").iterdir()} == before
+    resolved = yaml.safe_load((exported / "tiny" / "recipe.resolved.yaml").read_text())
     assert Path(resolved["quality"]["features"]).is_absolute()
 
 

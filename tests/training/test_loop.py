@@ -103,12 +103,14 @@ def test_a_finished_run_found_again_trains_no_step(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1  # older checkpoints are dropped
 
 
+# this package, and this file for what the scripts take from it
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
 SCRIPT = """
 import sys, time
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from tests.test_training import CONFIG, network, regression
+from test_loop import CONFIG, network, regression
 from optimize.training.loop import train
 torch.set_num_threads(1)
 def slowly(module, step, share):
@@ -122,7 +124,7 @@ save_file(module.state_dict(), sys.argv[2])
 
 def start(folder: Path, result: Path, pause_s: float) -> subprocess.Popen[bytes]:
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(folder), str(result), str(pause_s)]
     return subprocess.Popen(command, cwd=root, env=environment)
 
@@ -245,7 +247,7 @@ RANKS = """
 import sys
 import torch
 from safetensors.torch import save_file
-from tests.test_training import ranked
+from test_loop import ranked
 torch.set_num_threads(1)
 ranked(sys.argv[1])
 """
@@ -265,7 +267,7 @@ def test_two_gloo_ranks_give_one_ranks_weights(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     common = {
         **os.environ,
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": PYTHONPATH,
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29631",
