@@ -90,7 +90,7 @@ def apply(model: Model, step: Any, context: Context | None = None) -> Model:
 def run(recipe: str, exported: str | Path = "exported") -> dict[str, Any]:
     """Carry out a recipe (a file or a built-in name) and return its summary; raises UserError for what cannot work."""
     from optimize.recipes.read import load as load_recipe
-    from optimize.run.execute import run as run_recipe
+    from optimize.runs.execute import run as run_recipe
 
     return run_recipe(load_recipe(recipe), Path(exported))
 
@@ -114,7 +114,7 @@ def open_runner(artifact: str | Path, name: str, **options: Any) -> Any:
 
 def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     """What changed between two reports (run folders, measurements files or summary.json files), and whether it is more
-    than noise; see `optimize.run.comparison`."""
-    from optimize.run.comparison import compare as compare_reports
+    than noise; see `optimize.runs.comparison`."""
+    from optimize.runs.comparison import compare as compare_reports
 
     return compare_reports(a, b)

@@ -38,7 +38,7 @@ def tiny_data() -> Data:
 
 
 LONG = (
-    "run/test_execute.py",
+    "runs/test_execute.py",
     "pipelines/test_whole.py",
     "exporters/test_onnx.py",
     "serving/test_repository.py",

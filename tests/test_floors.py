@@ -43,7 +43,7 @@ ORDER = (
     "planning",
     "report",
     "report/terminal",
-    "run",
+    "runs",
     "delivery",
     "pipelines",
     "the interface",
@@ -196,7 +196,7 @@ def test_no_name_stands_for_many_files() -> None:
     assert max(counted.values()) <= 3, counted.most_common(3)
 
 
-KNOWN = {"__init__.py", "errors.py", "diffusion/model.py", "diffusion/context.py", "run/execute.py", "passes/__init__.py", "passes/prune.py", "passes/recover.py", "runners/onnxruntime.py", "cli/app.py"}  # fmt: skip
+KNOWN = {"__init__.py", "errors.py", "diffusion/model.py", "diffusion/context.py", "runs/execute.py", "passes/__init__.py", "passes/prune.py", "passes/recover.py", "runners/onnxruntime.py", "cli/app.py"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -206,18 +206,18 @@ KNOWN = {"__init__.py", "errors.py", "diffusion/model.py", "diffusion/context.py
         ("diffusion/model.py", "import torch\nfrom torch import nn", ""),
         ("diffusion/model.py", "from optimize.diffusion.context import Context", ""),
         ("passes/prune.py", "from optimize.diffusion.context import Context\nfrom optimize.diffusion import model", ""),
-        ("diffusion/model.py", "import optimize.run.execute", "run stands above diffusion"),
-        ("diffusion/model.py", "from optimize.run import execute", "imports optimize/run/execute.py"),
+        ("diffusion/model.py", "import optimize.runs.execute", "runs stands above diffusion"),
+        ("diffusion/model.py", "from optimize.runs import execute", "imports optimize/runs/execute.py"),
         ("diffusion/model.py", "from optimize import load", "imports optimize/__init__.py"),
         ("cli/app.py", "from optimize import load", ""),
-        ("diffusion/model.py", "def f():\n    from optimize.run.execute import run", "diffusion/model.py:2"),
+        ("diffusion/model.py", "def f():\n    from optimize.runs.execute import run", "diffusion/model.py:2"),
         (
             "diffusion/model.py",
             "if TYPE_CHECKING:\n    from optimize.passes.prune import Prune",
             "imports optimize/passes",
         ),
-        ("diffusion/model.py", "importlib.import_module('optimize.run.execute')", "imports optimize/run/execute.py"),
-        ("diffusion/model.py", "from ..run.execute import run", "imports optimize/run/execute.py"),
+        ("diffusion/model.py", "importlib.import_module('optimize.runs.execute')", "imports optimize/runs/execute.py"),
+        ("diffusion/model.py", "from ..runs.execute import run", "imports optimize/runs/execute.py"),
         ("errors.py", "from optimize.diffusion import model", "diffusion stands above optimize/ itself"),
         ("passes/prune.py", "from optimize.cli.app import main", "cli stands above passes"),
         ("passes/prune.py", "from .recover import Recover", "plugins never import each other"),

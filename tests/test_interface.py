@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 import optimize
 from optimize.diffusion.context import Context, Data
+from optimize.errors import UserError
 from optimize.registry import PASSES
 
 CLASSES = ("Context", "Data", "Distill", "Prune", "Quantize", "Recover")
@@ -31,6 +34,18 @@ def test_every_pass_that_ships_is_in_the_interface() -> None:
 def test_a_name_that_is_not_there_is_an_ordinary_error() -> None:
     with pytest.raises(AttributeError, match="module 'optimize' has no attribute 'Prun'"):
         optimize.Prun  # noqa: B018
+
+
+def test_functions_stay_functions_whatever_rooms_were_imported() -> None:
+    """A room of a function's name would take its place as soon as something in the room is imported."""
+    rooms = {m.name for m in pkgutil.iter_modules(optimize.__path__)}
+    assert not rooms & {*optimize.__all__}
+    for _ in range(2):
+        with pytest.raises(UserError, match="no such file"):
+            optimize.run("nowhere.yaml")
+    with pytest.raises(UserError):
+        optimize.compare("nowhere", "nowhere")
+    assert not isinstance(optimize.run, ModuleType) and not isinstance(optimize.compare, ModuleType)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -47,7 +47,7 @@ def run(
     loaded = loaded.model_copy(update={"prices": prices}) if prices else loaded
     from optimize.cli.bars import rich_progress
     from optimize.planning.refusals import will_not_pay
-    from optimize.run.execute import run as run_recipe
+    from optimize.runs.execute import run as run_recipe
 
     console = console_of(stderr=as_json)
     for line in will_not_pay(loaded):
@@ -104,7 +104,7 @@ def report(
 
     Example: optimize report exported/digits
     """
-    from optimize.run.execute import write_reports
+    from optimize.runs.execute import write_reports
     from optimize.storage.weights import read_json
 
     summary = read_json(folder / "summary.json")

@@ -146,7 +146,7 @@ def compare(
 
     Example: optimize compare exported/old exported/digits
     """
-    from optimize.run.comparison import compare as compare_reports
+    from optimize.runs.comparison import compare as compare_reports
 
     found = compare_reports(a, b)
     if as_json:

@@ -32,7 +32,7 @@ from optimize.measure.bench import numbers
 from optimize.onnx.vetted import ONNX_FILE
 from optimize.progress import Progress, silent
 from optimize.registry import EXPORTERS
-from optimize.run import stages
+from optimize.runs import stages
 from optimize.storage.cache import Store, code_hash
 from optimize.storage.commit import commit
 from optimize.storage.trust import MANIFEST, verify

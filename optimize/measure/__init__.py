@@ -2,5 +2,5 @@
 
 Read `turns.py` first, then `worker.py`, its other side; `record.py` is a Measurement, `statistics.py` and `paired.py`
 what is said of it, `wording.py` how figures are written.
-Not here: predictions (`roofline/`), and which variants a run times (`run/suite.py`).
+Not here: predictions (`roofline/`), and which variants a run times (`runs/suite.py`).
 """

@@ -73,10 +73,10 @@ def interrupt(process: subprocess.Popen[bytes], folder: Path) -> tuple[str, list
 @pytest.mark.parametrize(
     ("arguments", "module", "name", "does"),
     [
-        (["run", "smoke"], "run.execute", "run", "goes on where it stopped"),
+        (["run", "smoke"], "runs.execute", "run", "goes on where it stopped"),
         (["bench", "a", "--runner", "torch"], "measure.bench", "variants", "begins again"),
         (["plan", "my model"], "planning.outlook", "plan_for", "begins again"),
-        (["compare", "a", "b"], "run.comparison", "compare", "begins again"),
+        (["compare", "a", "b"], "runs.comparison", "compare", "begins again"),
     ],
 )
 def test_ctrl_c_is_one_line_that_names_the_command(

@@ -75,7 +75,7 @@ def test_a_runner_is_a_network(here: FakeTrt, tmp_path: Path, graphs: bool) -> N
 
 def test_the_size_of_what_is_loaded_is_the_engines_and_not_the_onnx_files(here: FakeTrt, tmp_path: Path) -> None:
     from optimize.measure import worker
-    from optimize.run import summary
+    from optimize.runs import summary
 
     folder = with_onnx(tmp_path / "a")
     plan = next(folder.glob("tensorrt/*/model.engine")).stat().st_size

@@ -9,8 +9,8 @@ import pytest
 
 from optimize.planning.offers import exports_for, runner_spec
 from optimize.registry import EXPORTERS
-from optimize.run.stages import Variant
-from optimize.run.summary import _precision
+from optimize.runs.stages import Variant
+from optimize.runs.summary import _precision
 
 
 @pytest.mark.parametrize(

@@ -245,8 +245,8 @@ def test_stages_have_the_same_ids_whatever_folder_they_are_run_from(
 ) -> None:
     """The whole way is in `test_pipeline`; here the keys alone: source, pass, export, judges."""
     from optimize.progress import silent
-    from optimize.run import stages
-    from optimize.run.execute import _Run
+    from optimize.runs import stages
+    from optimize.runs.execute import _Run
     from optimize.storage.cache import Store
 
     shutil.copytree(tiny_folder, tmp_path / "there" / "m")

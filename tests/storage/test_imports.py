@@ -17,7 +17,7 @@ PLUGINS = [
     for p in sorted((ROOT / "optimize" / folder).glob("*.py"))
     if not p.stem.startswith("_")
 ]
-LIGHT = ["optimize", "optimize.errors", "optimize.registry", "optimize.recipes.schema", "optimize.recipes.read", "optimize.planning.refusals", "optimize.cli.app", "optimize.report.terminal.summary", "optimize.measure.bench", "optimize.run.comparison", "optimize.report.terminal.bench"]  # fmt: skip
+LIGHT = ["optimize", "optimize.errors", "optimize.registry", "optimize.recipes.schema", "optimize.recipes.read", "optimize.planning.refusals", "optimize.cli.app", "optimize.report.terminal.summary", "optimize.measure.bench", "optimize.runs.comparison", "optimize.report.terminal.bench"]  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "modelopt", "torch_pruning", "matplotlib", "scipy")  # fmt: skip
 
 PROBE = """

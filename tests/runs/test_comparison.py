@@ -19,7 +19,7 @@ from optimize.measure.bench import append
 from optimize.measure.record import Measurement, Variant
 from optimize.measure.statistics import Interval
 from optimize.report.terminal.comparison import print_comparison
-from optimize.run import comparison
+from optimize.runs import comparison
 
 HERE = {"cpu": "one", "cores": 2}
 

@@ -13,7 +13,7 @@ from optimize import rng
 from optimize.measure import statistics
 from optimize.measure.paired import log_ratio_interval
 from optimize.measure.record import Measurement, Variant, speedup
-from optimize.run import summary
+from optimize.runs import summary
 
 
 def measured(name: str, seconds: float, rounds: int = 12, noise: float = 0.0) -> Measurement:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.recipes.schema import FairConfig
-from optimize.run.gates import hold
+from optimize.runs.gates import hold
 
 if TYPE_CHECKING:
     from optimize.diffusion.schedule import Schedule

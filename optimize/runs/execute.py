@@ -21,11 +21,11 @@ from optimize.measure.record import Measurement
 from optimize.planning import refusals
 from optimize.progress import Progress, silent
 from optimize.recipes.schema import Recipe
-from optimize.run import fair, stages, summary
-from optimize.run.gates import quality_gates
-from optimize.run.stages import Variant
-from optimize.run.suite import fastest_fp32, runners_of, suite, time_all
-from optimize.run.summary import Findings
+from optimize.runs import fair, stages, summary
+from optimize.runs.gates import quality_gates
+from optimize.runs.stages import Variant
+from optimize.runs.suite import fastest_fp32, runners_of, suite, time_all
+from optimize.runs.summary import Findings
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import sweep, write_json_atomically, write_text_atomically
 from optimize.storage.weights import file_sha256

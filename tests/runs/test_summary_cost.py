@@ -8,7 +8,7 @@ import pytest
 
 from optimize.measure.record import Measurement, Variant
 from optimize.recipes.read import load
-from optimize.run.summary import Findings, _cost
+from optimize.runs.summary import Findings, _cost
 
 TABLE = "currency: EUR\nprices:\n  cpu: {per_core_hour: 3.6, source: invoice, date: 2026-01}\n"
 

@@ -11,7 +11,7 @@ import pytest
 from optimize.diffusion.sampling import Sampler
 from optimize.recipes.read import load
 from optimize.registry import EXPORTERS
-from optimize.run.suite import fastest_fp32, fp32_runners, split_key, suite
+from optimize.runs.suite import fastest_fp32, fp32_runners, split_key, suite
 
 
 def a_variant(name: str, runners: tuple[str, ...]) -> Any:

@@ -16,7 +16,7 @@ from optimize.hardware import environment
 from optimize.hardware.targets import targets
 from optimize.progress import silent
 from optimize.recipes.read import load
-from optimize.run import stages
+from optimize.runs import stages
 from optimize.storage.commit import write_json
 
 

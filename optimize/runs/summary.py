@@ -12,9 +12,9 @@ from optimize.hardware import environment
 from optimize.measure.cost import Prices, load_prices
 from optimize.measure.record import Measurement, device_class, policy_text, speedup
 from optimize.recipes.schema import QualityConfig, Recipe
-from optimize.run.gates import check, hold, parity_gate, quality_gates
-from optimize.run.stages import Variant
-from optimize.run.suite import EAGER, fastest_fp32, fp32_runners, split_key
+from optimize.runs.gates import check, hold, parity_gate, quality_gates
+from optimize.runs.stages import Variant
+from optimize.runs.suite import EAGER, fastest_fp32, fp32_runners, split_key
 from optimize.storage.cache import Store
 
 SCHEMA = 1

@@ -16,7 +16,7 @@ from optimize.measure.record import Measurement, policy_text
 from optimize.measure.record import Variant as Timed
 from optimize.recipes.schema import Recipe
 from optimize.registry import RUNNERS
-from optimize.run.stages import Variant
+from optimize.runs.stages import Variant
 
 EAGER = "torch"
 

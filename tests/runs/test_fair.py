@@ -10,8 +10,8 @@ import pytest
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule
 from optimize.recipes.schema import FairConfig, Gates
-from optimize.run import fair
-from optimize.run.gates import check, hold, parity_gate, quality_gates
+from optimize.runs import fair
+from optimize.runs.gates import check, hold, parity_gate, quality_gates
 
 SCHEDULE = Schedule.from_json({"kind": "vp", "alpha_bar": [0.9999 - 0.0009 * i for i in range(1000)]})
 BASELINE = Sampler(steps=50, clip=1.0, guidance=Guidance(cfg=0.5))
