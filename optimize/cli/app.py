@@ -253,7 +253,8 @@ class Commands(TyperGroup):
 
 def interrupted_text(command: str, arguments: Sequence[str]) -> str:
     """What Ctrl-C says: whether the same command goes on or begins again, and that command."""
-    does = "goes on where it stopped" if command in GOES_ON else "begins again"
+    named = command or next((a for a in arguments[1:] if not a.startswith("-")), "")  # stopped before it was read
+    does = "goes on where it stopped" if named in GOES_ON else "begins again"
     program = "python -m optimize" if arguments[0].endswith(".py") else Path(arguments[0]).name
     return f"interrupted; the same command {does}: {program} {shlex.join(arguments[1:])}"
 

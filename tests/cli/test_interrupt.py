@@ -98,6 +98,12 @@ def test_the_command_is_named_as_it_was_given() -> None:
     )
 
 
+def test_a_command_that_was_stopped_before_it_was_read_is_known_by_its_words() -> None:
+    assert "goes on where it stopped" in interrupted_text("", ["/usr/bin/optimize", "run", "digits"])
+    assert "begins again" in interrupted_text("", ["/usr/bin/optimize", "plan", "digits"])
+    assert "begins again" in interrupted_text("", ["/usr/bin/optimize", "--version"])
+
+
 TREE = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); print(p.pid, flush=True); time.sleep(600)"  # fmt: skip
 
 
