@@ -25,7 +25,7 @@ def noise(summary: Summary) -> str:
     rows = f"{len(disturbed)} of {len(timed)} rows" if disturbed else "the final row"
     text = f"Timing was noisy: other work on this machine disturbed {rows}"
     gains = [
-        f"{figures.ratio_text(v)} {figures.interval_text(v)} against {THE[k]}"
+        " ".join(w for w in (figures.ratio_text(v), figures.interval_text(v), "against", THE[k]) if w)
         for k in keys
         if (v := figures.speedup(final or {}, k))
     ]

@@ -102,3 +102,16 @@ def test_all_factors_together_have_the_interval_of_the_speed_up(summary: dict[st
     assert "214× [201, 227]" in charts.waterfall(summary["factors"], speedups.whole(summary))
     summary["factors"]["runner"] = 5.0  # does not lead to the final row
     assert speedups.whole(summary) == pytest.approx(final["ratio"] * 5 / 4)
+
+
+def test_a_speed_up_without_interval_leaves_no_gap() -> None:
+    row = {
+        "variant": "final",
+        "batch": 1,
+        "status": "done",
+        "noisy": True,
+        "images_per_s": 2.0,
+        "speedup": {"vs_baseline": 3.0},
+    }
+    text = speedups.noise({"rows": [row]})
+    assert "3.00× against the baseline" in text and "  " not in text
