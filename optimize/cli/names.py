@@ -10,9 +10,15 @@ def recipes(incomplete: str) -> list[str]:
     """Built-in recipes, and recipe files."""
     from optimize.recipes.paths import builtin
 
-    typed = Path(incomplete).parent
-    files = (p for p in (typed.iterdir() if typed.is_dir() else ()) if p.suffix in (".yaml", ".yml"))
-    return _matching([*builtin(), *sorted(str(p) for p in files)], incomplete)
+    return _matching([*builtin(), *_files(Path(incomplete).parent)], incomplete)
+
+
+def _files(folder: Path) -> list[str]:
+    """Recipe files of a folder; none of one that cannot be listed."""
+    try:
+        return sorted(str(p) for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
+    except OSError:
+        return []
 
 
 def schemas(incomplete: str) -> list[str]:

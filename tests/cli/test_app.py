@@ -86,6 +86,7 @@ def test_a_library_that_is_not_installed_is_not_listed(
 COMPLETE = """
 import sys
 sys.argv = ["optimize"]
+from optimize.cli import names
 from optimize.cli.app import main
 try:
     main()
@@ -170,3 +171,12 @@ def test_a_negative_budget_is_refused(tmp_path: Path) -> None:
 def test_a_run_with_a_missing_price_table_is_refused(tmp_path: Path) -> None:
     done = optimize("run", "digits", "--prices", "gone.yaml", cwd=tmp_path)
     assert done.returncode == 2 and "prices: no such file: gone.yaml" in done.stderr
+
+
+def test_completion_of_a_recipe_lists_nothing_where_a_folder_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("")
+    assert names.recipes("mi") == ["mine.yaml"]
+    assert names.recipes(f"{'a' * 300}/") == names.recipes("mine.yaml/") == names.recipes("nowhere/") == []
