@@ -49,7 +49,7 @@ class Rounding:
 class Onnx(Config):
     """The network as ONNX."""
 
-    opset: int | None = None
+    opset: Annotated[int, Field(json_schema_extra={"minimum": OPSETS[0], "maximum": OPSETS[-1]})] | None = None
     """ONNX operator set, 18 to 23; by default the lowest that holds the precision: 18, for fp16 20, for bf16 22."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """What floats compute in. In 16 bit, layers that must not stay FP32 do, and the record names them."""

@@ -6,7 +6,7 @@ In a recipe a network is one line: `examples/digits/features`, `{dinov2: faceboo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -50,11 +50,21 @@ def _schema(schema: dict[str, Any]) -> None:
     text, fields = {"type": "string"}, schema["properties"]
     where = {"classifier": "Folder", "import": "`package.module:name`"}
     kinds = {k: text | {"description": f"{where.get(k, 'Folder or hub id')}: {ABOUT[k]}."} for k in KINDS}
+    kinds["import"]["pattern"] = f"^{_IMPORT.pattern}$"
     options = {k: {n: v for n, v in fields[k].items() if n not in ("title", "default")} for k in _OPTIONS}
-    named = {"type": "object", "properties": kinds | options, "additionalProperties": False}
     about = {k: schema[k] for k in ("title", "description")}
     schema.clear()
-    schema.update(about | {"anyOf": [text | {"description": "Folder of an image classifier."}, named]})
+    schema.update(
+        about | {"anyOf": [text | {"description": "Folder of an image classifier."}, *_named(kinds, options)]}
+    )
+
+
+def _named(kinds: dict[str, Any], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """An object a kind, with the options that it takes."""
+    for kind, about in kinds.items():
+        taken = {k: v for k, v in options.items() if k != "resize" or kind == "inception"}
+        closed = {"type": "object", "required": [kind], "additionalProperties": False}
+        yield closed | {"properties": {kind: about} | taken}
 
 
 class FeatureNetwork(Config):

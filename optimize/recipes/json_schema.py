@@ -60,6 +60,7 @@ def recipe_schema() -> Schema:
     for field, registry in (("passes", PASSES), ("exports", EXPORTERS)):
         entries = {n: _entry(p, refs[p, "validation"]) for n, p in plugins[registry.kind].items()}
         whole["properties"][field]["items"] = _one_of(entries, registry)
+        whole["properties"][field]["type"] = ["array", "null"]  # a list whose entries are all commented out
     whole["properties"]["target"]["enum"] = list(TARGETS)
     defs["SourceConfig"]["properties"]["kind"]["enum"] = SOURCES.names()
     for field in ("runners", "source_runners"):

@@ -24,8 +24,11 @@ TAKEN = ("held_out", "training", "all", "features", "per_class")  # names that a
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
 def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+    if not re.fullmatch(NAME, value):
         raise ValueError("letters, digits, '.', '_' and '-' only, starting with a letter or digit")
     return value
 
@@ -226,7 +229,7 @@ class Recipe(Config):
 
     version: Literal[1] = 1
     """Version of this format."""
-    name: Annotated[str, AfterValidator(_name)]
+    name: Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME}$"})]
     """Name of the run, and of its folder below `exported`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random; 0 or more."""

@@ -100,6 +100,12 @@ def test_every_shipped_recipe_is_valid_by_the_schema_as_written_and_as_resolved(
         ({"benchmark": {"runners": ["torch:fp17"]}}, "recipe.benchmark.runners[0]: pattern"),
         ({"benchmark": {"source_runners": ["torch@tpu"]}}, "recipe.benchmark.source_runners[0]: pattern"),
         ({"sorce": {}}, "recipe.sorce: not allowed"),
+        ({"name": "a b"}, "recipe.name: pattern"),
+        ({"exports": [{"onnx": {"opset": 17}}]}, "recipe.exports[0].onnx.opset: minimum"),
+        ({"quality": {"features": {}}}, "recipe.quality.features: type"),
+        ({"quality": {"features": {"dinov2": "a/b", "clip": "a/b"}}}, "recipe.quality.features: type"),
+        ({"quality": {"features": {"dinov2": "a/b", "resize": "antialias"}}}, "recipe.quality.features: type"),
+        ({"quality": {"features": {"import": "no path"}}}, "recipe.quality.features: type"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_recipe_is_seen_by_an_editor(
@@ -113,6 +119,8 @@ def test_what_is_wrong_in_a_recipe_is_seen_by_an_editor(
     [
         {"passes": [{"quantize": None}, {"recover": {}}], "exports": [{"onnx": None}, {"triton": {}}]},
         {"benchmark": {"runners": ["torch:fp16@cuda", "onnxruntime@tensorrt", "openvino:bf16"], "source_runners": []}},
+        {"passes": None, "exports": None},
+        {"quality": {"features": {"inception": "a", "resize": "antialias", "revision": None}}},
         {"target": "rtx3090", "source": {"path": "m", "kind": "module", "network": "a:B"}},
         {"quality": {"features": {"dinov2": "a/b", "revision": "x"}, "further": {"own": {"import": "m:f"}}}},
     ],

@@ -30,9 +30,13 @@ CHECKS = {
     "minProperties": lambda v, limit: not isinstance(v, dict) or len(v) >= limit,
     "maxProperties": lambda v, limit: not isinstance(v, dict) or len(v) <= limit,
     "required": lambda v, limit: not isinstance(v, dict) or all(k in v for k in limit),
-    "type": lambda v, limit: isinstance(v, TYPES[limit]) and (limit == "boolean" or not isinstance(v, bool)),
+    "type": lambda v, limit: any(_is(v, t) for t in (limit if isinstance(limit, list) else [limit])),
 }
 PARTS = {"$ref", "anyOf", "properties", "additionalProperties", "items", "prefixItems"}
+
+
+def _is(value: Any, name: str) -> bool:
+    return isinstance(value, TYPES[name]) and (name == "boolean" or not isinstance(value, bool))
 
 
 def problems(value: Any, schema: Any, whole: dict[str, Any], place: str = "recipe") -> list[str]:
