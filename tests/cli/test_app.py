@@ -13,6 +13,8 @@ import pytest
 import typer
 from support.command import optimize
 
+from optimize.cli import names
+
 
 def test_a_malformed_recipe_reports_every_error_with_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: x\nsorce: {}\nsampler: {steps: 0}\ntarget: a10x\n")
