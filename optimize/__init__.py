@@ -39,20 +39,22 @@ if TYPE_CHECKING:
     from optimize.passes.recover import Recover
 
 
-def __getattr__(name: str) -> Any:
-    """A class of the interface, imported when it is first asked for."""
-    if name in PASSES:
-        from optimize import registry
+if not TYPE_CHECKING:  # a wrong name is an error to a type checker as well
 
-        found = registry.PASSES.get(name.lower())
-    elif name in __all__:
-        from optimize.diffusion import context
+    def __getattr__(name: str) -> Any:
+        """A class of the interface, imported when it is first asked for."""
+        if name in PASSES:
+            from optimize import registry
 
-        found = getattr(context, name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+            found = registry.PASSES.get(name.lower())
+        elif name in __all__:
+            from optimize.diffusion import context
+
+            found = getattr(context, name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

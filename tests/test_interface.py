@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -34,6 +36,12 @@ def test_every_pass_that_ships_is_in_the_interface() -> None:
 def test_a_name_that_is_not_there_is_an_ordinary_error() -> None:
     with pytest.raises(AttributeError, match="module 'optimize' has no attribute 'Prun'"):
         optimize.Prun  # noqa: B018
+
+
+def test_a_wrong_name_is_an_error_to_a_type_checker() -> None:
+    """A module's `__getattr__` that a checker sees makes every name valid."""
+    tree = ast.parse(Path(str(optimize.__file__)).read_text())
+    assert not [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "__getattr__"]
 
 
 def test_functions_stay_functions_whatever_rooms_were_imported() -> None:
