@@ -54,9 +54,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def describe(error: Any, model: Any = None) -> str:
-    """One pydantic error in our words: path, value given, what is allowed, nearest name for unknown keys."""
-    place = ".".join(str(p) for p in error["loc"]) or "recipe"
+def describe(error: Any, model: Any = None, within: str = "") -> str:
+    """One pydantic error in our words: path (below `within`), value given, what is allowed, nearest name for unknown keys."""
+    place = ".".join(filter(None, [within, *map(str, error["loc"])])) or "recipe"
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, error["loc"][:-1])
         return f"{place}: unknown key. Allowed: {', '.join(allowed)}.{did_you_mean(str(error['loc'][-1]), allowed)}"

@@ -14,7 +14,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -233,7 +234,11 @@ def _log_to(path: Path) -> None:
 
 
 INTERRUPTED = 130  # exit code of what Ctrl-C ended: 128 + SIGINT
-GOES_ON = ("run", "export")  # commands that keep what they finished
+# what the same command does again, where it does not begin again
+GOES_ON = {
+    "run": "goes on where it stopped",
+    "export": "begins again with what is left, since finished engines are kept",
+}
 
 
 class Interrupted(Exception):
@@ -254,7 +259,7 @@ class Commands(TyperGroup):
 def interrupted_text(command: str, arguments: Sequence[str]) -> str:
     """What Ctrl-C says: whether the same command goes on or begins again, and that command."""
     named = command or next((a for a in arguments[1:] if not a.startswith("-")), "")  # stopped before it was read
-    does = "goes on where it stopped" if named in GOES_ON else "begins again"
+    does = GOES_ON.get(named, "begins again")
     program = "python -m optimize" if arguments[0].endswith(".py") else Path(arguments[0]).name
     return f"interrupted; the same command {does}: {program} {shlex.join(arguments[1:])}"
 
@@ -301,12 +306,34 @@ def main() -> None:
     """Entry point: runs a command and turns every error raised on purpose into one message and an exit code."""
     from optimize.errors import OptimizeError
 
+    heard = _listening()
     try:
-        app(standalone_mode=True)
-    except OptimizeError as error:
+        app(standalone_mode=True, prog_name="optimize")
+    except (Interrupted, KeyboardInterrupt) as stop:
+        _stopped(str(stop))
+    except Exception as error:
+        if heard:  # native code that is interrupted may raise an error of its own, such as a file cut short
+            _stopped("")
+        if not isinstance(error, OptimizeError):
+            raise
         typer.secho(f"error: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only make a traceback of the way out
-        typer.echo(interrupted_text(str(stop), sys.argv), err=True)
-        sys.exit(INTERRUPTED)
+
+
+def _listening() -> list[int]:
+    """What Ctrl-C sent so far, beside the KeyboardInterrupt that it raises as ever."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, hear)
+    return heard
+
+
+def _stopped(command: str) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only make a traceback of the way out
+    typer.echo(interrupted_text(command, sys.argv), err=True)
+    sys.exit(INTERRUPTED)

@@ -56,7 +56,7 @@ def parse(text: str, where: str = "recipe", folder: Path = Path()) -> Recipe:
                 [f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *(f"  {p}" for p in problems)]
             )
         )
-    return recipe.moved(lambda path: folder / path)
+    return recipe.moved(lambda path: folder / path.expanduser())
 
 
 def _skeleton(raw: dict[str, Any], problems: list[str]) -> Recipe | None:
@@ -92,7 +92,7 @@ def _plugin(registry: Registry, entry: Any, where: str, problems: list[str]) -> 
     try:
         return plugin.model_validate(config or {})
     except ValidationError as error:
-        problems += [f"{where}.{name}." + describe(e, plugin) for e in error.errors()]
+        problems += [describe(e, plugin, f"{where}.{name}") for e in error.errors()]
     return None
 
 

@@ -104,6 +104,28 @@ def test_a_command_that_was_stopped_before_it_was_read_is_known_by_its_words() -
     assert "begins again" in interrupted_text("", ["/usr/bin/optimize", "--version"])
 
 
+SWALLOWED = """
+import os, signal, sys
+from optimize.cli import app
+from optimize.errors import ArtifactError
+from optimize.runs import comparison
+def read(*a):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:  # as native code does
+        raise ArtifactError("not a whole file") from None
+comparison.compare = read
+sys.argv = ["optimize", "compare", "a", "b"]
+app.main()
+"""
+
+
+def test_an_error_that_native_code_makes_of_ctrl_c_is_no_fault_of_a_file(tmp_path: Path) -> None:
+    process = start([sys.executable, "-c", SWALLOWED], tmp_path)
+    assert process.wait(LIMIT_S) == 130
+    assert (tmp_path / "err").read_text() == "interrupted; the same command begins again: optimize compare a b\n"
+
+
 TREE = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); print(p.pid, flush=True); time.sleep(600)"  # fmt: skip
 
 

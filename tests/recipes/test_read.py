@@ -148,3 +148,19 @@ def test_judges_that_are_not_there_are_named_before_any_work(paths: str) -> None
     assert "quality.further.a: none does not exist" in said
     assert "quality.further.b: import: no_such_module cannot be imported" in said
     assert "quality.lpips: none.safetensors does not exist" in said and "further.c" not in said
+
+
+def test_what_is_wrong_with_a_pass_as_a_whole_is_told_of_the_pass() -> None:
+    text = (resources.files("optimize.recipes") / "smoke.yaml").read_text()
+    raw = yaml.safe_load(text)
+    raw["passes"] = [{"distill": {"method": "trajectory_regression", "trajectory_steps": 3, "nfe": 2}}]
+    with pytest.raises(UserError) as caught:
+        parse(yaml.safe_dump(raw))
+    assert "passes[0].distill: given" in str(caught.value) and "distill.recipe" not in str(caught.value)
+
+
+def test_home_is_where_a_tilde_leads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    raw = yaml.safe_load((resources.files("optimize.recipes") / "smoke.yaml").read_text())
+    raw["source"] = {"path": "~/model"}
+    assert parse(yaml.safe_dump(raw), folder=Path("elsewhere")).source.path == tmp_path / "model"
