@@ -199,6 +199,11 @@ def test_a_make_target_exists(line: Line) -> None:
     assert re.search(rf"^{line.argv[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_the_tests_that_the_makefile_runs_are_there() -> None:
+    named = re.findall(r"\btests/\S+", (ROOT / "Makefile").read_text())
+    assert named and all(list(ROOT.glob(name)) for name in named), named
+
+
 TAKES = """
 import argparse, json, runpy, sys
 class Taken(Exception): pass
