@@ -191,6 +191,16 @@ def test_the_order_is_the_one_contributing_tells() -> None:
     assert told == [room for room in ORDER if room not in FRONT.values()]
 
 
+@pytest.mark.parametrize("path", FILES)
+def test_files_that_a_text_names_are_there(path: str) -> None:
+    """`folder/file.py` in backticks is found from the naming file's folder, the package or the root; programs of a kit and of
+    a served model are made elsewhere."""
+    named = set(re.findall(r"`([\w/]+\.py)`", (PACKAGE / path).read_text(encoding="utf-8"))) - {"build.py", "model.py"}
+    places = ((PACKAGE / path).parent, PACKAGE, ROOT)
+    gone = sorted(name for name in named if not any((place / name).is_file() for place in places))
+    assert not gone, f"optimize/{path} names {gone}"
+
+
 def test_no_name_stands_for_many_files() -> None:
     counted = Counter(Path(f).name for f in FILES if not f.endswith("__init__.py"))
     assert max(counted.values()) <= 3, counted.most_common(3)
