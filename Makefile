@@ -21,7 +21,7 @@ test-slow: $(STAMP)
 
 # The models served by a real Triton server; its environment is made once, from the package index, in the cache folder.
 test-serving: $(STAMP)
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_serving_*.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/serving
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -142,10 +142,6 @@ def command() -> Any:
     return get_command(app)
 
 
-COMING = {"--version", "--install-completion"}
-
-
-@pytest.mark.xfail(not hasattr(optimize, "Prune"), reason="comes with the passes in `optimize` itself", strict=False)
 @pytest.mark.parametrize("line", [x for x in lines("optimize") if x.argv[1].startswith("-")], ids=placed)
 def test_an_option_of_the_whole_program_exists(line: Line) -> None:
     assert line.argv[1] in {name for parameter in command().params for name in parameter.opts}
@@ -197,6 +193,11 @@ VALUES: dict[tuple[str, str], Any] = {  # options whose text the program reads o
 @pytest.mark.parametrize("line", lines("make"), ids=placed)
 def test_a_make_target_exists(line: Line) -> None:
     assert re.search(rf"^{line.argv[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_tests_that_the_makefile_runs_are_there() -> None:
+    named = re.findall(r"\btests/\S+", (ROOT / "Makefile").read_text())
+    assert named and all(list(ROOT.glob(name)) for name in named), named
 
 
 TAKES = """
@@ -254,7 +255,7 @@ def test_every_python_command_is_checked() -> None:
 def test_options_named_in_the_text_exist() -> None:
     """`--option` in backticks is one of some command, or of a program beside it."""
     known = {o for c in command().commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)}
-    known |= COMING | {"--sm", "--any-gpu"}
+    known |= {o for p in command().params for o in p.opts} | {"--sm", "--any-gpu"}
     told = {word for page in PAGES for code in codes(prose(page)) for word in code.split() if word.startswith("--")}
     assert told <= known, told - known
 

@@ -18,7 +18,6 @@ from support.docs_blocks import PAGES, ROOT, Line, blocks, lines
 from support.docs_workspace import make_workspace, shrunk
 from typer.testing import CliRunner
 
-import optimize as package
 from optimize.cli.app import app
 
 NOT_HERE = 3  # exit code where this machine lacks what a command asks for
@@ -97,13 +96,7 @@ def python(folder: Path, page: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def pages_of_python() -> list[Any]:
-    coming = pytest.mark.xfail(not hasattr(package, "Prune"), reason="imports passes from `optimize`", strict=False)
-    found = [page for page in PAGES if blocks("python", page)]
-    return [pytest.param(page, marks=coming if page == "docs/python.md" else ()) for page in found]
-
-
-@pytest.mark.parametrize("page", pages_of_python())
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", page)])
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path) -> None:
     (tmp_path / "my").mkdir()
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -51,6 +51,9 @@ ORDER = (
     "the program",
 )
 PLUGINS = ("passes", "exporters", "runners", "sources")
+# Files that import what they are given the name of; elsewhere an import is a statement, which this test can read.
+BY_NAME = ("registry.py", "storage/import_paths.py", "engines/libraries.py", "engines/script.py")
+CALLS = ("import_module", "__import__", "find_spec", "resolve_name")
 FILES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
 FOLDERS = sorted({f.rpartition("/")[0] for f in FILES})
 
@@ -63,7 +66,8 @@ def room(path: str) -> str:
 def imports(text: str, path: str) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of all that a file imports, at any depth; a name imported from a module comes as `module.name`.
 
-    Names given as text to `import_module` or `__import__` count as well.
+    Names given as text to `import_module` or `__import__` count as well, and modules reached by attributes of the package
+    (`import optimize.errors`, then `optimize.run.execute`).
     """
     here = ["optimize", *path.split("/")[:-1]]
     for node in ast.walk(ast.parse(text)):
@@ -77,6 +81,19 @@ def imports(text: str, path: str) -> Iterator[tuple[int, str]]:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__"):
                 yield node.lineno, str(node.args[0].value)
+        elif isinstance(node, ast.Attribute) and (dotted := ast.unparse(node)).startswith("optimize."):
+            yield node.lineno, dotted
+
+
+def by_name(text: str) -> Iterator[int]:
+    """Lines of a file that import by a name given as text, in any spelling."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        else:
+            names = [getattr(node, "attr", getattr(node, "id", ""))]
+        if any(name in CALLS for name in names):
+            yield node.lineno  # type: ignore[attr-defined]
 
 
 def target(name: str, files: set[str]) -> str | None:
@@ -106,10 +123,15 @@ def complaints(path: str, text: str, files: set[str]) -> list[str]:
             found.append(
                 f"optimize/{path}:{line} imports optimize/{other}: {room(other)} stands above {own or 'optimize/ itself'}, and imports run downward"
             )
-        elif _plugin(path) and _plugin(other):
+        elif own in PLUGINS and _plugin(other):
             found.append(
                 f"optimize/{path}:{line} imports optimize/{other}: plugins never import each other; move what they share down"
             )
+    if path not in BY_NAME:
+        found += [
+            f"optimize/{path}:{line} imports by name: write an import statement, whose floor can be told"
+            for line in by_name(text)
+        ]
     return found
 
 
@@ -191,6 +213,16 @@ def test_the_order_is_the_one_contributing_tells() -> None:
     assert told == [room for room in ORDER if room not in FRONT.values()]
 
 
+@pytest.mark.parametrize("path", FILES)
+def test_files_that_a_text_names_are_there(path: str) -> None:
+    """`folder/file.py` in backticks is found from the naming file's folder, the package or the root; programs of a kit and of
+    a served model are made elsewhere."""
+    named = set(re.findall(r"`([\w/]+\.py)`", (PACKAGE / path).read_text(encoding="utf-8"))) - {"build.py", "model.py"}
+    places = ((PACKAGE / path).parent, PACKAGE, ROOT)
+    gone = sorted(name for name in named if not any((place / name).is_file() for place in places))
+    assert not gone, f"optimize/{path} names {gone}"
+
+
 def test_no_name_stands_for_many_files() -> None:
     counted = Counter(Path(f).name for f in FILES if not f.endswith("__init__.py"))
     assert max(counted.values()) <= 3, counted.most_common(3)
@@ -222,6 +254,22 @@ KNOWN = {"__init__.py", "errors.py", "diffusion/model.py", "diffusion/context.py
         ("passes/prune.py", "from optimize.cli.app import main", "cli stands above passes"),
         ("passes/prune.py", "from .recover import Recover", "plugins never import each other"),
         ("runners/onnxruntime.py", "from optimize.passes.prune import Prune", "plugins never import each other"),
+        (
+            "runners/_shared.py",
+            "from optimize.runners.onnxruntime import Onnxruntime",
+            "plugins never import each other",
+        ),
+        ("passes/prune.py", "import optimize.passes\n\noptimize.passes.recover.Recover", "plugins never import each"),
+        (
+            "diffusion/model.py",
+            "import optimize.errors\n\noptimize.runs.execute.run",
+            "imports optimize/runs/execute.py",
+        ),
+        ("diffusion/model.py", "import_module(f'optimize.run.{name}')", "imports by name"),
+        ("diffusion/model.py", "import_module('..run.execute', __package__)", "imports by name"),
+        ("diffusion/model.py", "from importlib import import_module as load", "imports by name"),
+        ("diffusion/model.py", "importlib.util.find_spec('optimize.run')", "imports by name"),
+        ("registry.py", "importlib.import_module(f'{package}.{name}')", ""),
         ("brand_new/thing.py", "", "has no place: add it to ORDER in tests/test_floors.py"),
     ],
 )

@@ -1,8 +1,8 @@
-"""Artifacts: immutable directories, written under a temporary name and renamed when whole.
+"""A Model to an artifact's files and back: `save_model` and `load_model`.
 
-`commit` is the only way anything lands on disk; `save_model`/`load_model` turn a Model into files and back. Loading
-compares every file with the manifest (see `optimize.storage.trust`), builds the registered architecture on the meta device, lets
-each structural pass redo its edit from its record, and assigns tensors from safetensors; nothing is ever unpickled.
+`storage/commit.py` brings the folder to disk, whole or not at all. Loading compares every file with the manifest (see
+`optimize.storage.trust`), builds the registered architecture on the meta device, lets each structural pass redo its
+edit from its record, and assigns tensors from safetensors; nothing is ever unpickled.
 """
 
 from __future__ import annotations

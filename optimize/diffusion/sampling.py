@@ -1,6 +1,6 @@
 """Sampling: one small solver core over (x^, e^) at any timesteps, with guidance and clipping.
 
-`trajectory` is the whole loop; the solvers' steps are in `ops/solvers.py`. State is float64 on the CPU. Guidance
+`trajectory` is the whole loop; the solvers' steps are in `solvers.py`. State is float64 on the CPU. Guidance
 follows Meng et al. 2022: x = (1 + w) x_cond - w x_null, so w = 0 is no guidance and costs one evaluation.
 """
 

@@ -103,7 +103,7 @@ class Order:
         }
 
     def refuse(self, gpu: tuple[int, int] | None) -> None:
-        """Raise where it cannot be made here (see `modules.refuse`)."""
+        """Raise where it cannot be made here (see `libraries.refuse`)."""
         wish = libraries.Wish(
             self.sm, frozenset(self.facts.formats), self.settings.flags, self.settings.hardware_compatible
         )

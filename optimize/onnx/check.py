@@ -1,7 +1,7 @@
 """An ONNX file is looked at in a process of its own before any backend of this one parses it.
 
 A process of its own: a file that makes a parser crash, or take all memory, costs one clear error; and neither the memory
-nor the caches of a worker that measures are disturbed. The rules are `onnx_rules`.
+nor the caches of a worker that measures are disturbed. The rules are in `rules.py`.
 """
 
 from __future__ import annotations

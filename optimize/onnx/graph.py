@@ -1,4 +1,4 @@
-"""Graph surgery on an exported network: nodes, initializers, weights stored small (cleaning: see `onnx_clean`).
+"""Graph surgery on an exported network: nodes, initializers, weights stored small (cleaning: see `clean.py`).
 
 The graph is onnx_ir's. Weights are turned and narrowed one at a time, when they are written.
 """

@@ -1,8 +1,8 @@
-"""What an ONNX file must keep to before a backend may parse it; run it through `onnx_check`, which is isolated.
+"""What an ONNX file must keep to before a backend may parse it; run it through `check.py`, which is isolated.
 
 The file is untrusted: nothing is allocated by what it claims, and every external file is looked at before it is opened.
 onnx's own checker comes last: it knows operators, attributes, types and the order of nodes, but not custom domains,
-sizes, nesting, recursion between functions, or opsets that are too new (see tests/test_onnx_check.py).
+sizes, nesting, recursion between functions, or opsets that are too new (see tests/onnx/test_check.py).
 """
 
 from __future__ import annotations

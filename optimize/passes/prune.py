@@ -1,11 +1,11 @@
 """Structured channel pruning of a denoiser to a budget of MACs, ranked by diffusion-aware Taylor importance.
 
 torch-pruning's dependency graph (Fang et al., arXiv 2301.12900) says which slices of which layers go together; the
-importance is Diff-Pruning's (Fang et al., NeurIPS 2023, arXiv 2305.10924), the selection is `ops/groups.py`. Both the
+importance is Diff-Pruning's (Fang et al., NeurIPS 2023, arXiv 2305.10924), the selection is `pruning/groups.py`. Both the
 inside of residual blocks and the trunk that residual sums and skips chain together are pruned, since only a thinner
 trunk makes every layer cheaper. Heads of attention go whole, norms keep their groups where the widths allow it.
-Networks with transformer blocks are pruned inside their blocks (`ops/blocks.py`); their trunk stays as it is, but for
-conditional U-Nets (`ops/trunk.py`).
+Networks with transformer blocks are pruned inside their blocks (`pruning/blocks.py`); their trunk stays as it is, but for
+conditional U-Nets (`pruning/trunk.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`optimize plan`: what works on every target, what today's model is predicted to take there, and a recipe for a budget.
 
-`plan_for` gives plain values; `report/planned.py` prints them.
+`plan_for` gives plain values; `report/terminal/outlook.py` prints them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 These widths meet no residual sum, so a group is a handful of layers named by the block's class, and nothing has to be
 traced: tracing stumbles over fused attention, gated units and packed projections. Inputs keep their widths, a
-ControlNet's residuals among them; so does the trunk between the blocks, but for the U-Nets of `ops/trunk.py`.
+ControlNet's residuals among them; so does the trunk between the blocks, but for the U-Nets of `trunk.py`.
 """
 
 from __future__ import annotations

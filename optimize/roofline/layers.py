@@ -46,7 +46,7 @@ def layers(
     """Every operator of one network call, in order; views cost nothing and are left out.
 
     `network`: a Model (its inputs at `batch` are made here) or any module with the `feed` it is called with, whose
-    values may live on any device, meta as well. `formats`: of quantized modules by path (see `quantizers.formats`), a
+    values may live on any device, meta as well. `formats`: of quantized modules by path (see `fake_quant.formats`), a
     Model's own where not given. Raises TypeError for a module without a feed and for a runner.
     """
     import torch

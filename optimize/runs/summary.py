@@ -32,7 +32,9 @@ class Findings:
     measurements: list[Measurement]
     fair: dict[str, Any] | None = None  # {"sampler": …, "quality": …} of the chosen configuration
     fair_search: list[dict[str, Any]] = field(default_factory=list)
-    layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by variant, see `inspection.by_layer`
+    layers: dict[str, list[dict[str, Any]]] = field(
+        default_factory=dict
+    )  # by variant, see `inspect.breakdown.by_layer`
 
     @property
     def batch(self) -> int:

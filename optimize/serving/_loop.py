@@ -1,7 +1,7 @@
 """The sampling loop of an artifact without torch: `sampler.json`, a network given as a function, numpy.
 
-A copy of this file, of `ops/solvers.py` and of `rng.py` lies in every served model. The arithmetic is the library's,
-operation by operation in float64, so equal network outputs give equal images, bit for bit.
+A copy of this file, of `diffusion/solvers.py` and of `rng.py` lies in every served model. The arithmetic is the
+library's, operation by operation in float64, so equal network outputs give equal images, bit for bit.
 """
 
 from __future__ import annotations

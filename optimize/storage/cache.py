@@ -144,12 +144,22 @@ def _imports(module: str) -> set[str]:
     """Modules of this package named by import statements anywhere in `module`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(_source(module))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "optimize":
-            names = [f"{node.module}.{a.name}" for a in node.names]
-            found |= {n if _file(n) else str(node.module) for n in names}
+        if isinstance(node, ast.ImportFrom):
+            base = _from(module, node)
+            if base.split(".")[0] == "optimize":
+                found |= {n if _file(n) else base for n in (f"{base}.{a.name}" for a in node.names)}
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.split(".")[0] == "optimize"}
     return found
+
+
+def _from(module: str, node: ast.ImportFrom) -> str:
+    """The dotted name that `from … import` names, relative ones as seen from `module`."""
+    if not node.level:
+        return node.module or ""
+    file = _file(module)
+    above = module.split(".") + ([""] if file is not None and file.name == "__init__.py" else [])
+    return ".".join([*above[: -node.level], *([node.module] if node.module else [])])
 
 
 def _timed(fields: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """16-bit graphs: what must not be 16 bit stays float32, is named, and the graph then computes what the network does.
 
-Graphs run with every operator's result rounded to 16 bits (see `onnx_emulation`), so an overflow is infinite here too.
+Graphs run with every operator's result rounded to 16 bits (see `onnx/emulation.py`), so an overflow is infinite here too.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Case(Config):
 
 
 class About(Config):
-    """kit.json: see `kit.about_kit` and `kit.write_kit`."""
+    """kit.json: see `compose.about_kit` and `compose.write_kit`."""
 
     version: Literal[1] = Field(alias="schema")
     name: str
