@@ -67,7 +67,7 @@ def imports(text: str, path: str) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of all that a file imports, at any depth; a name imported from a module comes as `module.name`.
 
     Names given as text to `import_module` or `__import__` count as well, and modules reached by attributes of the package
-    (`import optimize.errors`, then `optimize.run.execute`).
+    (`import optimize.errors`, then `optimize.runs.execute`).
     """
     here = ["optimize", *path.split("/")[:-1]]
     for node in ast.walk(ast.parse(text)):
