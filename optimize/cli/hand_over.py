@@ -105,10 +105,11 @@ def export(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Engines for device classes from a finished artifact, ahead of time where that is possible, else a build kit.
+    """Files that other programs load: ONNX of a model or a pipeline, engines or build kits of an artifact.
 
-    A whole pipeline becomes ONNX files that other programs load, each compared with its network; with --format, the
-    denoiser of any diffusers folder becomes an artifact as it is.
+    From a finished artifact, engines for device classes are built ahead of time where that is possible, else a build
+    kit is written. A whole pipeline becomes ONNX files, each compared with its network; with --format, the denoiser of
+    any diffusers folder becomes an artifact as it is.
 
     Example: optimize export exported/digits/final --target a100,rtx3090,v100
 
