@@ -243,7 +243,7 @@ def test_a_recipe_moved_to_absolute_paths_reads_back_from_anywhere(
 def test_stages_have_the_same_ids_whatever_folder_they_are_run_from(
     tiny_folder: Path, tiny_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way is in `tests/run/test_execute.py`; here the keys alone: source, pass, export, judges."""
+    """The whole way is in `tests/runs/test_execute.py`; here the keys alone: source, pass, export, judges."""
     from optimize.progress import silent
     from optimize.runs import stages
     from optimize.runs.execute import _Run
