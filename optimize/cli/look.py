@@ -187,11 +187,12 @@ def inspect(
         report = look(
             model, batch=batch, target=target, format=precision, depth=depth, measure=measure, cache=cache_folder()
         )
+    if out is not None:  # first, since whoever reads the table may stop early
+        drawn = picture(report, out / "layers.png")
+        (out / "layers.json").write_text(json.dumps(report, indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
         print_breakdown(report, console)
     if out is not None:
-        drawn = picture(report, out / "layers.png")
-        (out / "layers.json").write_text(json.dumps(report, indent=1) + "\n")
         console.print(f"Picture: [bold]{drawn}[/bold]", soft_wrap=True)

@@ -265,6 +265,7 @@ class _Planner:
 
     def _written(self, target: Target, made: Proposal) -> dict[str, Any]:
         found = {"meets": made.meets, "certain": made.certain, "needed": list(made.needed), "recipe": None}
+        found["asked"] = not self.budget.empty
         if made.option is None:
             return found
         option = made.option

@@ -120,6 +120,8 @@ def proposal_lines(target: dict[str, Any]) -> list[str]:
         return [f"{target['title']}: nothing is proposed: {'; '.join(proposal['needed'])}.", *notes]
     found = proposal["forecast"]
     verdict = "is predicted to meet the budget" if proposal["meets"] else "comes nearest, and misses the budget"
+    if not proposal.get("asked", True):
+        verdict = "is predicted to be the fastest within the usual loss, since no budget was given"
     if proposal["meets"] and not proposal["certain"]:
         verdict += ", though not at the end of its interval"
     made = f"{target['title']}: {_candidate(found)} {verdict}: "

@@ -97,3 +97,9 @@ def test_a_missed_budget_a_missing_runner_and_fields_to_fill_in_are_lines_of_the
 def test_no_figure_is_cut_off_at_usual_widths(width: int) -> None:
     text = printed(target("a100"), target("v100"), target("rtx3090"), width=width)
     assert text.count("5.00 (2.50–10.0)") == 6 and "…" not in text
+
+
+def test_without_a_budget_none_is_met() -> None:
+    about = target("a10")
+    (line, *_) = proposal_lines(about | {"proposal": about["proposal"] | {"asked": False}})
+    assert "the fastest within the usual loss, since no budget was given" in line and "meet the budget" not in line
