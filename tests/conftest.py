@@ -39,10 +39,15 @@ def tiny_data() -> Data:
 
 LONG = (
     "runs/test_execute.py",
+    "tests/test_docs_carried_out.py",
     "pipelines/test_whole.py",
-    "exporters/test_onnx.py",
     "serving/test_repository.py",
+    "delivery/test_as_onnx.py",
+    "pruning/test_blocks.py",
     "runners/test_runners.py",
+    "exporters/test_onnx.py",
+    "onnx/test_qdq.py",
+    "passes/test_quantize_families.py",
 )
 
 
