@@ -166,7 +166,9 @@ def test_a_plain_unet_is_still_pruned_in_its_trunk() -> None:
     assert "conv_in" in {g["name"] for g in record["groups"]} and torch.isfinite(output(pruned)).all()
 
 
-@pytest.mark.parametrize("name", ["sd15", "dit_xl_2", "flux_shaped"])
+@pytest.mark.parametrize(
+    "name", ["sd15", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dit_xl_2", "flux_shaped"))]
+)
 def test_full_size_networks_meet_a_budget_by_their_widths(name: str) -> None:
     """On the meta device: shapes and costs without memory for weights."""
     config = networks.FULL[name]
