@@ -11,8 +11,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from optimize.configs import digest
 from optimize.diffusion.sampling import Sampler
 from optimize.diffusion.schedule import Schedule
@@ -28,6 +26,7 @@ from optimize.runs.suite import fastest_fp32, runners_of, suite, time_all
 from optimize.runs.summary import Findings
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import sweep, write_json_atomically, write_text_atomically
+from optimize.storage.plain import yaml_text
 from optimize.storage.weights import file_sha256
 
 
@@ -222,7 +221,7 @@ class _Run:
         stages.publish(found.variants[-1], "final", out)
         result["samples"] = self._samples(found, out)
         anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
-        text = yaml.safe_dump(_plain(anywhere.to_json()), sort_keys=False)
+        text = yaml_text(_plain(anywhere.to_json()))
         write_text_atomically(out / "recipe.resolved.yaml", text)
         lines = [m.to_json() for m in found.measurements]
         write_text_atomically(out / "measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines))

@@ -358,7 +358,7 @@ def json_stage(store: Store, name: str, key: dict[str, Any], compute: Callable[[
         write_json(folder / "result.json", compute())
         return {}
 
-    return read_json(store.stage(name, key, write).folder / "result.json")
+    return read_json(store.stage(name, key, write).folder / "result.json", object)
 
 
 def publish(variant: Variant, name: str, out: Path) -> Path:

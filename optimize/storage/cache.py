@@ -33,6 +33,8 @@ PLUMBING = {
     "optimize.registry",
     "optimize.progress",
     "optimize.storage.weights",
+    "optimize.storage.plain",
+    "optimize.storage.shapes",
     "optimize.storage.trust",
     "optimize.storage.commit",
     "optimize.storage.cache",

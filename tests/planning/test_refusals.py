@@ -25,6 +25,13 @@ def beginning(tmp_path: Path) -> str:
     return text + "sampler: {steps: 50, guidance: {cfg: 0.5}}\n"
 
 
+def parse(text: str) -> Recipe:
+    """The recipe of a text whose last sampler counts."""
+    lines = text.splitlines()
+    samplers = [i for i, line in enumerate(lines) if line.startswith("sampler:")]
+    return read.parse("\n".join(line for i, line in enumerate(lines) if i not in samplers[:-1]))
+
+
 def refusal(recipe: Recipe) -> str:
     with pytest.raises(UserError) as caught:
         refusals.check(recipe)
