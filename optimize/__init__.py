@@ -61,20 +61,33 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def load(path: str | Path, steps: int = 50, cfg: float | None = None) -> Model:
+def load(
+    path: str | Path,
+    steps: int = 50,
+    cfg: float | None = None,
+    *,
+    classes: int | None = None,
+    null_class: int | None = None,
+) -> Model:
     """The Model in an artifact folder, or in a folder in diffusers layout (then sampled by DDIM of `steps` with `cfg`).
 
-    Raises ArtifactError for what is missing, altered, truncated or pickled.
+    `null_class` is the label that means no class, where the network was trained with one, `classes` how many of the
+    others are classes; an artifact holds both. Raises ArtifactError for what is missing, altered, truncated or pickled,
+    UserError for labels the network does not have, and for `cfg` where no null is known.
     """
     from optimize.architectures.artifact import load_model
     from optimize.diffusion.sampling import Guidance, Sampler
+    from optimize.errors import UserError
     from optimize.sources.diffusers import DiffusersSource
     from optimize.storage.trust import MANIFEST
 
     folder = Path(path)
     if (folder / MANIFEST).exists():
+        if classes is not None or null_class is not None:
+            raise UserError(f"load: {folder} is an artifact, which holds its classes. Leave classes and null_class out.")
         return load_model(folder)
-    return DiffusersSource(folder).load(Sampler(steps=steps, guidance=Guidance(cfg=cfg)))
+    source = DiffusersSource(folder, classes=classes, null_class=null_class)
+    return source.load(Sampler(steps=steps, guidance=Guidance(cfg=cfg)))
 
 
 def sample(model: Model, seeds: Sequence[int], batch: int = 64) -> Tensor:

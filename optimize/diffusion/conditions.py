@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize import rng
-from optimize.diffusion.denoiser import NULL, Conditioning
+from optimize.diffusion.denoiser import CLASS, NULL, Conditioning
 from optimize.diffusion.network import TensorSpec, stand_in
 from optimize.errors import UserError, did_you_mean
 from optimize.storage.weights import read_tensors
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 def rows(about: Conditioning, given: Mapping[str, Tensor], seeds: Sequence[int]) -> dict[str, Tensor]:
     """Tensors (B, ...) by input name for the samples of these seeds, each given one's row `seed mod N`, the others'
     stand-ins; inputs that all samples share once, and the given null tensors."""
-    made = {spec.name: _row(spec, given, seeds) for spec in about.tensors}
+    made = {spec.name: _row(spec, given, seeds, about) for spec in about.tensors}
     return {**made, **{name: value for name, value in given.items() if name.startswith(NULL)}}
 
 
-def _row(spec: TensorSpec, given: Mapping[str, Tensor], seeds: Sequence[int]) -> Tensor:
+def _row(spec: TensorSpec, given: Mapping[str, Tensor], seeds: Sequence[int], about: Conditioning) -> Tensor:
     import numpy as np
     import torch
 
@@ -38,6 +38,8 @@ def _row(spec: TensorSpec, given: Mapping[str, Tensor], seeds: Sequence[int]) ->
     shape = spec.shape(len(seeds))
     if spec.fill != "normal" or not spec.batched:
         made = stand_in(spec, shape) if spec.fill != "normal" else rng.normal(shape, "condition", spec.name)
+    elif spec.name == CLASS and spec.dtype == "int64" and about.classes:
+        made = np.array([about.label(int(seed)) for seed in seeds])
     elif spec.dtype == "int64":
         made = np.zeros(shape)
     else:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from optimize.configs import AtOnce, Config, Count, Seed
+from optimize.configs import MOST, AtOnce, Config, Count, Seed
 from optimize.errors import cut, some
 from optimize.diffusion.sampling import SOLVERS, Sampler
 from optimize.diffusion.schedule import Spacing
@@ -56,6 +56,10 @@ class SourceConfig(Config):
     """File of tensors by input name; without it seeded ones stand in where the network is told any."""
     controlnet: bool | None = None
     """The U-Net is fed a ControlNet's residuals."""
+    classes: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    """How many of the network's labels are classes, from 0 on without the null one; by default all of them."""
+    null_class: Annotated[int, Field(ge=0, le=MOST)] | None = None
+    """The label that means no class, where the network was trained with one (often the last); guidance needs it."""
     network: str | None = None
     """Kind module: import path `package.module:Class`."""
     arguments: dict[str, Any] | None = None

@@ -35,6 +35,11 @@ class DiffusersSource:
     controlnet: bool = False
     """The U-Net is fed a ControlNet's residuals."""
 
+    classes: int | None = None
+    """How many of the network's labels are classes, from 0 on; by default all but the null one."""
+    null_class: int | None = None
+    """The label that means no class, where one was trained; guidance needs it."""
+
     def fingerprint(self) -> dict[str, str]:
         """Content of the source: hash of every file that is read."""
         files = [*self.files, self.network / "config.json", self.path / "scheduler" / "scheduler_config.json"]
@@ -43,7 +48,13 @@ class DiffusersSource:
                 read_tensors(file) if file.suffix == ".safetensors" else read_json(file)
         found = {str(f.relative_to(self.path)): file_sha256(f) for f in files}
         given = {"conditions": file_sha256(self.conditions)} if self.conditions and self.conditions.is_file() else {}
-        return {**found, **given, **({"controlnet": "true"} if self.controlnet else {})}
+        return {**found, **given, **({"controlnet": "true"} if self.controlnet else {}), **self._said}
+
+    @property
+    def _said(self) -> dict[str, str]:
+        """What is said of the classes."""
+        said = {"classes": self.classes, "null_class": self.null_class}
+        return {name: str(value) for name, value in said.items() if value is not None}
 
     @property
     def network(self) -> Path:
@@ -75,9 +86,10 @@ class DiffusersSource:
         module = hollow(name, config)
         load_state(module, tensors, self.files[0])
         noise = read_json(self.path / "scheduler" / "scheduler_config.json")
-        about = architecture(name).conditioning(config)
+        about = architecture(name).conditioning(config).named(self.classes, self.null_class)
         given = conditions.read(self.conditions, about) if self.conditions else {}
-        return assembled(name, config, noise, sampler, module=module, source=self._about(), conditions=given)
+        more: dict[str, Any] = {"source": self._about(), "conditions": given, "conditioning": about}
+        return assembled(name, config, noise, sampler, module=module, **more)
 
     def _with_inputs(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
         from optimize.architectures.known import with_controlnet

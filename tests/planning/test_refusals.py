@@ -11,7 +11,8 @@ import pytest
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware.targets import target
 from optimize.planning import refusals
-from optimize.recipes.read import load, parse
+from optimize.recipes import read
+from optimize.recipes.read import load
 from optimize.recipes.schema import Recipe
 
 
