@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.architectures.entry import Architecture, Config
 from optimize.architectures.known import architecture
-from optimize.diffusion import parameterization, schedule, schedulers
+from optimize.diffusion import parameterization, schedule
 from optimize.diffusion.denoiser import Denoiser
 from optimize.diffusion.followed import followed
 from optimize.diffusion.model import Model, Structure
 from optimize.diffusion.network import TorchNetwork
+from optimize.diffusion.scheduler_config.classes import FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,7 +49,7 @@ def assembled(
     )
     sampler, notes = followed(sampler, denoiser.schedule, packed=len(shape) == 2)
     for note in notes:
-        log.warning("%s: %s", schedulers.FILE, note)
+        log.warning("%s: %s", FILE, note)
     return Model(
         denoiser,
         sampler,

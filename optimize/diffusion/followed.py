@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from optimize.diffusion import schedulers
 from optimize.diffusion.sampling import OWN, Sampler
 from optimize.diffusion.schedule import Schedule
+from optimize.diffusion.scheduler_config import classes
+from optimize.diffusion.scheduler_config.fields import known
 from optimize.errors import UserError
 
 PLAIN = ("trailing", "leading", "linspace")
@@ -56,9 +57,9 @@ def _check_own(sampler: Sampler) -> None:
 def _solver(schedule: Schedule) -> tuple[str, tuple[str, ...]]:
     """The solver that takes the very steps of the scheduler's class, else its own loop; without noise where it adds some."""
     config = schedule.diffusers
-    name, entry = config["_class_name"], schedulers.known(config)
-    algorithm = str(schedulers.value(config, "algorithm_type") or "")
-    if entry.noisy or schedulers.value(config, "stochastic_sampling") or algorithm.startswith("sde"):
+    name, entry = config["_class_name"], known(config)
+    algorithm = str(classes.value(config, "algorithm_type") or "")
+    if entry.noisy or classes.value(config, "stochastic_sampling") or algorithm.startswith("sde"):
         kept = "dpmpp_2m" if algorithm.startswith("sde") else "ddim"
         return kept, (
             f"{name} adds noise at every step; {kept}, which adds none, is sampled with in its place "
@@ -71,7 +72,7 @@ def _exact(schedule: Schedule) -> str | None:
     """The solver whose steps are those of the class and its options; None where there is none."""
     config = schedule.diffusers
     name = config["_class_name"]
-    if schedulers.value(config, "thresholding"):
+    if classes.value(config, "thresholding"):
         return None
     if name in ("DDIMScheduler", "DDIMParallelScheduler", "EulerDiscreteScheduler", "EDMEulerScheduler"):
         return "ddim"
@@ -80,8 +81,8 @@ def _exact(schedule: Schedule) -> str | None:
     if name == "HeunDiscreteScheduler":
         return "heun" if float(schedule.alpha(schedule.noisiest)) > BLIND else None
     if name == "PNDMScheduler":
-        whole = schedulers.value(config, "timestep_spacing", "leading") == "leading"
-        return "pndm" if whole and schedulers.value(config, "skip_prk_steps") else None
+        whole = classes.value(config, "timestep_spacing", "leading") == "leading"
+        return "pndm" if whole and classes.value(config, "skip_prk_steps") else None
     if name in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
         return _multistep(config)
     return None
@@ -90,32 +91,32 @@ def _exact(schedule: Schedule) -> str | None:
 def _multistep(config: dict[str, Any]) -> str | None:
     """DPM-Solver++ of first or second order with a last step to clean data."""
     ours = (
-        (schedulers.value(config, "algorithm_type") or "dpmsolver++") == "dpmsolver++"
-        and (schedulers.value(config, "solver_type") or "midpoint") == "midpoint"
-        and schedulers.value(config, "final_sigmas_type", "zero") == "zero"
+        (classes.value(config, "algorithm_type") or "dpmsolver++") == "dpmsolver++"
+        and (classes.value(config, "solver_type") or "midpoint") == "midpoint"
+        and classes.value(config, "final_sigmas_type", "zero") == "zero"
     )
-    order = schedulers.value(config, "solver_order", 2)
+    order = classes.value(config, "solver_order", 2)
     return {1: "ddim", 2: "dpmpp_2m"}.get(order) if ours else None
 
 
 def _spacing(schedule: Schedule, solver: str) -> str:
     """The scheduler's own grid where it is more than a spacing or the solver is its own, else its spacing."""
     config = schedule.diffusers
-    laid = schedule.kind != "vp" or any(schedulers.value(config, name) for name in schedulers.SIGMAS)
+    laid = schedule.kind != "vp" or any(classes.value(config, name) for name in classes.SIGMAS)
     if laid or (solver == _exact(schedule) and solver != "pndm"):
         return OWN
-    spacing = schedulers.value(config, "timestep_spacing", "linspace")
+    spacing = classes.value(config, "timestep_spacing", "linspace")
     return spacing if spacing in PLAIN else "linspace"
 
 
 def _clipping(config: dict[str, Any], solver: str) -> dict[str, Any]:
     """What the class does to x^. DDIM keeps the noise estimate as it was before."""
-    if schedulers.value(config, "thresholding"):
+    if classes.value(config, "thresholding"):
         raise UserError(
-            f'{schedulers.FILE}: thresholding is done by the scheduler\'s own loop alone, and the solver is "{solver}". '
+            f'{classes.FILE}: thresholding is done by the scheduler\'s own loop alone, and the solver is "{solver}". '
             f"Set sampler.solver: {OWN}, or say how x^ is clipped (sampler.clip: 1.0, or null for not at all)."
         )
-    if not schedulers.value(config, "clip_sample"):
+    if not classes.value(config, "clip_sample"):
         return {}
     kept = config["_class_name"] in ("DDIMScheduler", "DDIMParallelScheduler") and solver == "ddim"
-    return {"clip": float(schedulers.value(config, "clip_sample_range") or 1.0), "use_clipped_model_output": not kept}
+    return {"clip": float(classes.value(config, "clip_sample_range") or 1.0), "use_clipped_model_output": not kept}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from optimize.diffusion import schedulers
+from optimize.diffusion.scheduler_config import classes
+from optimize.diffusion.scheduler_config.fields import known
 from optimize.diffusion.solvers import PRECONDITIONED, fed, preconditioning, split
 from optimize.errors import UserError, unknown
 
@@ -32,7 +33,8 @@ class Parameterization:
 
     def network_time(self, t: Tensor) -> Tensor:
         """The network's timestep input at native times `t`."""
-        t = t.log() if self.time == "ln_sigma" else t
+        if self.time == "ln_sigma":
+            return (t.double().log() * self.time_scale).to(t.dtype)
         return t if self.time_scale == 1.0 else t * self.time_scale
 
     def network_input(self, z: Tensor, sigma: Any) -> Tensor:
@@ -71,25 +73,34 @@ def from_diffusers(config: dict[str, Any]) -> Parameterization:
     """Parameterization of a diffusers scheduler config. A flow's timestep input is its time in training steps, 0 to 1000;
     EDM's is ln(sigma)/4, a consistency model's a thousand times that. An EDM scheduler with the head "sample", which
     diffusers does not have, is for a network that is the whole D(z; sigma), and is fed z and sigma as they are."""
-    schedulers.known(config)
-    steps = float(schedulers.value(config, "num_train_timesteps", 1000))
-    if schedulers.is_flow(config):
+    known(config)
+    steps = float(classes.value(config, "num_train_timesteps", 1000))
+    if classes.is_flow(config):
         return Parameterization("flow", "flow", steps)
-    name = schedulers.value(config, "prediction_type") or "epsilon"
-    if schedulers.is_consistency(config):
-        low = float(schedulers.value(config, "sigma_min", 0.002))
+    name = classes.value(config, "prediction_type") or "epsilon"
+    if classes.is_consistency(config):
+        low = float(classes.value(config, "sigma_min", 0.002))
         return Parameterization("edm", "ln_sigma", 250.0, sigma_data=_sigma_data(config), boundary=low)
-    if schedulers.is_edm(config):
+    if classes.is_edm(config):
         if name == "sample":
             return Parameterization("sample")
         if name == "flow_prediction":
-            raise unknown(f"{schedulers.FILE}: prediction_type of an EDM scheduler", name, ("epsilon", "sample", "v_prediction"))
-        return Parameterization("edm_v" if name == "v_prediction" else "edm", "ln_sigma", 0.25, sigma_data=_sigma_data(config))
+            raise unknown(
+                f"{classes.FILE}: prediction_type of an EDM scheduler", name, ("epsilon", "sample", "v_prediction")
+            )
+        return Parameterization(
+            "edm_v" if name == "v_prediction" else "edm", "ln_sigma", 0.25, sigma_data=_sigma_data(config)
+        )
     if name == "flow_prediction":
-        raise UserError(f'{schedulers.FILE}: prediction_type "flow_prediction" needs use_flow_sigmas: true, or a flow scheduler.')
+        raise UserError(
+            f'{classes.FILE}: prediction_type "flow_prediction" needs use_flow_sigmas: true, or a flow scheduler.'
+        )
     return Parameterization(_DIFFUSERS[name])  # type: ignore[arg-type]
 
 
 def _sigma_data(config: dict[str, Any]) -> float:
     """1 for Euler's scheduler, whose v head with continuous time is EDM's for data of unit variance."""
-    return float(schedulers.value(config, "sigma_data") or (0.5 if "sigma_data" in schedulers.KNOWN[config["_class_name"]].fields else 1.0))
+    return float(
+        classes.value(config, "sigma_data")
+        or (0.5 if "sigma_data" in classes.KNOWN[config["_class_name"]].fields else 1.0)
+    )

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 from optimize.configs import Config
 from optimize.diffusion.denoiser import Denoiser
-from optimize.diffusion.grids import Grid, plain_grid, scheduler_grid
-from optimize.diffusion.schedule import Schedule
+from optimize.diffusion.schedule import Schedule, Spacing
+from optimize.diffusion.scheduler_config.laid import Grid, laid_grid
 from optimize.diffusion.scheduler_loop import check_own, own_loop, own_times
 from optimize.diffusion.solvers import Step, clipped, guided, solve
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SOLVERS = ("ddim", "heun", "dpmpp_2m", "ipndm")  # those that are searched
 OWN = "scheduler"  # solver: the loop of the model's own diffusers scheduler; spacing: its grid
 Pair = tuple["Tensor", "Tensor"]
+
+
+ALL_SOLVERS = (*SOLVERS, "pndm", OWN)
 
 
 class Guidance(Config):
@@ -86,11 +89,11 @@ class Sampler(Config):
     def grid(self, schedule: Schedule) -> Grid:
         """Times, levels and first scale of a native solver's steps on a schedule."""
         if self.timesteps is not None:
-            return plain_grid(schedule, np.append(np.asarray(self.timesteps, dtype=np.float64), schedule.end))
+            return schedule.along(np.append(np.asarray(self.timesteps, dtype=np.float64), schedule.end))
         if self.spacing == OWN:
             check_own(schedule)
-            return scheduler_grid(schedule, self.steps)
-        return plain_grid(schedule, schedule.grid(self.steps, self.spacing))
+            return laid_grid(schedule.diffusers, schedule.shift, self.steps)
+        return schedule.along(schedule.grid(self.steps, cast(Spacing, self.spacing)))
 
     def times(self, schedule: Schedule) -> np.ndarray:
         """(steps+1,) native times, the last one clean; of the scheduler's own loop those of its evaluations."""
@@ -100,8 +103,9 @@ class Sampler(Config):
 
     def nfe(self, schedule: Schedule) -> int:
         """Network evaluations per image; a guided evaluation counts two."""
-        if self.solver != OWN and not self.guidance.cfg and self.timesteps is None:
-            return self.steps + self._again(self.steps)
+        plain = self.spacing != OWN or len(schedule.alpha_bar) % self.steps == 0  # else diffusers may lay one step more
+        if self.solver != OWN and not self.guidance.interval and plain:
+            return (self.steps + self._again(self.steps)) * (2 if self.guidance.cfg else 1)
         times = self.times(schedule)
         cost = [2 if self.guidance.applies(float(t)) else 1 for t in times[:-1]]
         return sum(cost) + sum(cost[1 : 1 + self._again(len(cost))])
@@ -131,7 +135,7 @@ def trajectory(
         yield from own_loop(denoiser.schedule, denoiser.parameterization, sampler.steps, noise_BCHW, unclipped)
         return
     grid = sampler.grid(denoiser.schedule)
-    placed = replace(denoiser, schedule=grid.on(denoiser.schedule))
+    placed = replace(denoiser, schedule=denoiser.schedule.on(grid.levels))
     z = noise_BCHW.double() * grid.initial
 
     def evaluate(z: Tensor, t: float) -> Pair:

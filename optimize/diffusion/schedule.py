@@ -1,6 +1,6 @@
 """Noise schedules: z_t = alpha(t) x + sigma(t) eps, for variance-preserving, variance-exploding and flow models.
 
-`from_diffusers` reads a scheduler's config; which classes and fields there are is told in `schedulers.py`.
+`from_diffusers` reads a scheduler's config; which classes and fields there are is told in `scheduler_config/`.
 
 Native time t: a (possibly fractional) training index in [-1, N-1] for `vp`, where -1 is clean data; sigma itself for
 `ve`; flow time in [0, 1] for `flow`. Between the indices of a discrete schedule the angle atan2(sigma, alpha) is
@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optimize.diffusion import schedulers
+from optimize.diffusion.scheduler_config import classes
+from optimize.diffusion.scheduler_config.fields import known
+from optimize.diffusion.scheduler_config.laid import Grid
 from optimize.errors import UserError
 
 Spacing = Literal["trailing", "leading", "linspace", "logsnr"]
@@ -78,13 +80,22 @@ class Schedule:
     @property
     def end(self) -> float:
         """Native time where sampling ends: clean data, or index 0 of a schedule that says so (set_alpha_to_one: false)."""
-        kept = self.kind == "vp" and schedulers.value(self.diffusers, "set_alpha_to_one", True) is False
+        kept = self.kind == "vp" and classes.value(self.diffusers, "set_alpha_to_one", True) is False
         return 0.0 if kept else self.clean
 
     @property
     def noisiest(self) -> float:
         """Native time where sampling starts."""
         return float(len(self.alpha_bar) - 1) if self.kind == "vp" else (self.sigma_max if self.kind == "ve" else 1.0)
+
+    def along(self, times: np.ndarray) -> Grid:
+        """The grid of given times, the last one clean, with this schedule's own levels."""
+        listed = tuple(float(t) for t in times)
+        return Grid(listed, listed[1:], {}, self.sigma_max if self.kind == "ve" else 1.0)
+
+    def on(self, levels: Mapping[float, tuple[float, float]]) -> Schedule:
+        """The same with a grid's levels in the place of its own."""
+        return replace(self, levels=dict(levels)) if levels else self
 
     def time(self, u: Any) -> np.ndarray:
         """Native time of the fraction u in [0, 1], 0 clean and 1 noisiest."""
@@ -105,7 +116,7 @@ class Schedule:
         if spacing == "trailing":
             return np.round(np.arange(n, 0, -n / steps))[:steps] - 1
         if spacing == "leading":
-            offset = int(schedulers.value(self.diffusers, "steps_offset", 0) or 0)
+            offset = int(classes.value(self.diffusers, "steps_offset", 0) or 0)
             return (np.arange(steps) * (n // steps) + offset)[::-1].astype(np.float64)
         if spacing == "linspace":
             return np.round(np.linspace(0, n - 1, steps))[::-1].astype(np.float64)
@@ -158,15 +169,13 @@ class Schedule:
 def from_diffusers(config: dict[str, Any], tokens: int | None = None) -> Schedule:
     """Schedule of a diffusers scheduler config (DDPM/DDIM/DPM-Solver families, or flow matching). `tokens` is the number
     of positions of an image, on which a dynamic shift depends."""
-    schedulers.known(config)
+    known(config)
     config = {
-        k: v
-        for k, v in config.items()
-        if (not k.startswith("_") or k == "_class_name") and not schedulers.endless(v)
+        k: v for k, v in config.items() if (not k.startswith("_") or k == "_class_name") and not classes.endless(v)
     }
-    if schedulers.is_flow(config):
+    if classes.is_flow(config):
         return Schedule(kind="flow", shift=_shift(config, tokens), diffusers=config)
-    if schedulers.is_consistency(config) or schedulers.is_edm(config):
+    if classes.is_consistency(config) or classes.is_edm(config):
         return _exploding(config)
     schedule = Schedule(kind="vp", alpha_bar=tuple(_alpha_bar(config).tolist()), diffusers=config)
     _check_signal(schedule, config)
@@ -174,7 +183,7 @@ def from_diffusers(config: dict[str, Any], tokens: int | None = None) -> Schedul
 
 
 def _alpha_bar(config: dict[str, Any]) -> np.ndarray:
-    betas, rescaled = _betas(config), schedulers.value(config, "rescale_betas_zero_snr")
+    betas, rescaled = _betas(config), classes.value(config, "rescale_betas_zero_snr")
     bar = np.cumprod(1.0 - (_zero_snr(betas) if rescaled else betas))
     if rescaled and config.get("_class_name") in KEEPS_SIGNAL:
         bar[-1] = ALMOST_BLIND
@@ -183,11 +192,11 @@ def _alpha_bar(config: dict[str, Any]) -> np.ndarray:
 
 def _check_signal(schedule: Schedule, config: dict[str, Any]) -> None:
     """Epsilon says nothing of the image where there is no signal: x^ = (z - sigma e) / alpha."""
-    blind = schedulers.value(config, "rescale_betas_zero_snr") or schedule.alpha_bar[-1] < 1e-12
-    if blind and schedulers.value(config, "prediction_type", "epsilon") == "epsilon":
+    blind = classes.value(config, "rescale_betas_zero_snr") or schedule.alpha_bar[-1] < 1e-12
+    if blind and classes.value(config, "prediction_type", "epsilon") == "epsilon":
         last = float(schedule.alpha(schedule.noisiest))
         raise UserError(
-            f'{schedulers.FILE}: prediction_type "epsilon" given with zero terminal SNR (alpha {last:.1e} at the last '
+            f'{classes.FILE}: prediction_type "epsilon" given with zero terminal SNR (alpha {last:.1e} at the last '
             "step): nothing can be read from such a network there. Allowed: v_prediction or sample, where the network "
             "was trained so; or rescale_betas_zero_snr: false."
         )
@@ -195,10 +204,10 @@ def _check_signal(schedule: Schedule, config: dict[str, Any]) -> None:
 
 def _exploding(config: dict[str, Any]) -> Schedule:
     """EDM's range of sigma; Euler's with continuous time takes it from its betas where it is not given."""
-    low, high = schedulers.value(config, "sigma_min"), schedulers.value(config, "sigma_max")
+    low, high = classes.value(config, "sigma_min"), classes.value(config, "sigma_max")
     if config.get("_class_name") == "EulerDiscreteScheduler":
         bar = _alpha_bar(config)
-        converted = any(schedulers.value(config, name) for name in schedulers.SIGMAS)
+        converted = any(classes.value(config, name) for name in classes.SIGMAS)
         ends = np.sqrt((1 - bar) / bar)[[0, -1]]
         low, high = (low, high) if converted else (None, None)
         low, high = (float(own) if given is None else given for given, own in zip((low, high), ends, strict=True))
@@ -208,16 +217,18 @@ def _exploding(config: dict[str, Any]) -> Schedule:
 
 def _shift(config: dict[str, Any], tokens: int | None) -> float:
     """A flow's shift: given, or mu, or exp(mu), with mu linear in the number of tokens, as Flux's pipeline computes it."""
-    if not schedulers.value(config, "use_dynamic_shifting"):
-        return float(schedulers.value(config, "shift") or schedulers.value(config, "flow_shift") or 1.0)
+    if not classes.value(config, "use_dynamic_shifting"):
+        return float(classes.value(config, "shift") or classes.value(config, "flow_shift") or 1.0)
     mu = dynamic_mu(config, tokens)
-    return math.exp(mu) if schedulers.value(config, "time_shift_type", "exponential") == "exponential" else mu
+    return math.exp(mu) if classes.value(config, "time_shift_type", "exponential") == "exponential" else mu
 
 
 def dynamic_mu(config: dict[str, Any], tokens: int | None) -> float:
     """mu of a dynamic shift for an image of so many positions."""
-    few, many = (schedulers.value(config, f"{n}_image_seq_len") or d for n, d in (("base", 256), ("max", 4096)))
-    low, high = (d if (v := schedulers.value(config, f"{n}_shift")) is None else v for n, d in (("base", 0.5), ("max", 1.15)))
+    few, many = (classes.value(config, f"{n}_image_seq_len") or d for n, d in (("base", 256), ("max", 4096)))
+    low, high = (
+        d if (v := classes.value(config, f"{n}_shift")) is None else v for n, d in (("base", 0.5), ("max", 1.15))
+    )
     return float(low + ((tokens or many) - few) * (high - low) / (many - few))
 
 
@@ -225,7 +236,7 @@ def _betas(config: dict[str, Any]) -> np.ndarray:
     """float64 betas (N,) of diffusers' named beta schedules."""
 
     def of(name: str, default: Any) -> Any:
-        return schedulers.value(config, name, default)
+        return classes.value(config, name, default)
 
     n, name = int(of("num_train_timesteps", 1000)), of("beta_schedule", "linear")
     low, high = float(of("beta_start", 1e-4)), float(of("beta_end", 0.02))

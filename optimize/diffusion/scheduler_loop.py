@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimize.diffusion import schedulers
-from optimize.diffusion.grids import first_scale, placed
 from optimize.diffusion.schedule import Schedule
+from optimize.diffusion.scheduler_config import classes
+from optimize.diffusion.scheduler_config.laid import first_scale, placed
 from optimize.diffusion.solvers import Step
 from optimize.errors import UserError
 
@@ -67,13 +67,13 @@ def own_times(schedule: Schedule, steps: int) -> np.ndarray:
 
 def _keeps(config: dict[str, Any]) -> bool:
     """Whether the state is what the library calls z: EDM's is scaled by the parameterization, not by the scheduler."""
-    return schedulers.is_edm(config) or schedulers.is_consistency(config) or schedulers.is_flow(config)
+    return classes.is_edm(config) or classes.is_consistency(config) or classes.is_flow(config)
 
 
 def _native(scheduler: Any, config: dict[str, Any], i: int, timestep: Any) -> float:
-    if schedulers.is_flow(config):
-        return float(timestep) / float(schedulers.value(config, "num_train_timesteps", 1000))
-    if schedulers.is_edm(config) or schedulers.is_consistency(config):
+    if classes.is_flow(config):
+        return float(timestep) / float(classes.value(config, "num_train_timesteps", 1000))
+    if classes.is_edm(config) or classes.is_consistency(config):
         return float(scheduler.sigmas[i])
     return float(timestep)
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from optimize.architectures.assembled import assembled
-from optimize.diffusion import schedulers
 from optimize.diffusion.model import Model
 from optimize.diffusion.sampling import Sampler, sample
+from optimize.diffusion.scheduler_config import classes, fields
 from optimize.errors import UserError
 
 UNET = {
     "sample_size": 8, "in_channels": 2, "out_channels": 2, "block_out_channels": [8, 16], "layers_per_block": 1,
     "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "norm_num_groups": 4,
 }  # fmt: skip
-NOISY = {name for name, entry in schedulers.KNOWN.items() if entry.noisy}
-RENOISED = {name for name, entry in schedulers.KNOWN.items() if entry.consistency}
+NOISY = {name for name, entry in classes.KNOWN.items() if entry.noisy}
+RENOISED = {name for name, entry in classes.KNOWN.items() if entry.consistency}
 SETTINGS: list[tuple[str, dict[str, Any], int]] = [
-    *((name, {}, steps) for name in sorted(set(schedulers.KNOWN) - NOISY - RENOISED) for steps in (1, 7)),
+    *((name, {}, steps) for name in sorted(set(classes.KNOWN) - NOISY - RENOISED) for steps in (1, 7)),
     *(("DDIMScheduler", about, 10) for about in (
         {"clip_sample": False}, {"clip_sample_range": 0.5}, {"thresholding": True, "sample_max_value": 1.5},
         {"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"}, {"set_alpha_to_one": False, "steps_offset": 1},
@@ -71,7 +71,7 @@ class GaussianNetwork(torch.nn.Module):
 
     def forward(self, sample: torch.Tensor, timestep: Any, **_: Any) -> Any:
         t = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1, 1, 1, 1)
-        return (sample * torch.sigmoid(t / 300 + 0.3), )
+        return (sample * torch.sigmoid(t / 300 + 0.3),)
 
 
 @pytest.fixture(scope="module")
@@ -118,4 +118,174 @@ def test_a_model_is_drawn_as_the_loop_of_its_own_scheduler_draws_it(
     if name == "PNDMScheduler" and not about and steps < 4:
         pytest.skip("its Runge-Kutta start takes four steps")
     for network in (unet, GaussianNetwork()):
-        assert far(getattr(diffusers, name)(**about), network, steps) < 1e-4  # clipping and thresholding, in float32 there, amplify rounding
+        assert (
+            far(getattr(diffusers, name)(**about), network, steps) < 1e-4
+        )  # clipping and thresholding, in float32 there, amplify rounding
+
+
+@pytest.mark.parametrize("name", sorted(NOISY))
+def test_a_solver_without_noise_takes_the_place_of_one_with_and_it_is_said(
+    name: str, unet: torch.nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = model(getattr(diffusers, name)(), unet, steps=5)
+    assert made.sampler.solver == "ddim"
+    assert f"{name} adds noise at every step; ddim, which adds none" in caplog.text
+    assert made.source["notes"] and torch.isfinite(made.sample([0])).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted((NOISY | RENOISED) - {"FlowMatchLCMScheduler"}))
+def test_the_own_loop_adds_noise_that_depends_on_each_seed_alone(name: str, unet: torch.nn.Module) -> None:
+    made = model(getattr(diffusers, name)(), unet, steps=4, solver="scheduler")
+    together, alone = made.sample([3, 4]), made.sample([4])
+    assert torch.allclose(together[1], alone[0], atol=1e-4) and torch.equal(made.sample([4]), alone)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_every_class_of_diffusers_is_read_or_refused_by_name() -> None:
+    found = {n for n in dir(diffusers) if n.endswith("Scheduler") and inspect.isclass(getattr(diffusers, n))}
+    assert found - {"KarrasDiffusionSchedulers"} <= set(classes.KNOWN) | set(classes.WHY)
+    assert not set(classes.KNOWN) & set(classes.WHY)
+
+
+@pytest.mark.parametrize("name", sorted(classes.KNOWN))
+def test_the_fields_and_unusual_defaults_of_a_class_are_those_of_diffusers(name: str) -> None:
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    entry, ordinary = classes.KNOWN[name], fields.Fields.model_fields
+    assert entry.fields == set(parameters) - {"self", "kwargs"}
+    assert all(parameters[field].default == value for field, value in entry.defaults.items())
+    reads = {
+        f: ordinary[f].default
+        for f in (
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "clip_sample",
+            "set_alpha_to_one",
+            "timestep_spacing",
+            "sigma_data",
+        )
+    }
+    for field, default in reads.items():
+        if field in entry.fields:
+            assert classes.value({"_class_name": name}, field, default) == parameters[field].default
+
+
+@pytest.mark.parametrize("name", [*sorted(classes.WHY), "NoSuchScheduler", "EulerDiscreteSchedule"])
+def test_other_classes_are_refused_by_name(name: str, unet: torch.nn.Module) -> None:
+    with pytest.raises(UserError, match=f'scheduler_config.json: _class_name "{name}" is not read.* Allowed: .*DDIM'):
+        assembled("UNet2DModel", UNET, {"_class_name": name}, Sampler(), module=unet)
+
+
+DDIM = {"_class_name": "DDIMScheduler"}
+WRONG = [
+    ({"my_new_sigmas": True}, "my_new_sigmas: given True, and this field is not known"),
+    ({"beta_start": -0.1}, "beta_start: given -0.1"),
+    ({"beta_end": 1.5}, "beta_end: given 1.5"),
+    ({"beta_start": float("nan")}, "beta_start: given nan"),
+    ({"beta_start": 0.5}, "beta_start is larger than beta_end"),
+    ({"trained_betas": [0.1, 2.0], "num_train_timesteps": 2}, "trained_betas.1: given 2.0"),
+    ({"trained_betas": [0.1]}, "trained_betas: 1 numbers, num_train_timesteps says 1000"),
+    ({"num_train_timesteps": 10**9}, "num_train_timesteps: given 1000000000"),
+    ({"num_train_timesteps": "many"}, "num_train_timesteps: given 'many'"),
+    ({"beta_schedule": "sigmoid"}, "beta_schedule: given 'sigmoid'"),
+    ({"prediction_type": "score"}, "prediction_type: given 'score'"),
+    ({"prediction_type": "flow_prediction"}, '"flow_prediction" needs use_flow_sigmas'),
+    ({"timestep_spacing": "random"}, "timestep_spacing: given 'random'"),
+    ({"clip_sample_range": 0}, "clip_sample_range: given 0"),
+    ({"rescale_betas_zero_snr": True}, '"epsilon" given with zero terminal SNR'),
+    ({"trained_betas": [0.1, 1.0], "num_train_timesteps": 2}, '"epsilon" given with zero terminal SNR'),
+    ({"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": True}, '"epsilon" given with zero terminal SNR'),
+    ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True}, "only one of them"),
+    ({"_class_name": "EDMEulerScheduler", "sigma_min": 90.0}, "sigma_min: 90 given with sigma_max 80"),
+    ({"_class_name": "EDMEulerScheduler", "sigma_data": -1.0}, "sigma_data: given -1.0"),
+    ({"_class_name": "EDMEulerScheduler", "prediction_type": "flow_prediction"}, "of an EDM scheduler"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas is not supported"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": float("inf")}, "shift: given inf"),
+    ({"_class_name": ["DDIMScheduler"]}, "is not read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("about, said", WRONG, ids=lambda v: str(v)[:60])
+def test_wrong_values_and_unknown_fields_are_refused(about: dict[str, Any], said: str, unet: torch.nn.Module) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        assembled("UNet2DModel", UNET, {**DDIM, **about}, Sampler(), module=unet)
+    assert len(str(error.value)) < 2000
+
+
+def test_what_a_class_does_not_read_is_ignored_as_diffusers_ignores_it(unet: torch.nn.Module) -> None:
+    """Stable Diffusion's own PNDM config says clip_sample, which PNDM does not have; and false switches no change."""
+    about = {
+        "_class_name": "PNDMScheduler",
+        "skip_prk_steps": True,
+        "clip_sample": True,
+        "new_switch": False,
+        "use_karras_sigmas": True,
+    }
+    found = assembled("UNet2DModel", UNET, about, Sampler(steps=4), module=unet).sampler
+    assert (found.solver, found.spacing, found.clip) == ("pndm", "leading", None) and found.steps == 4
+
+
+def test_what_the_recipe_says_is_kept(unet: torch.nn.Module) -> None:
+    config = {**DDIM, "clip_sample": True, "timestep_spacing": "leading"}
+
+    def sampler(**said: Any) -> Sampler:
+        return assembled("UNet2DModel", UNET, config, Sampler(**said), module=unet).sampler
+
+    assert (sampler().clip, sampler().use_clipped_model_output, sampler().spacing) == (1.0, False, "scheduler")
+    assert sampler(clip=None).clip is None and sampler(clip=2.0).clip == 2.0
+    assert (sampler(spacing="trailing").spacing, sampler(spacing="trailing").clip) == ("trailing", 1.0)
+    assert (sampler(solver="dpmpp_2m").spacing, sampler(solver="dpmpp_2m").use_clipped_model_output) == (
+        "leading",
+        True,
+    )
+    with pytest.raises(UserError, match=r'sampler\.clip: given with solver "scheduler"'):
+        sampler(solver="scheduler", clip=1.0)
+    with pytest.raises(UserError, match=r"sampler\.spacing: .* lays its own grid"):
+        sampler(solver="scheduler", spacing="trailing")
+
+
+def test_thresholding_is_followed_by_the_own_loop_and_refused_with_another_solver(unet: torch.nn.Module) -> None:
+    config = {**DDIM, "thresholding": True}
+    assert assembled("UNet2DModel", UNET, config, Sampler(steps=3), module=unet).sampler.solver == "scheduler"
+    with pytest.raises(UserError, match="thresholding is done by the scheduler's own loop alone"):
+        assembled("UNet2DModel", UNET, config, Sampler(solver="ddim"), module=unet)
+    assert assembled("UNet2DModel", UNET, config, Sampler(solver="ddim", clip=1.0), module=unet).sampler.clip == 1.0
+
+
+@pytest.mark.parametrize("name, about, steps", [
+    ("PNDMScheduler", {"skip_prk_steps": True}, 6), ("PNDMScheduler", {}, 6), ("HeunDiscreteScheduler", {}, 5),
+    ("UniPCMultistepScheduler", {}, 5), ("KDPM2DiscreteScheduler", {}, 5), ("DDIMScheduler", {"timestep_spacing": "trailing"}, 61),
+])  # fmt: skip
+def test_evaluations_are_counted_as_they_are_made(
+    name: str, about: dict[str, Any], steps: int, unet: torch.nn.Module
+) -> None:
+    made, calls = model(getattr(diffusers, name)(**about), unet, steps=steps), []
+    counted = made.with_network(Counting(made.denoiser.network, calls))
+    counted.sample([0])
+    assert len(calls) == made.nfe
+
+
+class Counting:
+    """A network that notes its calls."""
+
+    def __init__(self, network: Any, calls: list[int]) -> None:
+        self.network, self.inputs, self.calls = network, network.inputs, calls
+
+    def __call__(self, **tensors: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(tensors))
+        return self.network(**tensors)
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_a_whole_edm_denoiser_of_gaussian_data_draws_its_standard_deviation(name: str) -> None:
+    """Head "sample" of an EDM scheduler: the network is D(z; sigma) itself, fed z and sigma."""
+
+    class Perfect(torch.nn.Module):
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return sample * 0.25 / (0.25 + timestep.reshape(-1, 1, 1, 1) ** 2)
+
+    config = {"_class_name": name, "prediction_type": "sample"}
+    made = assembled("UNet2DModel", UNET, config, Sampler(steps=200), module=Perfect())
+    drawn = sample(made.sampler, made.denoiser, made.noise(range(64)))
+    assert float(drawn.std()) == pytest.approx(0.5, abs=0.03)

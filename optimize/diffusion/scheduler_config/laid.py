@@ -1,7 +1,5 @@
-"""Where a sampler's steps lie: times, the noise levels there, and how loud the first noise is.
-
-`Grid` is what the solvers run along. `scheduler_grid` is the grid that a diffusers scheduler lays by itself, with its
-spacing, offset, Karras, exponential or beta sigmas, shift and final sigma: the library is asked, not imitated.
+"""The grid that a diffusers scheduler lays, with its spacing, offset, Karras, exponential or beta sigmas, shift and final
+sigma: the library is asked, not imitated.
 """
 
 from __future__ import annotations
@@ -9,14 +7,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from optimize.diffusion import schedulers
-from optimize.diffusion.schedule import Schedule
+from optimize.diffusion.scheduler_config import classes
+from optimize.diffusion.scheduler_config.fields import known
 from optimize.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,24 +34,14 @@ class Grid:
     initial: float = 1.0
     final: float = 1.0
 
-    def on(self, schedule: Schedule) -> Schedule:
-        """The schedule with this grid's levels in the place of its own."""
-        return replace(schedule, levels=dict(self.levels)) if self.levels else schedule
 
-
-def plain_grid(schedule: Schedule, times: np.ndarray) -> Grid:
-    """The grid of given times on a schedule; the last one is clean."""
-    listed = tuple(float(t) for t in times)
-    return Grid(listed, listed[1:], {}, schedule.sigma_max if schedule.kind == "ve" else 1.0)
-
-
-def scheduler_grid(schedule: Schedule, steps: int) -> Grid:
-    """The grid of the schedule's own diffusers scheduler; UserError where it has none that other solvers can run along."""
-    return _scheduler_grid(json.dumps(schedule.diffusers, sort_keys=True), schedule.shift, steps)
+def laid_grid(config: dict[str, Any], shift: float, steps: int) -> Grid:
+    """The grid of a config's own scheduler; UserError where it lays none that other solvers can run along."""
+    return _laid(json.dumps(config, sort_keys=True), shift, steps)
 
 
 @lru_cache(maxsize=256)
-def _scheduler_grid(config_json: str, shift: float, steps: int) -> Grid:
+def _laid(config_json: str, shift: float, steps: int) -> Grid:
     config = json.loads(config_json)
     scheduler = placed(config, shift, steps)
     if "sigmas" not in vars(scheduler):
@@ -70,7 +58,7 @@ def _scheduler_grid(config_json: str, shift: float, steps: int) -> Grid:
         )
     levels = [_level(config, sigma) for sigma in sigmas]
     keys = _apart(_native(config, times, sigmas))
-    scaled = schedulers.known(config).scaled and not schedulers.is_edm(config)
+    scaled = known(config).scaled and not classes.is_edm(config)
     first, last = (levels[0][0], 1 / levels[-1][0]) if scaled else (1.0, 1.0)
     return Grid(keys, keys[1:], dict(zip(keys, levels, strict=True)), first_scale(scheduler) * first, last)
 
@@ -79,7 +67,12 @@ def _by_stride(scheduler: Any, config: dict[str, Any], steps: int) -> Grid:
     """DDIM's family: whole indices, and steps of a fixed stride, whatever the distance to the next index is."""
     listed = [float(t) for t in scheduler.timesteps.tolist() if t >= 0]
     if len(listed) < len(scheduler.timesteps):
-        log.warning("%s: %s lays a step at index -1 for %d steps, which is left out", schedulers.FILE, config["_class_name"], steps)
+        log.warning(
+            "%s: %s lays a step at index -1 for %d steps, which is left out",
+            classes.FILE,
+            config["_class_name"],
+            steps,
+        )
     times = _apart(listed)
     stride, bar = int(config.get("num_train_timesteps", 1000)) // steps, scheduler.alphas_cumprod.double()
     levels = {key: _of_bar(float(bar[round(key)])) for key in times}
@@ -102,9 +95,9 @@ def _of_bar(bar: float) -> Level:
 
 def _level(config: dict[str, Any], sigma: float) -> Level:
     """(alpha, sigma) of a scheduler's sigma, by its family."""
-    if schedulers.is_flow(config):
+    if classes.is_flow(config):
         return float(1 - sigma), float(sigma)
-    if schedulers.is_edm(config) or schedulers.is_consistency(config):
+    if classes.is_edm(config) or classes.is_consistency(config):
         return 1.0, float(sigma)
     return float(1 / np.sqrt(1 + sigma**2)), float(sigma / np.sqrt(1 + sigma**2))
 
@@ -112,9 +105,12 @@ def _level(config: dict[str, Any], sigma: float) -> Level:
 def _native(config: dict[str, Any], times: np.ndarray, sigmas: np.ndarray) -> list[float]:
     """Native times of the levels: indices, the last one below them all, or sigma itself; a flow's as the network is fed
     them, which some schedulers round."""
-    if schedulers.is_flow(config):
-        return [*(float(t) for t in times / int(schedulers.value(config, "num_train_timesteps", 1000))), float(sigmas[-1])]
-    if schedulers.is_edm(config) or schedulers.is_consistency(config):
+    if classes.is_flow(config):
+        return [
+            *(float(t) for t in times / int(classes.value(config, "num_train_timesteps", 1000))),
+            float(sigmas[-1]),
+        ]
+    if classes.is_edm(config) or classes.is_consistency(config):
         return [float(s) for s in sigmas]
     return [*map(float, times), -1.0 if sigmas[-1] == 0 else 0.0]
 
@@ -131,16 +127,16 @@ def placed(config: dict[str, Any], shift: float, steps: int) -> Any:
     """diffusers' scheduler of a config with its timesteps set; UserError where it refuses its config or the steps."""
     import diffusers
 
-    own = {k: v for k, v in config.items() if k in schedulers.known(config).fields}
+    own = {k: v for k, v in config.items() if k in known(config).fields}
     dynamic = {}
-    if schedulers.value(config, "use_dynamic_shifting"):
-        exponential = schedulers.value(config, "time_shift_type", "exponential") == "exponential"
+    if classes.value(config, "use_dynamic_shifting"):
+        exponential = classes.value(config, "time_shift_type", "exponential") == "exponential"
         dynamic = {"mu": float(np.log(shift)) if exponential else shift}
     try:
         scheduler = getattr(diffusers, config["_class_name"])(**own)
         scheduler.set_timesteps(steps, **dynamic)
     except (ValueError, TypeError, NotImplementedError, IndexError, AssertionError, ZeroDivisionError) as error:
         raise UserError(
-            f"{schedulers.FILE}: {config['_class_name']} refuses {steps} steps or a field of its config: {error!s:.300}"
+            f"{classes.FILE}: {config['_class_name']} refuses {steps} steps or a field of its config: {error!s:.300}"
         ) from error
     return scheduler
