@@ -22,6 +22,7 @@ ORDER = (
     "storage",
     "hardware",
     "diffusion",
+    "architectures/adapters",
     "architectures",
     "sources",
     "pruning",

@@ -76,7 +76,8 @@ def export_pipeline(
     check_out(out, "pipeline")
     check_ort()
     pipeline = open_pipeline(folder)
-    loras = [read_lora(*lora_option(text), pipeline.config(pipeline.denoiser)) for text in lora]
+    encoders = {name: pipeline.config(name) for name in pipeline.encoders} if lora else {}
+    loras = [read_lora(*lora_option(text), pipeline.config(pipeline.denoiser), encoders) for text in lora]
     _check_loras(pipeline, loras, lora_as, denoiser)
     if denoiser:
         check_artifact(pipeline, denoiser)
