@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.architectures.adapters.contents import Delta, read_updates
 from optimize.architectures.adapters.foreign import short, some
-from optimize.architectures.adapters.naming import component_of, denoiser_of
-from optimize.architectures.adapters.placing import Names, layers_of, modules_of, placed, twice
+from optimize.architectures.adapters.naming import DENOISERS, component_of, denoiser_of
 from optimize.architectures.adapters.strength import described
+from optimize.architectures.adapters.to_layers import Names, layers_of, modules_of, placed, twice
 from optimize.errors import ArtifactError, UserError
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ Config = dict[str, Any]
 @dataclass(frozen=True)
 class Lora:
     """Updates by component ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3") and layer, and where
-    they come from. Layers of a network whose config was not given are called as in the file."""
+    they come from. Layers of a network whose config was not given are called as in the file, but for what `names` has:
+    the whole names by component."""
 
     path: Path
     deltas: dict[str, dict[str, Delta]]
     strength: float = 1.0
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def lora_option(text: str) -> tuple[Path, float]:
@@ -73,7 +75,8 @@ def read_lora(
     class_name = str((config or {}).get("_class_name", ""))
     denoiser = denoiser_of(updates, class_name)
     deltas: dict[str, dict[str, Delta]] = {}
-    for component, names in _by_component(path, updates, denoiser, class_name).items():
+    split = _by_component(path, updates, denoiser, class_name)
+    for component, names in split.items():
         strengths = settings.of(component)
         found = {
             layer: Delta(updates[n].down, updates[n].up, strengths.scale(layer, updates[n]))
@@ -82,7 +85,7 @@ def read_lora(
         own = config if component == denoiser else (encoders or {}).get(component)
         deltas[component] = _placed(found, own, Names(path, component, names))
     _tell_silent(path, deltas)
-    return Lora(path, deltas, strength)
+    return Lora(path, deltas, strength, split)
 
 
 def _by_component(path: Path, names: Iterable[str], denoiser: str, class_name: str) -> dict[str, dict[str, str]]:
@@ -123,7 +126,8 @@ def merge(module: nn.Module, lora: Lora, component: str) -> int:
     with torch.no_grad():
         for path, (layer, delta) in found.items():
             update = (lora.strength * delta.product()).reshape(layer.weight.shape).to(layer.weight.device)
-            changed = (layer.weight.float() + update).to(layer.weight.dtype)
+            wide = torch.promote_types(layer.weight.dtype, torch.float32)
+            changed = (layer.weight.to(wide) + update).to(layer.weight.dtype)
             _check_finite(changed, lora, path)
             layer.weight.copy_(changed)
     return len(found)
@@ -133,11 +137,11 @@ def fitted(module: nn.Module, lora: Lora, component: str) -> dict[str, tuple[Any
     """{path: (layer of `module`, its update)} of a component's updates; ArtifactError where one does not fit."""
     deltas = lora.deltas.get(component)
     if not deltas:
+        if component in DENOISERS and (others := set(DENOISERS) & set(lora.deltas)):
+            raise ArtifactError(f"{lora.path}: it is for a {', '.join(others)}, and this is a {component}.")
         return {}
-    modules = modules_of(module)
-    return {
-        path: (modules[path], delta) for path, delta in placed(deltas, layers_of(module), Names(lora.path, component)).items()
-    }
+    modules, names = modules_of(module), Names(lora.path, component, lora.names.get(component, {}))
+    return {path: (modules[path], delta) for path, delta in placed(deltas, layers_of(module), names).items()}
 
 
 def _check_finite(values: Tensor, lora: Lora, path: str) -> None:

@@ -138,7 +138,12 @@ TEXTS = [
 @pytest.mark.parametrize(("prefix", "build", "config", "component"), TEXTS, ids=[f"{t[0]}{t[2]['_class_name'][:4]}" for t in TEXTS])  # fmt: skip
 @pytest.mark.parametrize("marks", [PEFT, LINEAR])
 def test_text_encoders_are_found_by_every_programs_names(
-    prefix: str, build: Callable[[], Any], config: dict[str, Any], component: str, marks: tuple[str, str], tmp_path: Path
+    prefix: str,
+    build: Callable[[], Any],
+    config: dict[str, Any],
+    component: str,
+    marks: tuple[str, str],
+    tmp_path: Path,
 ) -> None:
     def called(layer: str) -> str:
         name = layer if build is t5_encoder or layer.startswith("text_") else f"text_model.{layer}"

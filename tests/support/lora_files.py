@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from optimize.architectures.adapters.originals import Piece, originals
-from optimize.architectures.adapters.placing import layers_of
+from optimize.architectures.adapters.other_names import Piece, originals
+from optimize.architectures.adapters.to_layers import layers_of
 
 Tensors = dict[str, torch.Tensor]
 Pieces = tuple[Piece, ...]

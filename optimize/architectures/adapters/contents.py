@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimize.architectures.adapters.foreign import kind_of, refusal
+from optimize.architectures.adapters.foreign import kind_of, refusal, short
 from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -66,15 +66,15 @@ def read_updates(path: Path) -> dict[str, Update]:
     tensors = read_tensors(path)
     if not tensors:
         raise refusal(path, {"no tensor at all": ()})
-    _refuse(path, ((kind, key) for key in tensors if (kind := kind_of(key))))
+    _refuse(path, ((kind, short(key)) for key in tensors if (kind := kind_of(key))))
     layers: dict[str, dict[str, str]] = {}
     found = []
     for key in tensors:
         layer, role = _role(key)
         if not role:
-            found.append((WHOLE if key.endswith((".weight", ".bias")) else UNKNOWN, key))
+            found.append((WHOLE if key.endswith((".weight", ".bias")) else UNKNOWN, short(key)))
         elif role in layers.setdefault(layer, {}):
-            found.append(("one role of a layer twice", f"{layers[layer][role]} and {key}"))
+            found.append(("one role of a layer twice", f"{short(layers[layer][role])} and {short(key)}"))
         else:
             layers[layer][role] = key
     _refuse(path, [*found, *_alone(layers)])
@@ -101,9 +101,9 @@ def _alone(layers: Mapping[str, Mapping[str, str]]) -> Iterable[tuple[str, str]]
     for roles in layers.values():
         for role, missing in (("down", "up"), ("up", "down")):
             if role in roles and missing not in roles:
-                yield f"{role} without {missing}", roles[role]
+                yield f"{role} without {missing}", short(roles[role])
         if set(roles) == {"alpha"}:
-            yield "an alpha without its layer", roles["alpha"]
+            yield "an alpha without its layer", short(roles["alpha"])
 
 
 def _wrong(tensors: Mapping[str, Tensor], roles: Mapping[str, str]) -> Iterable[tuple[str, str]]:
@@ -113,14 +113,14 @@ def _wrong(tensors: Mapping[str, Tensor], roles: Mapping[str, str]) -> Iterable[
     for role, key in roles.items():
         value = tensors[key]
         if value.is_complex() or value.dtype == torch.bool or (role != "alpha" and not value.is_floating_point()):
-            yield f"values that are {str(value.dtype).removeprefix('torch.')}", key
+            yield f"values that are {str(value.dtype).removeprefix('torch.')}", short(key)
         elif not bool(torch.isfinite(value.float()).all()):
-            yield "values that are NaN or infinite", key
+            yield "values that are NaN or infinite", short(key)
     if "alpha" in roles and tensors[roles["alpha"]].numel() != 1:
-        yield "an alpha that is not one number", f"{roles['alpha']} {list(tensors[roles['alpha']].shape)}"
+        yield "an alpha that is not one number", f"{short(roles['alpha'])} {list(tensors[roles['alpha']].shape)}"
     down, up = tensors[roles["down"]], tensors[roles["up"]]
     if not _paired(tuple(down.shape), tuple(up.shape)):
-        yield "shapes that are no update", f"{roles['down']} {list(down.shape)} with up {list(up.shape)}"
+        yield "shapes that are no update", f"{short(roles['down'])} {list(down.shape)} with up {list(up.shape)}"
 
 
 def _paired(down: tuple[int, ...], up: tuple[int, ...]) -> bool:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from optimize.errors import ArtifactError
 
-SHOWN, LONGEST = 10, 120  # names in an error, letters of a name
+SHOWN, LONGEST, ROOM = 10, 120, 1200  # names in an error, letters of a name and of all
 KINDS: tuple[tuple[str, str], ...] = (
     ("DoRA", r"\.dora_scale$|\.lora_magnitude_vector\b"),
     ("LoHa", r"\.hada_"),
@@ -56,9 +57,11 @@ def listed(problems: Mapping[str, Sequence[str]]) -> str:
 
 
 def some(names: Sequence[str], most: int = SHOWN) -> str:
-    """The first names, and how many more there are."""
-    shown, more = [short(name) for name in names[:most]], len(names) - most
-    return ", ".join(shown) + (f" and {more} more" if shown and more > 0 else f"{more} tensors" if more > 0 else "")
+    """The first names, no more of them than fit in a message, and how many more there are."""
+    ends = accumulate(len(name) + 2 for name in names[:most])
+    shown = names[: sum(end <= ROOM for end in ends)]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if shown and more else f"{more} tensors" if more else "")
 
 
 def short(name: str) -> str:

@@ -23,15 +23,20 @@ PREFIXES = (
     ("t5", r"lora_te3[._]|(?:text_encoders\.)?t5(?:xxl)?\.(?:transformer\.)?"),
 )  # fmt: skip
 PEFT = "base_model.model."
-FAMILIES = (  # how the layers' names of a kind of network begin
-    r"(down|up)_blocks_|mid_block_|(input|output)_blocks_|middle_block_|time_embed|label_emb_|add_embedding_|conv_(in|out)$",
-    r"transformer_blocks_|single_transformer_blocks_|time_text_embed_|(x|context)_embedder$|caption_projection_|adaln_single_",
-    r"(double|single)_blocks_|(img|txt|time|vector|guidance)_in(_|$)|final_layer_",
-    r"joint_blocks_|joint_transformer_blocks_|[txy]_embedder_",
-    r"(blocks|layers|noise_refiner|context_refiner)_\d|patch_embedding$",
-    r"(text_model_)?encoder_(layers|block)_\d|text_projection$",
-)
-MOTION = "motion_modules"  # of U-Nets that draw films
+# How names begin that only some networks have, so that a name is known even where no layer is called so.
+UNETS = (
+    *(r"down_blocks_", r"up_blocks_", r"mid_block_", r"mid_block_attentions_", r"conv_in$", r"conv_out$", r"time_embedding_"),
+    *(r"input_blocks_", r"output_blocks_", r"middle_block_", r"middle_block_1_", r"time_embed_", r"label_emb_"),
+    *(r"add_embedding_", r"class_embedding_", r".*motion_modules"),
+)  # fmt: skip
+TRANSFORMERS = (
+    *(r"transformer_blocks_", r"transformer_blocks_\d+_attn[12]_", r"single_transformer_blocks_", r"time_text_embed_"),
+    *(r"time_text_embed_guidance_embedder_", r"[xty]_embedder", r"context_embedder$", r"caption_projection_"),
+    *(r"adaln_single_", r"double_blocks_", r"single_blocks_", r"img_in", r"txt_in", r"(time|vector)_in_", r"guidance_in_"),
+    *(r"final_layer_", r"joint_blocks_", r"joint_blocks_\d+_x_block_attn2_", r"joint_transformer_blocks_"),
+    *(r"(blocks|layers|noise_refiner|context_refiner)_\d", r"patch_embedding$"),
+)  # fmt: skip
+TEXTS = (r"(text_model_)?encoder_layers_\d", r"encoder_block_\d", r"text_projection$")
 
 
 def component_of(name: str, denoiser: str, class_name: str = "") -> tuple[str, str]:
@@ -52,7 +57,7 @@ def denoiser_of(names: Iterable[str], class_name: str = "") -> str:
     if class_name:
         return "unet" if "UNet" in class_name else "transformer"
     own = [flat(rest) for part, rest in (component_of(name, DENOISER) for name in names) if part == DENOISER]
-    return "transformer" if any(re.match(r"|".join(FAMILIES[1:5]), name) for name in own) else "unet"
+    return "transformer" if any(re.match("|".join(TRANSFORMERS), name) for name in own) else "unet"
 
 
 def flat(name: str) -> str:
@@ -76,11 +81,11 @@ def tell_foreign(known: Iterable[str]) -> Callable[[str], bool]:
     but for a number, or one of another kind of network."""
     own = {flat(name) for name in known}
     forms = {_numberless(name) for name in own}
-    others = [family for family in FAMILIES if not any(re.match(family, name) for name in own)]
+    others = [stem for stem in (*UNETS, *TRANSFORMERS, *TEXTS) if not any(re.match(stem, name) for name in own)]
 
     def is_foreign(name: str) -> bool:
         text = flat(name)
-        return MOTION in text or _numberless(text) in forms or any(re.match(family, text) for family in others)
+        return _numberless(text) in forms or any(re.match(stem, text) for stem in others)
 
     return is_foreign
 

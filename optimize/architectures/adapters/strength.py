@@ -141,7 +141,7 @@ def _is_number(value: Any) -> bool:
 def _is_quick(pattern: str) -> bool:
     """Whether a pattern compiles and is of few repetitions, none of them of a group, so that it matches in no time."""
     try:
-        re.compile(_ends(pattern))
+        re.compile(pattern), re.compile(_ends(pattern))
     except (re.error, RecursionError, OverflowError):
         return False
     return len(pattern) <= 200 and len(re.findall(r"[*+{]", pattern)) <= 2 and not re.search(r"\)[*+{]", pattern)

@@ -10,8 +10,8 @@ import torch
 from support.tiny_pipelines import XL, flux, sd3, unet
 
 from optimize.architectures.adapters.naming import flat
-from optimize.architectures.adapters.originals import originals
-from optimize.architectures.adapters.placing import Layers, layers_of, named
+from optimize.architectures.adapters.other_names import originals
+from optimize.architectures.adapters.to_layers import Layers, layers_of, named
 
 Tensors = dict[str, torch.Tensor]
 DEEP = {
@@ -29,7 +29,9 @@ def numbered(layers: Layers) -> Tensors:
     for name, pieces in originals(layers.shapes):
         if "processor." not in name and not any(mark in name for mark in ONETRAINER):
             rows = layers.shape(pieces)[0]
-            found[name] = torch.arange(start, start + rows).float().reshape(rows, *(1 for _ in layers.shape(pieces)[1:]))
+            found[name] = (
+                torch.arange(start, start + rows).float().reshape(rows, *(1 for _ in layers.shape(pieces)[1:]))
+            )
             start += rows
     return found
 

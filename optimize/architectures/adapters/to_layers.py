@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from optimize.architectures.adapters.contents import Delta
 from optimize.architectures.adapters.foreign import short, some
 from optimize.architectures.adapters.naming import flat, spellings, tell_foreign
-from optimize.architectures.adapters.originals import Piece, Shapes, originals
+from optimize.architectures.adapters.other_names import Piece, Shapes, originals
 from optimize.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def modules_of(module: nn.Module) -> dict[str, nn.Module]:
         if layer in inside:
             continue
         while getattr(layer, "switched", False):  # the switch of another LoRA is around it
-            layer = layer.base  # type: ignore[assignment]
+            layer = layer.base
             inside.add(layer)
         if isinstance(layer, kinds) and path:
             found[path] = layer
