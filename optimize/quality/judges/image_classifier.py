@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from optimize.configs import Config
 from optimize.errors import ArtifactError
-from optimize.storage.weights import load_state, read_json, read_tensors
+from optimize.storage.accounting import load_state
+from optimize.storage.weights import read_json, read_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

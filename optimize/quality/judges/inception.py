@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optimize.storage.weights import load_state, read_tensors
+from optimize.storage.accounting import load_state
+from optimize.storage.weights import read_tensors
 
 SIDE, FEATURES = 299, 2048
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from optimize.errors import ArtifactError
-from optimize.storage.weights import load_state, read_tensors
+from optimize.storage.accounting import load_state
+from optimize.storage.weights import read_tensors
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation for images in [-1, 1]
 CUTS = {"alex": (0, 2, 5, 8, 10, 12), "vgg": (0, 4, 9, 16, 23, 30)}  # where torchvision's layers are cut into slices
