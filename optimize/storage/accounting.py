@@ -81,10 +81,7 @@ def fit(module: Any, stored: Mapping[str, Stored], where: Path) -> Fit:
     missing, unexpected, of another shape or no floating-point number; or that the weights are quantized."""
     wanted = module.state_dict(keep_vars=True)
     taken, beside, problems = _named(type(module).__name__, stored, wanted)
-    if quantized := _quantized(beside):
-        raise ArtifactError(
-            f"{where}: the weights are quantized, {quantized}. They are not read: give the network's own weights, in 16 or 32 bits."
-        )
+    refuse_scales(beside, where)
     taken |= _tied(wanted, taken)
     absent = [name for name in wanted if name not in taken]
     missing = [name for name in absent if not COUNTER.fullmatch(name)]
@@ -121,6 +118,15 @@ def fill(module: Any, fit: Fit, tensors: Mapping[str, Tensor], where: Path) -> N
         )
     zeros = {name: torch.zeros((), dtype=torch.int64) for name in fit.zero}
     module.load_state_dict({own: tensors[name] for own, name in fit.taken.items()} | zeros, strict=True, assign=True)
+
+
+def refuse_scales(names: Sequence[str], where: Path) -> None:
+    """Raise ArtifactError where some of these names, which no network has, are those beside quantized weights."""
+    found = ((name, tool) for name in names for pattern, tool in QUANTIZED.items() if re.fullmatch(pattern, name))
+    if first := next(found, None):
+        raise ArtifactError(
+            f"{where}: the weights are quantized, {first[1]}: {_short(first[0])}. They are not read: give the network's own weights, in 16 or 32 bits."
+        )
 
 
 def refuse_quantized(config: Mapping[str, Any], where: Path) -> None:
@@ -198,20 +204,15 @@ def _finite(tensor: Tensor, parameter: bool) -> bool:
     return bool(tensor.isfinite().all()) if parameter else not bool(tensor.isnan().any())
 
 
-def _quantized(names: Sequence[str]) -> str:
-    """What wrote these names beside quantized weights, and the first of them; empty where nothing did."""
-    found = ((name, tool) for name in names for pattern, tool in QUANTIZED.items() if re.fullmatch(pattern, name))
-    return next((f"{tool}: {_short(name)}" for name, tool in found), "")
-
-
 def _told(found: Mapping[str, Sequence[str]]) -> str:
     """Problems in words, at most ten names in all."""
     kinds = {kind: names for kind, names in found.items() if names}
     each = MOST_NAMED // max(1, len(kinds))
-    return "; ".join(f"{len(names)} {kind} ({_list(names, each)})" for kind, names in kinds.items())
+    return "; ".join(f"{len(names)} {kind} ({listed(names, each)})" for kind, names in kinds.items())
 
 
-def _list(names: Sequence[str], most: int) -> str:
+def listed(names: Sequence[str], most: int = MOST_NAMED) -> str:
+    """Names, at most ten, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(_short(n) for n in names[:most]) + more
 

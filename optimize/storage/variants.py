@@ -139,6 +139,11 @@ def weights_of(folder: Path) -> Weights:
     return Weights(where, tuple(files), partial(stored, files), partial(read_weights, files))
 
 
+def weights_in(file: Path) -> Weights:
+    """The weights in one file."""
+    return Weights(file, (file,), partial(stored, (file,)), partial(read_weights, (file,)))
+
+
 def stored(files: Iterable[Path]) -> dict[str, Stored]:
     """All tensors of some files, by their headers; ArtifactError where two files hold one."""
     found: dict[str, Stored] = {}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+METADATA = "__metadata__"  # the entry of a header that is no tensor
 LONGEST_HEADER = 100 * 2**20  # bytes, the format's own limit
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # read, and widened to F32
 OTHERS = {  # first bytes of files that go by the name of weights, and what they are
@@ -48,6 +49,20 @@ def file_sha256(path: Path) -> str:
 
 def header(path: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file, read from its header alone; ArtifactError saying what is wrong with the file."""
+    parsed = _parsed(path)
+    try:
+        return {name: _stored(about) for name, about in parsed.items() if name != METADATA}
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, text by text."""
+    found = _parsed(path).get(METADATA)
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     refuse_pickle(path)
     try:
         with path.open("rb") as file:
@@ -55,11 +70,13 @@ def header(path: Path) -> dict[str, Stored]:
             if length > min(LONGEST_HEADER, path.stat().st_size - 8):
                 raise ValueError(f"it would have a header of {length} bytes")
             parsed = json.loads(file.read(length))
-        return {name: _stored(about) for name, about in parsed.items() if name != "__metadata__"}
+        if not isinstance(parsed, dict):
+            raise ValueError("its header is no JSON object")
     except FileNotFoundError:
         raise _missing(path) from None
-    except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
+    return parsed
 
 
 def _stored(about: Any) -> Stored:
