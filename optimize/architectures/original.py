@@ -29,8 +29,11 @@ DENOISER = "model.diffusion_model."  # the prefix that diffusers' tables expect
 DENOISERS = (DENOISER, "diffusion_model.")
 AUTOENCODER = "first_stage_model."
 AUTOENCODERS = (AUTOENCODER, "vae.")
-# Text encoders by the folder they have in a pipeline; "open" ones have OpenCLIP's names.
-TEXTS = {
+NETWORKS = ("unet", "transformer")
+# Prefixes by the folder that a part has in a pipeline; "open" text encoders have OpenCLIP's names.
+PREFIXES = {
+    **dict.fromkeys(NETWORKS, dict.fromkeys(DENOISERS, DENOISING)),
+    "vae": dict.fromkeys(AUTOENCODERS, AUTOENCODING),
     "text_encoder": {"cond_stage_model.transformer.": TEXT, "conditioner.embedders.0.transformer.": TEXT, "cond_stage_model.model.": OPEN_TEXT},
     "text_encoder_2": {"conditioner.embedders.1.model.": OPEN_TEXT, "conditioner.embedders.0.model.": OPEN_TEXT},
 }  # fmt: skip
@@ -40,8 +43,11 @@ SCHEDULE = re.compile(
     r"(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|sqrt_.*|log_one_.*|betas|posterior_.*|logvar|scale_factor"
     r"|global_step|lvlb_weights|ztsnr|v_pred|edm_.*|edm|denoiser\..*|model_ema\.(decay|num_updates)"
 )
-# Of OpenCLIP's text encoder: what no text encoder of diffusers has, and what is taken apart or turned.
-NOT_CARRIED = re.compile(r"(.+\.)?(logit_scale|attn_mask|position_ids|text_projection|in_proj_weight|in_proj_bias)")
+# Of OpenCLIP's text encoder: what no text encoder of diffusers has, what is taken apart or turned, and the last layer of
+# Stable Diffusion 2's, whose text is that of the layer before.
+NOT_CARRIED = re.compile(
+    r"(.+\.)?(logit_scale|attn_mask|position_ids|text_projection|in_proj_weight|in_proj_bias)|transformer\.resblocks\.23\..+"
+)
 OURS = ("conv_in.", "down_blocks.", "transformer_blocks.", "single_transformer_blocks.", "time_text_embed.")  # diffusers' own names
 
 
@@ -57,11 +63,11 @@ def part_weights(file: Path, part: str, name: str, config: Config) -> Weights | 
     found = _of_part(part, stored)
     if found is None:
         return None
-    kind, names = found
+    kind, prefix, names = found
     refuse_scales(list(names), file)
 
     def convert(tensors: Mapping[str, Tensor]) -> Tensors:
-        return _converted(file, kind, name, config, {own: tensors[given] for own, given in names.items()})
+        return _converted(file, kind, prefix, name, config, {own: tensors[given] for own, given in names.items()})
 
     return Weights(
         file,
@@ -88,20 +94,14 @@ def check_schedule(file: Path, scheduler: Mapping[str, Any]) -> None:
         )
 
 
-def _of_part(part: str, stored: Mapping[str, Stored]) -> tuple[str, dict[str, str]] | None:
-    """(kind, {name within the part: name in the file}); None where the file has no such part."""
-    if part in TEXTS:
-        prefixes = TEXTS[part]
-    elif part == "vae":
-        prefixes = dict.fromkeys(AUTOENCODERS, AUTOENCODING)
-    else:
-        prefixes = dict.fromkeys(DENOISERS, DENOISING)
+def _of_part(part: str, stored: Mapping[str, Stored]) -> tuple[str, str, dict[str, str]] | None:
+    """(kind, prefix, {name behind the prefix: name in the file}); None where the file has no such part."""
+    prefixes = PREFIXES.get(part, {})
     for prefix, kind in prefixes.items():
         if found := {name.removeprefix(prefix): name for name in stored if name.startswith(prefix)}:
-            return kind, found
-    if part == "vae" or part in TEXTS or any(name.startswith((*OTHERS, *DENOISERS)) for name in stored):
-        return None
-    return DENOISING, {name: name for name in stored if not SCHEDULE.fullmatch(name)}
+            return kind, prefix, found
+    alone = part in NETWORKS and not any(name.startswith((*OTHERS, *DENOISERS)) for name in stored)
+    return (DENOISING, "", {n: n for n in stored if not SCHEDULE.fullmatch(n)}) if alone else None
 
 
 def _hollow(file: Path, about: Stored) -> Tensor:
@@ -114,11 +114,11 @@ def _hollow(file: Path, about: Stored) -> Tensor:
         raise ArtifactError(f"{file}: a tensor of shape {str(list(about.shape))[:100]} cannot be.") from error
 
 
-def _converted(file: Path, kind: str, name: str, config: Config, tensors: Tensors) -> Tensors:
+def _converted(file: Path, kind: str, prefix: str, name: str, config: Config, tensors: Tensors) -> Tensors:
     """Tensors under diffusers' names. Raises ArtifactError where its tables do not know theirs, or lose one."""
     if kind == TEXT or (kind == DENOISING and any(n.startswith(OURS) for n in tensors)):
         return tensors
-    table, prefix = _table(file, kind, name, config)
+    table, prefix = _table(file, kind, prefix, name, config)
     given = {prefix + own: t for own, t in tensors.items()}
     try:
         made: Tensors = table(given)
@@ -130,13 +130,13 @@ def _converted(file: Path, kind: str, name: str, config: Config, tensors: Tensor
     return made
 
 
-def _table(file: Path, kind: str, name: str, config: Config) -> tuple[Callable[[Tensors], Tensors], str]:
+def _table(file: Path, kind: str, prefix: str, name: str, config: Config) -> tuple[Callable[[Tensors], Tensors], str]:
     """(diffusers' conversion of a kind's names, the prefix that it looks for)."""
     from diffusers.loaders import single_file_utils as tables
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES as classes
 
     if kind == OPEN_TEXT:
-        about, prefix = SimpleNamespace(config=SimpleNamespace(**config)), next(iter(TEXTS["text_encoder_2"]))
+        about = SimpleNamespace(config=SimpleNamespace(**config))
         return lambda given: tables.convert_open_clip_checkpoint(about, given, prefix=prefix), prefix
     if name not in classes:
         raise ArtifactError(
