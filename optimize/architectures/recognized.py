@@ -13,7 +13,7 @@ from optimize.errors import ArtifactError
 from optimize.storage.weights import header, read_json, refuse_pickle
 
 INDEX, NETWORKS = "model_index.json", ("unet", "transformer")
-PIPELINE = "Give the pipeline's folder (unet/ or transformer/, and scheduler/)"
+PIPELINE = "Give the pipeline's folder (unet/config.json or transformer/config.json, and scheduler/)"
 LORA = "a LoRA. It is merged into a pipeline while that is exported: optimize export PIPELINE --out FOLDER --lora"
 CONTROLNET = (
     "a ControlNet alone ({0}). It is a network beside the U-Net, and only the U-Net that it steers is worked on. "
@@ -96,7 +96,7 @@ def _of_folder(folder: Path) -> str:
     for tell in (_artifact, _pipeline, _network, _adapter, _loose):
         if said := tell(folder):
             return said
-    return f"no model in it. {PIPELINE}, or an artifact's folder (manifest.json)"
+    return f"no model in it. {PIPELINE}, an artifact's folder (manifest.json), or a single .safetensors file with --config"
 
 
 def _artifact(folder: Path) -> str:

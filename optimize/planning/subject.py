@@ -47,10 +47,10 @@ class Subject:
     positions: int | None = None
     recipe: Recipe | None = None  # whose data, judges and settings a proposal takes over
     folder: Path | None = None  # an artifact's, or the model's; its checkpoint in one file
-    config: Path | None = None  # of a checkpoint in one file: the folder of its configs
     id: str = ""  # an artifact's
     passes: tuple[str, ...] = ()  # what an artifact went through
     notes: tuple[str, ...] = ()  # what was assumed
+    config: Path | None = None  # of a checkpoint in one file: the folder of its configs
 
     @cached_property
     def nfe(self) -> int:
@@ -181,8 +181,8 @@ def _pipeline(name: str, path: Path, configs: Path | None, recipe: Recipe | None
         notes = (*notes, f"assumed to be sampled in {sampler.steps} DDIM steps{how}; say otherwise with --steps, --cfg")
     sizes = inputs[0].shape(1)[2:]
     positions = int(sizes[0] * sizes[1]) if len(sizes) == 2 else None
-    about = (schedule, class_name(config), prediction, positions, recipe, path, configs)
-    return Subject(name, "baseline", read, sampler, *about, notes=notes)
+    about = (schedule, class_name(config), prediction, positions, recipe, path)
+    return Subject(name, "baseline", read, sampler, *about, notes=notes, config=configs)
 
 
 def _denoiser(path: Path, configs: Path | None) -> tuple[Path, dict[str, Any]]:

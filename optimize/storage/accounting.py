@@ -80,23 +80,20 @@ def fit(module: Any, stored: Mapping[str, Stored], where: Path) -> Fit:
     """How the tensors of a file fill `module`, which may be on the meta device. Raises one ArtifactError naming what is
     missing, unexpected, of another shape or no floating-point number; or that the weights are quantized."""
     wanted = module.state_dict(keep_vars=True)
-    taken, beside, problems = _named(type(module).__name__, stored, wanted)
-    refuse_scales(beside, where)
+    taken, unknown, twice = _named(type(module).__name__, stored, wanted)
+    refuse_scales(unknown, where)
     taken |= _tied(wanted, taken)
     absent = [name for name in wanted if name not in taken]
     missing = [name for name in absent if not COUNTER.fullmatch(name)]
     packed = bool(module._load_state_dict_pre_hooks)  # its hook unpacks codes, whose dtype is another
     found = {
         "missing": missing,
-        "unexpected": beside,
-        "there twice": problems,
+        "unexpected": unknown,
+        "there twice": twice,
         "of another shape": list(_misshapen(wanted, taken, stored)),
         "of another kind": [] if packed else list(_of_another_kind(wanted, taken, stored)),
     }
-    if told := _told(found):
-        raise ArtifactError(
-            f"{where}: the weights do not fit the network ({type(module).__name__}): {told}. Copy or download it again, or give the config that belongs to it."
-        )
+    refuse_gaps(found, type(module).__name__, where)
     return Fit(taken, tuple(name for name in absent if name not in missing), tuple(_same(wanted, taken)))
 
 
@@ -111,13 +108,26 @@ def fill(module: Any, fit: Fit, tensors: Mapping[str, Tensor], where: Path) -> N
                 f"{where}: {_short(one)} and {_short(other)} are one tensor in the network, and differ in the file."
             )
     params = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    broken = [own for own, name in fit.taken.items() if not _finite(tensors[name], own in params)]
+    refuse_infinite({own: tensors[name] for own, name in fit.taken.items()}, where, params)
+    zeros = {name: torch.zeros((), dtype=torch.int64) for name in fit.zero}
+    module.load_state_dict({own: tensors[name] for own, name in fit.taken.items()} | zeros, strict=True, assign=True)
+
+
+def refuse_gaps(found: Mapping[str, Sequence[str]], kind: str, where: Path) -> None:
+    """Raise ArtifactError where there are names in `found`, {what is wrong: names}, of a network of the class `kind`."""
+    if told := _told(found):
+        raise ArtifactError(
+            f"{where}: the weights do not fit the network ({kind}): {told}. Copy or download it again, or give the config that belongs to it."
+        )
+
+
+def refuse_infinite(tensors: Mapping[str, Tensor], where: Path, params: set[str] | None = None) -> None:
+    """Raise ArtifactError naming tensors that hold NaN, or are parameters (of all where not said) and hold infinities."""
+    broken = [name for name, t in tensors.items() if not _finite(t, params is None or name in params)]
     if broken:
         raise ArtifactError(
             f"{where}: {_told({'with NaN or infinities': broken})}. Such weights draw nothing: copy or download it again, or save it from an earlier step of its training."
         )
-    zeros = {name: torch.zeros((), dtype=torch.int64) for name in fit.zero}
-    module.load_state_dict({own: tensors[name] for own, name in fit.taken.items()} | zeros, strict=True, assign=True)
 
 
 def refuse_scales(names: Sequence[str], where: Path) -> None:
@@ -145,7 +155,7 @@ def _named(kind: str, stored: Mapping[str, Stored], wanted: Mapping[str, Any]) -
     for name in stored:
         own = next((n for n in _spellings(name) if n in wanted), None)
         if own is None:
-            unknown += [] if _beside(kind, name) else [name]
+            unknown += [] if beside(kind, name) else [name]
         elif own in taken:
             twice.append(name)
         else:
@@ -164,7 +174,8 @@ def _spellings(name: str) -> Iterator[str]:
         yield f"{outer}.{OLD_ATTENTION[layer]}.{last}"
 
 
-def _beside(kind: str, name: str) -> bool:
+def beside(kind: str, name: str) -> bool:
+    """Whether a file may hold this name beside a network of the class `kind`, which has no such tensor."""
     return any((not kinds or kind in kinds) and re.fullmatch(names, name) for names, kinds, _ in BESIDE)
 
 

@@ -70,11 +70,14 @@ def _parsed(path: Path) -> dict[str, Any]:
             if length > min(LONGEST_HEADER, path.stat().st_size - 8):
                 raise ValueError(f"it would have a header of {length} bytes")
             parsed = json.loads(file.read(length))
-        if not isinstance(parsed, dict):
-            raise ValueError("its header is no JSON object")
+            if not isinstance(parsed, dict):
+                raise ValueError("its header is no JSON object")
+            ends = [about["data_offsets"][1] for name, about in parsed.items() if name != METADATA]
+            if 8 + length + max(ends, default=0) != path.stat().st_size:
+                raise ValueError("its data are not as long as its header says")
     except FileNotFoundError:
         raise _missing(path) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
     return parsed
 

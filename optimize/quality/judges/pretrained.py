@@ -1,14 +1,17 @@
 """CLIP and DINOv2 as judges: transformers' networks from a folder with config.json and safetensors, every tensor accounted
-for."""
+for. transformers takes the tensors in, since it knows the names that its earlier versions gave them."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.architectures.bounded import as_errors
-from optimize.architectures.filled import filled
+from optimize.architectures.bounded import as_errors, on_meta
 from optimize.errors import ArtifactError
+from optimize.storage.accounting import beside, refuse_gaps, refuse_infinite, refuse_quantized
 from optimize.storage.variants import weights_of
 from optimize.storage.weights import read_json
 
@@ -34,13 +37,43 @@ def load_pretrained(kind: str, folder: Path) -> nn.Module:
         raise ArtifactError(
             f"quality: {folder} holds a {str(found)[:60]}, not a {kind}: its config.json needs model_type {' or '.join(CLASSES[kind])}."
         )
-    return filled(lambda: _build(CLASSES[kind][found], found, config, folder), config, weights_of(folder))
+    refuse_quantized(config, folder)
+    with as_errors(config, str(folder / "config.json")):
+        build = _class(CLASSES[kind][found], found, config)
+    return _filled(build, config, folder)
 
 
-def _build(name: str, model_type: str, config: dict[str, Any], folder: Path) -> nn.Module:
+def _class(name: str, model_type: str, config: dict[str, Any]) -> tuple[Any, Any]:
+    """(class, config) of transformers."""
     import transformers
 
-    with as_errors(config, str(folder / "config.json")):
-        about = transformers.CONFIG_MAPPING[model_type].from_dict(config)
-        network: nn.Module = getattr(transformers, name)(about)
-    return network
+    return getattr(transformers, name), transformers.CONFIG_MAPPING[model_type].from_dict(config)
+
+
+def _filled(build: tuple[Any, Any], config: dict[str, Any], folder: Path) -> nn.Module:
+    cls, about = build
+    weights = weights_of(folder)
+    on_meta(lambda: cls(about), config, str(weights.where), len(weights.stored()))  # not for minutes, where it is absurd
+    tensors = {name: t for name, t in weights.read().items() if not beside(cls.__name__, name)}
+    refuse_infinite(tensors, weights.where)
+    with as_errors(config, str(weights.where)), _silent():
+        network, info = cls.from_pretrained(
+            None, config=about, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    shaped = [f"{name} {list(asked)} in the network, {list(given)} in the file" for name, given, asked in info["mismatched_keys"]]  # fmt: skip
+    gaps = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": shaped}
+    refuse_gaps({k: sorted(v) for k, v in gaps.items()}, cls.__name__, weights.where)
+    made: nn.Module = network.float().eval().requires_grad_(False)
+    return made
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """transformers reports gaps in a table of its own; here they are an error."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
