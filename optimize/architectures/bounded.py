@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from optimize.diffusion.network import TensorSpec
 
-MOST = 8_000  # tensors of a network whose weights are not known; SDXL's U-Net has 1,680
+MOST = 4_000  # tensors of a network whose weights are not known; SDXL's U-Net has 1,680
 SPARE = 64  # tensors a network may have beside twice those of its file, so that a few missing ones are named
 LARGEST_TABLES = 2**31  # bytes of a network's buffers that are no part of its weights, such as tables of positions
 LARGEST_INPUT = 2**28  # numbers of one sample of an input
@@ -98,9 +98,9 @@ def _check_tables(module: nn.Module, config: Any, where: str) -> None:
 def check_inputs(inputs: Sequence[TensorSpec], config: Any, where: str) -> None:
     """Raise ArtifactError where one sample of an input is absurdly large, or has no size at all."""
     for spec in inputs:
-        size = math.prod(spec.shape(1))
-        if not 0 < size <= LARGEST_INPUT:
-            shown = str(list(spec.shape(1)))[:100]
+        shape = spec.shape(1)
+        if not all(side > 0 for side in shape) or math.prod(shape) > LARGEST_INPUT:
+            shown = str(list(shape))[:100]
             raise ArtifactError(
                 f"{where}: a sample of {spec.name} would be {shown}; between 1 and {LARGEST_INPUT} numbers are allowed{_largest(config)}. Correct the config, or copy it again."
             )

@@ -28,7 +28,7 @@ PARTS = (  # classes by their names, and what they are
     (r".*Scheduler", f"a scheduler alone ({{0}}). {PIPELINE}"),
 )  # fmt: skip
 FILES = (  # beginnings and ends of tensors' names in a file, and what holds them
-    (r".*(lora_[AB]|lora_up|lora_down|lora\.up|lora\.down|hada_w|lokr_w)(\..+)?", LORA),
+    (r".*(lora_[AB]|lora_up|lora_down|lora\.up|lora\.down|hada_w|lokr_w)\w*(\..+)?", LORA),
     (r"control_model\..+|(.+\.)?(controlnet_.+|input_hint_block\..+)", CONTROLNET.format("by the names in it")),
     (r"(image_proj|ip_adapter)\..+", f"an IP-Adapter, which does nothing without its network. {PIPELINE}"),
     (r"emb_params|string_to_param.*|clip_[lg]|<.+>", f"a textual inversion: words for a text encoder, no network. {PIPELINE}"),
@@ -68,10 +68,10 @@ def _of_file(path: Path) -> str:
 def single_file(path: Path) -> str:
     """That a checkpoint in one file needs a folder of configs, and whose, as far as its names say."""
     kind, repository = _family(path)
-    whose = f" By its names it is of the kind {kind}: hf download {repository} --include '*.json' '*.txt' '*.model' --local-dir configs, then --config configs" if repository else ""  # fmt: skip
+    whose = f". By its names it is of the kind {kind}: hf download {repository} --include '*.json' '*.txt' '*.model' --local-dir configs, then --config configs" if repository else ""  # fmt: skip
     return (
         "a checkpoint in one file, which does not hold the configs of its networks, and nothing is fetched. Give the folder of the "
-        f"pipeline it belongs to, whose weights are not needed (unet/config.json or transformer/config.json, scheduler/scheduler_config.json): --config FOLDER, in a recipe source.config.{whose}"
+        f"pipeline it belongs to, whose weights are not needed (unet/config.json or transformer/config.json, scheduler/scheduler_config.json): --config FOLDER, in a recipe source.config{whose}"
     )
 
 
