@@ -67,12 +67,14 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
+    from rich.markup import escape
+
     from optimize.report.terminal.outlook import print_plan
 
     console = console_of()
     print_plan(found, console)
     for path in written:
-        console.print(f"Recipe: [bold]{path}[/bold]", soft_wrap=True)
+        console.print(f"Recipe: [bold]{escape(str(path))}[/bold]", soft_wrap=True)
 
 
 def bench(
@@ -185,6 +187,8 @@ def inspect(
 
     Example: optimize inspect exported/digits/final --depth 3 --out inspected
     """
+    from rich.markup import escape
+
     from optimize.inspect.breakdown import cache_folder
     from optimize.inspect.breakdown import inspect as look
     from optimize.report.terminal.breakdown import picture, print_breakdown
@@ -209,4 +213,4 @@ def inspect(
     else:
         print_breakdown(report, console)
     if out is not None:
-        console.print(f"Picture: [bold]{drawn}[/bold]", soft_wrap=True)
+        console.print(f"Picture: [bold]{escape(str(drawn))}[/bold]", soft_wrap=True)

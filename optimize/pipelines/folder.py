@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from optimize.architectures.components import class_name
@@ -132,7 +133,7 @@ def _refused(folder: Path, name: str) -> UserError:
     for part in ("transformer", "unet"):
         if (config := folder / part / "config.json").is_file() and class_name(read_json(config)) in ARCHITECTURES:
             return UserError(
-                f"{said} Its {part} alone can be exported: optimize export {folder} --format onnx --out exported/{folder.resolve().name}."
+                f"{said} Its {part} alone can be exported: optimize export {quote(str(folder))} --format onnx --out {quote(str(Path('exported', folder.resolve().name)))}."
             )
     return UserError(said)
 
