@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.errors import ArtifactError
 from optimize.registry import PASSES
-from optimize.storage.commit import write_json
 from optimize.storage.accounting import load_state
+from optimize.storage.commit import write_json
 from optimize.storage.trust import checked, verify
 from optimize.storage.weights import read_json, read_tensors
 

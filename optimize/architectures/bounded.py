@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import ArtifactError, OptimizeError
+from optimize.errors import ArtifactError, OptimizeError, UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,9 +34,9 @@ def on_meta(build: Callable[[], nn.Module], config: Any, where: str, tensors: in
 
     most = MOST if tensors is None else 2 * tensors + SPARE
     held = "more than any network here has" if tensors is None else f"its weights hold {tensors}"
-    with as_errors(config, where), _at_most(most, f"it asks for a network of more than {most} tensors, and {held}"):
-        with torch.device("meta"):
-            module = build()
+    said = f"it asks for a network of more than {most} tensors, and {held}"
+    with as_errors(config, where), _at_most(most, said), torch.device("meta"):
+        module = build()
     _check_tables(module, config, where)
     return module
 
@@ -98,7 +98,10 @@ def _check_tables(module: nn.Module, config: Any, where: str) -> None:
 def check_inputs(inputs: Sequence[TensorSpec], config: Any, where: str) -> None:
     """Raise ArtifactError where one sample of an input is absurdly large, or has no size at all."""
     for spec in inputs:
-        shape = spec.shape(1)
+        try:
+            shape = spec.shape(1)
+        except UserError as error:  # a text in the place of a number
+            raise ArtifactError(f"{where}: {error} Correct the config, or copy it again.") from error
         if not all(side > 0 for side in shape) or math.prod(shape) > LARGEST_INPUT:
             shown = str(list(shape))[:100]
             raise ArtifactError(

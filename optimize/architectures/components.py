@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.architectures.bounded import as_errors, check_inputs, on_meta
 from optimize.architectures.entry import Config, from_diffusers, square
-from optimize.architectures.filled import compared, filled
+from optimize.architectures.filled import compared, config_of, filled
 from optimize.architectures.known import ARCHITECTURES
 from optimize.diffusion.network import TensorSpec
 from optimize.errors import unknown
@@ -105,7 +105,7 @@ def skeleton(config: Config, weights: Weights | None = None) -> tuple[nn.Module,
     """
     name = class_name(config)
     entry = component(name)
-    build, where = partial(entry.build, config), str(weights.where) if weights else name
+    build, where = partial(entry.build, config), config_of(weights) if weights else name
     if weights:
         compared(build, config, weights)
     module = on_meta(build, config, where)

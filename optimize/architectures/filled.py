@@ -22,7 +22,7 @@ def filled(build: Callable[[], nn.Module], config: Any, weights: Weights) -> nn.
     """The network of `build()`, which `config` describes, with these weights. Raises ArtifactError where they are missing,
     damaged or quantized, do not fit, or are not finite."""
     how = compared(build, config, weights)
-    module = emptied(build, config, str(weights.where))
+    module = emptied(build, config, config_of(weights))
     fill(module, how, weights.read(), weights.where)
     if hasattr(module, "tie_weights"):  # what is one tensor to the network is one again
         module.tie_weights()
@@ -33,7 +33,12 @@ def compared(build: Callable[[], nn.Module], config: Any, weights: Weights) -> F
     """How the weights fill the network, by their headers alone; ArtifactError where they do not."""
     refuse_quantized(config, weights.where)
     stored = weights.stored()
-    return fit(on_meta(build, config, str(weights.where), len(stored)), stored, weights.where)
+    return fit(on_meta(build, config, config_of(weights), len(stored)), stored, weights.where)
+
+
+def config_of(weights: Weights) -> str:
+    """The config that belongs to some weights, for messages."""
+    return f"config.json of {weights.where}"
 
 
 def emptied(build: Callable[[], nn.Module], config: Any, where: str) -> nn.Module:

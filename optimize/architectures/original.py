@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,13 @@ SCHEDULE = re.compile(
 NOT_CARRIED = re.compile(
     r"(.+\.)?(logit_scale|attn_mask|position_ids|text_projection|in_proj_weight|in_proj_bias)|transformer\.resblocks\.23\..+"
 )
-OURS = ("conv_in.", "down_blocks.", "transformer_blocks.", "single_transformer_blocks.", "time_text_embed.")  # diffusers' own names
+OURS = (
+    "conv_in.",
+    "down_blocks.",
+    "transformer_blocks.",
+    "single_transformer_blocks.",
+    "time_text_embed.",
+)  # diffusers' own names
 
 
 def is_single(path: Path) -> bool:

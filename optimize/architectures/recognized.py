@@ -8,7 +8,7 @@ from pathlib import Path
 
 from optimize.architectures.components import class_name
 from optimize.architectures.known import ARCHITECTURES
-from optimize.architectures.original import AUTOENCODERS, DENOISERS, OURS, is_single
+from optimize.architectures.original import DENOISERS, OURS, is_single
 from optimize.errors import ArtifactError
 from optimize.storage.weights import header, read_json, refuse_pickle
 
@@ -38,7 +38,7 @@ TEXT = re.compile(r"(text_model|transformer\.resblocks|encoder\.block|shared)\..
 
 
 def recognized(path: Path) -> str:
-    """"PATH: what it is. What to give instead.", for a path that holds no model which is read; never raises."""
+    """ "PATH: what it is. What to give instead.", for a path that holds no model which is read; never raises."""
     try:
         said = _of_file(path) if path.is_file() else _of_folder(path)
     except ArtifactError as error:
@@ -96,7 +96,9 @@ def _of_folder(folder: Path) -> str:
     for tell in (_artifact, _pipeline, _network, _adapter, _loose):
         if said := tell(folder):
             return said
-    return f"no model in it. {PIPELINE}, an artifact's folder (manifest.json), or a single .safetensors file with --config"
+    return (
+        f"no model in it. {PIPELINE}, an artifact's folder (manifest.json), or a single .safetensors file with --config"
+    )
 
 
 def _artifact(folder: Path) -> str:

@@ -51,7 +51,9 @@ def parts(path: Path, config: Path | None = None) -> list[Part]:
     ArtifactError for a malformed file, and where the headers of weights do not fit their network."""
     single = is_single(path)
     if config is not None and not single:
-        raise UserError(f"--config: {config}: for a checkpoint in one .safetensors file, and {path} is none. Leave it out.")
+        raise UserError(
+            f"--config: {config}: for a checkpoint in one .safetensors file, and {path} is none. Leave it out."
+        )
     if single and config is None:
         raise ArtifactError(recognized(path))
     if path.is_file() and not single:

@@ -8,9 +8,9 @@ from shlex import quote
 from typing import Any
 
 from optimize.architectures.components import class_name
+from optimize.architectures.known import ARCHITECTURES
 from optimize.architectures.original import is_single, part_weights
 from optimize.architectures.recognized import recognized
-from optimize.architectures.known import ARCHITECTURES
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.storage.variants import Weights, weights_of
 from optimize.storage.weights import read_json
@@ -79,7 +79,9 @@ class Pipeline:
         """The config of a part."""
         config = read_json(self.folder / part / "config.json")
         if not isinstance(config, dict):
-            raise ArtifactError(f"{self.folder / part / 'config.json'}: a config is a JSON object, this is a {type(config).__name__}.")
+            raise ArtifactError(
+                f"{self.folder / part / 'config.json'}: a config is a JSON object, this is a {type(config).__name__}."
+            )
         return config
 
     def weights(self, part: str) -> Weights:
@@ -101,7 +103,9 @@ def pipeline_of(path: Path, config: Path | None) -> Pipeline:
             raise ArtifactError(recognized(path))
         return replace(open_pipeline(config), checkpoint=path)
     if config is not None:
-        raise UserError(f"--config: {config}: for a checkpoint in one .safetensors file, and {path} is none. Leave it out.")
+        raise UserError(
+            f"--config: {config}: for a checkpoint in one .safetensors file, and {path} is none. Leave it out."
+        )
     return open_pipeline(path)
 
 
@@ -109,7 +113,11 @@ def open_pipeline(folder: Path) -> Pipeline:
     """The pipeline in a folder. Raises UserError where there is none, or one of a class that has no layout (with what can
     be done instead), ArtifactError where a part that the index names is missing."""
     if not (folder / INDEX).is_file():
-        reason = f"{folder}: there is no {INDEX} in it. Give a pipeline folder of diffusers, as save_pretrained writes it. " if folder.is_dir() else ""
+        reason = (
+            f"{folder}: there is no {INDEX} in it. Give a pipeline folder of diffusers, as save_pretrained writes it. "
+            if folder.is_dir()
+            else ""
+        )
         raise UserError(f"{reason}{recognized(folder)}")
     index = read_json(folder / INDEX)
     name = index.get("_class_name", "") if isinstance(index, dict) else ""

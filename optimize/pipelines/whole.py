@@ -82,6 +82,7 @@ def export_pipeline(
     _check_loras(pipeline, loras, lora_as, denoiser)
     if denoiser:
         check_artifact(pipeline, denoiser)
+    _check_weights(pipeline, denoiser)
 
     def write(temporary: Path) -> dict[str, Any]:
         parts = _export_parts(pipeline, temporary, denoiser, loras, lora_as, opset, progress)
@@ -89,6 +90,15 @@ def export_pipeline(
         return _about(pipeline, loras, lora_as, opset, parts)
 
     return commit(out, write)
+
+
+def _check_weights(pipeline: Pipeline, artifact: Path | None) -> None:
+    """Compare the headers of every network's weights with it, before any of them is exported."""
+    from optimize.architectures.components import skeleton
+
+    for name in pipeline.networks:
+        if artifact is None or name != pipeline.denoiser:
+            skeleton(pipeline.config(name), pipeline.weights(name))
 
 
 def _check_loras(pipeline: Pipeline, loras: list[Lora], lora_as: str, artifact: Path | None) -> None:

@@ -94,7 +94,9 @@ def open_subject(
     UserError for what is none of these, naming what is missing."""
     folder, base = Path(name), load(like) if like else None
     if config is not None and not is_single(folder):
-        raise UserError(f"--config: {config}: for a checkpoint in one .safetensors file, and {name} is none. Leave it out.")
+        raise UserError(
+            f"--config: {config}: for a checkpoint in one .safetensors file, and {name} is none. Leave it out."
+        )
     if (folder / MANIFEST).is_file():
         found = _artifact(name, folder, base)
     elif folder.is_dir() or (folder.is_file() and folder.suffix.lower() in (".safetensors", ".gguf", *PICKLED)):

@@ -74,7 +74,8 @@ class DiffusersSource:
     def load(self, sampler: Sampler) -> Model:
         """The Model in evaluation mode, float32, on the CPU."""
         from optimize.architectures.assembled import assembled
-        from optimize.architectures.filled import filled
+        from optimize.architectures.bounded import as_errors, check_inputs
+        from optimize.architectures.filled import config_of, filled
         from optimize.architectures.known import architecture
         from optimize.diffusion import conditions
 
@@ -83,9 +84,11 @@ class DiffusersSource:
         noise = read_json(self.folder / "scheduler" / "scheduler_config.json")
         self._check_hash()
         config, weights = self._with_inputs(name, config), self._weights(name, config, noise)
-        entry = architecture(name)
+        entry, where = architecture(name), config_of(weights)
+        with as_errors(config, where):
+            check_inputs(entry.inputs(config), config, where)
+            about = entry.conditioning(config)
         module = filled(lambda: entry.build(config), config, weights)
-        about = entry.conditioning(config)
         given = conditions.read(self.conditions, about) if self.conditions else {}
         return assembled(name, config, noise, sampler, module=module, source=self._about(), conditions=given)
 

@@ -201,7 +201,9 @@ def _misshapen(wanted: Mapping[str, Any], taken: Mapping[str, str], stored: Mapp
             yield f"{_short(name)} {list(asked)} in the network, {list(given)} in the file"
 
 
-def _of_another_kind(wanted: Mapping[str, Any], taken: Mapping[str, str], stored: Mapping[str, Stored]) -> Iterator[str]:
+def _of_another_kind(
+    wanted: Mapping[str, Any], taken: Mapping[str, str], stored: Mapping[str, Stored]
+) -> Iterator[str]:
     for own, name in taken.items():
         if wanted[own].is_floating_point() != stored[name].floats:
             word = f"floating-point numbers ({', '.join(FLOATS[:4])}, …)" if wanted[own].is_floating_point() else "whole numbers"  # fmt: skip

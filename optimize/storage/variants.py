@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from optimize.errors import ArtifactError
 from optimize.storage.weights import Stored, header, is_read, read_json, read_tensors, refuse_pickle
@@ -20,6 +20,7 @@ from optimize.storage.weights import Stored, header, is_read, read_json, read_te
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 BASES = ("diffusion_pytorch_model", "model")  # diffusers', transformers'
 INDEX_FIRST = BASES[:1]  # where a variant is there whole and in shards, each library reads one of them
@@ -161,9 +162,11 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
     return {name: as_float32(tensor) for name, tensor in found.items()}
 
 
-def _join(found: dict[str, object], more: Mapping[str, object], file: Path) -> None:
+def _join(found: dict[str, T], more: Mapping[str, T], file: Path) -> None:
     if both := sorted(found.keys() & more.keys()):
-        raise ArtifactError(f"{file}: {both[0][:100]} is in another shard as well ({len(both)} in all). Copy all again.")
+        raise ArtifactError(
+            f"{file}: {both[0][:100]} is in another shard as well ({len(both)} in all). Copy all again."
+        )
     found.update(more)
 
 

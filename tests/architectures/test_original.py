@@ -117,7 +117,7 @@ def test_what_a_checkpoint_lacks_holds_too_much_or_wrongly_is_named(
 
 
 def test_a_config_of_another_network_is_told_so(sd: tuple[Path, Path], xl: tuple[Path, Path]) -> None:
-    with pytest.raises(ArtifactError, match="label_emb|do not fit the network"):
+    with pytest.raises(ArtifactError, match=r"label_emb|do not fit the network"):
         loaded(xl[1], sd[0], "unet")
     with pytest.raises(ArtifactError, match=r"its names are not those of a UNet2DConditionModel with this config"):
         loaded(sd[1], xl[0], "unet")
@@ -126,7 +126,9 @@ def test_a_config_of_another_network_is_told_so(sd: tuple[Path, Path], xl: tuple
 def test_a_class_that_has_no_single_files_is_told_which_have(sd: tuple[Path, Path]) -> None:
     weights = part_weights(sd[1], "unet", "DiTTransformer2DModel", {})
     assert weights is not None
-    with pytest.raises(ArtifactError, match=r"not as a DiTTransformer2DModel: AutoencoderKL, Flux.*Give the network's folder"):
+    with pytest.raises(
+        ArtifactError, match=r"not as a DiTTransformer2DModel: AutoencoderKL, Flux.*Give the network's folder"
+    ):
         weights.stored()
 
 

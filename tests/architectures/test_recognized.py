@@ -58,7 +58,7 @@ def test_a_folder_is_called_what_it_is(files: dict[str, str], said: str, tmp_pat
 
 def test_the_folder_of_a_network_alone_names_the_one_around_it(tiny_folder: Path) -> None:
     said = recognized(tiny_folder / "unet")
-    assert f"the folder of a network alone (UNet2DModel)" in said and said.endswith(f"{tiny_folder.resolve()}.")
+    assert "the folder of a network alone (UNet2DModel)" in said and said.endswith(f"{tiny_folder.resolve()}.")
 
 
 FILES: list[tuple[str, str]] = [

@@ -99,7 +99,9 @@ def test_at_most_ten_names_are_shown_and_each_is_short() -> None:
             self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(40))
 
     names = {f"{'long' * 200}.{i}": torch.zeros(1) for i in range(300)}
-    with pytest.raises(ArtifactError, match=r"80 missing \(.* and 75 more\); 300 unexpected \(.* and 295 more\)") as raised:
+    with pytest.raises(
+        ArtifactError, match=r"80 missing \(.* and 75 more\); 300 unexpected \(.* and 295 more\)"
+    ) as raised:
         load_state(Wide(), names, HERE)
     assert len(str(raised.value)) < 2000 and str(raised.value).count("…") == 5
 

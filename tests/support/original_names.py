@@ -107,7 +107,9 @@ def original_sd3(network: Any) -> State:
         block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)\.(weight|bias)", key)
         if not block:
             ours, theirs = next((o, t) for o, t in SD3_ENDS.items() if key.startswith(o))
-            made[theirs + key.removeprefix(ours)] = _shift_first(value) if ours.startswith("norm_out") else value.clone()
+            made[theirs + key.removeprefix(ours)] = (
+                _shift_first(value) if ours.startswith("norm_out") else value.clone()
+            )
             continue
         index, layer, end = block.groups()
         if layer in SD3_LAYERS:

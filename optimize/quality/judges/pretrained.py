@@ -53,7 +53,7 @@ def _class(name: str, model_type: str, config: dict[str, Any]) -> tuple[Any, Any
 def _filled(build: tuple[Any, Any], config: dict[str, Any], folder: Path) -> nn.Module:
     cls, about = build
     weights = weights_of(folder)
-    on_meta(lambda: cls(about), config, str(weights.where), len(weights.stored()))  # not for minutes, where it is absurd
+    on_meta(lambda: cls(about), config, str(folder / "config.json"), len(weights.stored()))
     tensors = {name: t for name, t in weights.read().items() if not beside(cls.__name__, name)}
     refuse_infinite(tensors, weights.where)
     with as_errors(config, str(weights.where)), _silent():
