@@ -14,9 +14,10 @@ import numpy as np
 
 from optimize.errors import ArtifactError
 from optimize.registry import PASSES
+from optimize.storage.accounting import load_state
 from optimize.storage.commit import write_json
 from optimize.storage.trust import checked, verify
-from optimize.storage.weights import load_state, read_json, read_tensors
+from optimize.storage.weights import read_json, read_tensors
 
 if TYPE_CHECKING:
     from optimize.diffusion.model import Model

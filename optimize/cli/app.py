@@ -64,10 +64,12 @@ def run(
 
 
 def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    from rich.markup import escape
+
     from optimize.report.terminal.summary import print_table
 
     print_table(summary, console)
-    console.print(f"Report: [bold]{folder / 'report.html'}[/bold]", soft_wrap=True)
+    console.print(f"Report: [bold]{escape(str(folder / 'report.html'))}[/bold]", soft_wrap=True)
 
 
 def list_(as_json: AsJson = False) -> None:

@@ -178,7 +178,7 @@ def test_the_command_asks_for_a_folder_and_ends_with_2_for_wrong_input(folder: P
             [str(folder), "--out", str(tmp_path / "o"), "--unet", str(tmp_path / "g")],
             "no such file. Export the artifact first",
         ),
-        ([str(tmp_path / "gone"), "--layout", "optimum", "--out", str(tmp_path / "o")], "no such folder"),
+        ([str(tmp_path / "gone"), "--layout", "optimum", "--out", str(tmp_path / "o")], "no such file or folder"),
     ):
         command = [sys.executable, "-m", "optimize", "export", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
