@@ -65,11 +65,13 @@ def load(
     path: str | Path,
     steps: int = 50,
     cfg: float | None = None,
+    config: str | Path | None = None,
     *,
     classes: int | None = None,
     null_class: int | None = None,
 ) -> Model:
-    """The Model in an artifact folder, or in a folder in diffusers layout (then sampled by DDIM of `steps` with `cfg`).
+    """The Model in an artifact folder, in a folder in diffusers layout, or in a checkpoint of one .safetensors file, whose
+    pipeline's folder `config` is (the latter two sampled as their scheduler's config says, in `steps` with `cfg`).
 
     `null_class` is the label that means no class, where the network was trained with one, `classes` how many of the
     others are classes; an artifact holds both. Raises ArtifactError for what is missing, altered, truncated or pickled,
@@ -82,11 +84,14 @@ def load(
     from optimize.storage.trust import MANIFEST
 
     folder = Path(path)
-    if (folder / MANIFEST).exists():
+    if (folder / MANIFEST).exists() and config is None:
         if classes is not None or null_class is not None:
-            raise UserError(f"load: {folder} is an artifact, which holds its classes. Leave classes and null_class out.")
+            raise UserError(
+                f"load: {folder} is an artifact, which holds its classes. Leave classes and null_class out."
+            )
         return load_model(folder)
-    source = DiffusersSource(folder, classes=classes, null_class=null_class)
+    configs = None if config is None else Path(config)
+    source = DiffusersSource(folder, config=configs, classes=classes, null_class=null_class)
     return source.load(Sampler(steps=steps, guidance=Guidance(cfg=cfg)))
 
 

@@ -89,7 +89,9 @@ def _sane(value: Any, depth: int = 0) -> bool:
         return -LAST - 1 <= value <= 2 * LAST + 1
     if depth > DEEPEST:
         return False
-    inner: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    inner: Iterable[Any] = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    )
     return all(_sane(v, depth + 1) for v in inner)
 
 

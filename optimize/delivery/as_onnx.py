@@ -15,11 +15,10 @@ from optimize.architectures.artifact import sampler_json, save_model
 from optimize.configs import described, digest
 from optimize.diffusion.backend import open_runner, reads_weights
 from optimize.diffusion.context import Context
-from optimize.errors import ArtifactError, EnvironmentLacks, GateFailed, UserError, unknown
+from optimize.errors import EnvironmentLacks, GateFailed, UserError, cut, unknown
 from optimize.hardware import environment
 from optimize.recipes.schema import ParityGate
 from optimize.registry import EXPORTERS
-from optimize.sources.diffusers import NETWORKS
 from optimize.storage.commit import commit
 from optimize.storage.plain import parse_yaml
 from optimize.storage.trust import MANIFEST
@@ -130,23 +129,13 @@ def check_out(out: Path, kind: str) -> None:
         raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
 
 
-def is_network(folder: Path) -> bool:
-    """Whether a folder holds a network as diffusers saves it, and is no artifact."""
-    return not (folder / MANIFEST).is_file() and any((folder / n / "config.json").is_file() for n in NETWORKS)
-
-
-def load_network(folder: Path) -> Model:
-    """The denoiser in a folder of diffusers; ArtifactError saying what a folder must hold."""
+def load_network(path: Path, config: Path | None = None) -> Model:
+    """The denoiser in a folder of diffusers, or in a checkpoint of one file with the folder of its configs; ArtifactError
+    saying what the path is instead."""
     from optimize.diffusion.sampling import Sampler
     from optimize.sources.diffusers import DiffusersSource
 
-    if not is_network(folder):
-        reason = "no such folder" if not folder.is_dir() else "neither an artifact nor a network of diffusers"
-        asked = " or ".join(f"{n}/config.json" for n in NETWORKS)
-        raise ArtifactError(
-            f"{folder}: {reason}. Give an artifact (manifest.json), or a folder with {asked} and scheduler/ in it."
-        )
-    return DiffusersSource(folder).load(Sampler())
+    return DiffusersSource(path, config=config).load(Sampler())
 
 
 def onnx_config(fields: Mapping[str, Any], option: str = "") -> Any:

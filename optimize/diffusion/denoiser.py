@@ -50,7 +50,6 @@ class Conditioning:
         null = tuple(value.get("nulled", ()))
         return cls(value["kind"], value.get("classes", 0), value.get("null"), tensors, null)
 
-
     def label(self, number: int) -> int:
         """Class `number mod classes`; the null label is passed over."""
         which = number % self.classes
@@ -77,13 +76,17 @@ class Conditioning:
         if classes is not None and not 1 <= classes <= most:
             raise UserError(f"source.classes: given {shown(classes, 40)}. This network has 1 to {most} classes.")
         nulled = (*self.nulled, CLASS) if self.kind == "tensors" and null is not None else self.nulled
-        return replace(self, classes=most if classes is None else classes, null=null, nulled=tuple(dict.fromkeys(nulled)))
+        return replace(
+            self, classes=most if classes is None else classes, null=null, nulled=tuple(dict.fromkeys(nulled))
+        )
 
     def _null_among(self, rows: int, null: int | None) -> int | None:
         if null is None or null == self.null:
             return self.null
         if self.null is not None:
-            raise UserError(f"source.null_class: given {shown(null, 40)}. The null class of this network is {self.null}.")
+            raise UserError(
+                f"source.null_class: given {shown(null, 40)}. The null class of this network is {self.null}."
+            )
         if not 0 <= null < rows:
             raise UserError(f"source.null_class: given {shown(null, 40)}. This network's labels are 0 to {rows - 1}.")
         return null
@@ -126,7 +129,8 @@ class Denoiser:
 
         latents, time = self.names
         times = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
-        feed = {latents: z.to(torch.float32), time: self.parameterization.network_time(times)}
+        seen = self.parameterization.network_input(z, coefficients(self.schedule, t, z)[1])
+        feed = {latents: seen.to(torch.float32), time: self.parameterization.network_time(times)}
         if self.conditioning.kind == "none":
             return feed
         if self.conditioning.kind == "class":

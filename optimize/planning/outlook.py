@@ -30,6 +30,7 @@ from optimize.planning.refusals import context_of, verdicts
 from optimize.planning.subject import Subject, open_subject
 from optimize.recipes.paths import as_seen_from
 from optimize.recipes.read import parse
+from optimize.recipes.schema import plain_name
 from optimize.registry import PASSES
 from optimize.roofline.rates import Rates
 from optimize.storage.commit import write_text_atomically
@@ -62,14 +63,16 @@ def plan_for(
     prices: Path | None = None,
     exported: Path = Path("exported"),
     beside: Path = Path(),
+    config: Path | None = None,
 ) -> dict[str, Any]:
-    """The whole plan as JSON values; proposed recipes are for files in the folder `beside`. Raises UserError naming what is
+    """The whole plan as JSON values; proposed recipes are for files in the folder `beside`. `config` is the folder of the
+    configs of a checkpoint in one file. Raises UserError naming what is
     wrong with the input, all of it where that can be."""
     problems: list[str] = []
     chosen = _attempt(lambda: devices.resolve(targets), problems)
     budget = _attempt(lambda: budget_of(latency_ms, size_mb, max_quality_loss), problems)
     table = _attempt(lambda: load_prices(prices), problems)
-    subject = _attempt(lambda: open_subject(model, steps, guidance, like), problems)
+    subject = _attempt(lambda: open_subject(model, steps, guidance, like, config), problems)
     measured = _attempt(lambda: _measured(subject, measurements, exported), problems)
     if chosen is None or budget is None or table is None or subject is None or measured is None:
         raise UserError("\n".join(problems))
@@ -320,16 +323,22 @@ def _base(subject: Subject, move: Callable[[Path], Path]) -> tuple[dict[str, Any
     if subject.recipe is not None:
         base = json.loads(json.dumps(subject.recipe.moved(move).to_json(), default=str))
         if subject.folder is not None and not subject.id:
-            base["source"] = base["source"] | {"path": str(move(subject.folder))}
+            base["source"] = base["source"] | _source(subject, move)
         return base | {"sampler": json.loads(json.dumps(subject.sampler.to_json()))}, []
     lacking = {
         "data": {"training": f"{TO_FILL_IN}/training.safetensors", "held_out": f"{TO_FILL_IN}/held_out.safetensors"},
         "quality": {"features": f"{TO_FILL_IN}/features", "classifier": f"{TO_FILL_IN}/classifier"},
     }
     fields = [f"{section}.{key}" for section, keys in lacking.items() for key in keys]
-    folder = subject.folder or Path(subject.name)
-    about = {"name": folder.resolve().name, "source": {"path": str(move(folder))}, "sampler": subject.sampler.to_json()}
+    name = plain_name((subject.folder or Path(subject.name)).resolve().name)
+    about = {"name": name, "source": _source(subject, move), "sampler": subject.sampler.to_json()}
     return about | lacking, fields
+
+
+def _source(subject: Subject, move: Callable[[Path], Path]) -> dict[str, str]:
+    """The model as a recipe's source names it."""
+    place = {"path": str(move(subject.folder or Path(subject.name)))}
+    return place | ({"config": str(move(subject.config))} if subject.config else {})
 
 
 def _header(option: Option, target: Target, missing: Sequence[str]) -> str:

@@ -153,7 +153,9 @@ def check_metrics(metrics: tuple[str, ...]) -> None:
     """ValueError for a figure that is not known, with the nearest name, or for a list without FD, which is gated."""
     for name in metrics:
         if name not in METRICS:
-            raise ValueError(f'"{cut(str(name))}" is no metric. Allowed: {", ".join(METRICS)}.{did_you_mean(str(name), METRICS)}')
+            raise ValueError(
+                f'"{cut(str(name))}" is no metric. Allowed: {", ".join(METRICS)}.{did_you_mean(str(name), METRICS)}'
+            )
     twice = [name for name in dict.fromkeys(metrics) if metrics.count(name) > 1]
     if twice:
         raise ValueError(f"{some(twice)} stands there twice. Give each figure once")

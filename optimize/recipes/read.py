@@ -52,7 +52,9 @@ def parse(text: str, where: str = "recipe", folder: Path = Path()) -> Recipe:
     recipe = _skeleton(raw | {k: tuple(v) for k, v in plugins.items()}, problems)
     problems += _taken_twice(recipe, folder) if recipe is not None else []
     if problems or recipe is None:
-        raise UserError("\n".join([f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *_listed(problems)]))
+        raise UserError(
+            "\n".join([f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *_listed(problems)])
+        )
     return recipe.moved(lambda path: folder / path.expanduser())
 
 
@@ -66,9 +68,7 @@ def _listed(problems: list[str]) -> Iterator[str]:
 def _taken_twice(recipe: Recipe, folder: Path) -> list[str]:
     """Problems with judges whose source is a hub id, and a folder of that name lies beside the recipe."""
     named = recipe.quality.networks()
-    return [
-        f"{field}: {said}" for field, network in named.items() if (said := network.ambiguous(folder))
-    ]
+    return [f"{field}: {said}" for field, network in named.items() if (said := network.ambiguous(folder))]
 
 
 def _skeleton(raw: dict[str, Any], problems: list[str]) -> Recipe | None:
@@ -102,7 +102,9 @@ def _plugin(registry: Registry, entry: Any, where: str, problems: list[str]) -> 
         return None
     plugin = registry.get(name)
     if not isinstance(config, dict | None):
-        problems.append(f"{where}.{name}: given {shown(config)}. Its settings are a mapping, {{}} where there are none.")
+        problems.append(
+            f"{where}.{name}: given {shown(config)}. Its settings are a mapping, {{}} where there are none."
+        )
         return None
     try:
         return plugin.model_validate(config or {})
@@ -127,7 +129,9 @@ def _names(raw: dict[str, Any]) -> list[str]:
     for field, values in lists:
         given = [v for v in values if isinstance(v, str)] if isinstance(values, list) else []
         problems += [f"benchmark.{field}[{i}]: {said}" for i, v in enumerate(given) if (said := _runner(v))]
-        problems += [f'benchmark.{field}: "{cut(v)}" stands there twice.' for v in dict.fromkeys(given) if given.count(v) > 1]
+        problems += [
+            f'benchmark.{field}: "{cut(v)}" stands there twice.' for v in dict.fromkeys(given) if given.count(v) > 1
+        ]
     return problems
 
 
@@ -135,8 +139,12 @@ def _runner(spec: str) -> str:
     """What is wrong with a runner's spec, as far as it can be known before the runner is opened."""
     name, options = spec_parts(spec)
     if name not in RUNNERS.names():
-        return f'"{cut(spec)}" is not known. Allowed: {", ".join(RUNNERS.names())}.{did_you_mean(name, RUNNERS.names())}'
-    if spec != name + "".join(f"{sign}{options[k]}" for sign, k in ((":", "precision"), ("@", "device")) if k in options):
+        return (
+            f'"{cut(spec)}" is not known. Allowed: {", ".join(RUNNERS.names())}.{did_you_mean(name, RUNNERS.names())}'
+        )
+    if spec != name + "".join(
+        f"{sign}{options[k]}" for sign, k in ((":", "precision"), ("@", "device")) if k in options
+    ):
         return f'"{cut(spec)}" is no runner. Write name, name:precision, name@device or name:precision@device.'
     try:
         runner_config(name, **options)

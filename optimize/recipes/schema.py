@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from optimize.configs import MOST, AtOnce, Config, Count, Seed
-from optimize.errors import cut, some
 from optimize.diffusion.sampling import SOLVERS, Sampler
 from optimize.diffusion.schedule import Spacing
+from optimize.errors import cut, some
 from optimize.quality.metrics import DEFAULT_METRICS, FeatureNetwork, Metric, check_metrics
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,11 +43,17 @@ def _name(value: str) -> str:
     return value
 
 
+def plain_name(text: str) -> str:
+    """A text as a recipe's name: everything that may not stand in one is a hyphen."""
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    return made if re.fullmatch(NAME, made) else "model"
+
+
 class SourceConfig(Config):
     """Where the trained model is."""
 
     path: Path
-    """The model's folder; for kind module the file of weights."""
+    """The model's folder, or its checkpoint in one .safetensors file; for kind module the file of weights."""
     kind: str = "diffusers"
     """What the path is: the name of a registered source."""
     sha256: Sha256 | None = None
@@ -56,6 +62,8 @@ class SourceConfig(Config):
     """File of tensors by input name; without it seeded ones stand in where the network is told any."""
     controlnet: bool | None = None
     """The U-Net is fed a ControlNet's residuals."""
+    config: Path | None = None
+    """Of a checkpoint in one file: the folder of the pipeline whose configs belong to it; its weights are not needed."""
     classes: Annotated[int, Field(ge=1, le=MOST)] | None = None
     """How many of the network's labels are classes, from 0 on without the null one; by default all of them."""
     null_class: Annotated[int, Field(ge=0, le=MOST)] | None = None
@@ -156,7 +164,9 @@ class QualityConfig(Config):
                 raise ValueError(f"the metric {metric} needs more. Give {field}")
         for name in self.further:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in TAKEN:
-                raise ValueError(f'further: "{cut(name)}" cannot name a network. Give a word of its own, such as dinov2')
+                raise ValueError(
+                    f'further: "{cut(name)}" cannot name a network. Give a word of its own, such as dinov2'
+                )
         if self.clip and self.clip.kind != "clip":
             raise ValueError(f"clip: a {self.clip.kind} has no text side. Give {{clip: folder or hub id}}")
         return self
@@ -182,7 +192,20 @@ class FairConfig(Config):
 
     solvers: Annotated[tuple[Literal["ddim", "heun", "dpmpp_2m", "ipndm"], ...], AfterValidator(_once)] = SOLVERS  # type: ignore[assignment]
     """Solvers that are tried."""
-    steps: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], AfterValidator(_once)] = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
+    steps: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], AfterValidator(_once)] = (
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        8,
+        10,
+        15,
+        20,
+        30,
+        50,
+    )
     """Numbers of steps that are tried."""
     spacings: tuple[Spacing, ...] = ("trailing", "logsnr")
     """Ways to lay out the steps that are tried."""

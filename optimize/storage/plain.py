@@ -34,7 +34,9 @@ def read_json(path: Path, kind: type = dict, shape: type[Shape] | None = None) -
     value = parse_json(read_text(path, LARGEST, ArtifactError, "readable JSON"), f"{path}", kind)
     wanted = shape or SHAPES.get(path.name)
     if wanted is not None and (wrong := misshapen(value, wanted)):
-        raise ArtifactError(f"{path}: {wrong} It was made by another version of optimize, or altered; copy or make it again.")
+        raise ArtifactError(
+            f"{path}: {wrong} It was made by another version of optimize, or altered; copy or make it again."
+        )
     return value
 
 
