@@ -91,6 +91,17 @@ class Conditioning:
             raise UserError(f"source.null_class: given {shown(null, 40)}. This network's labels are 0 to {rows - 1}.")
         return null
 
+    def check_labels(self, labels_N: Tensor | None, where: str) -> None:
+        """Raise UserError for samples without labels of a network that is told a class, and for labels that are none."""
+        if self.kind != "class":
+            return
+        if labels_N is None:
+            raise UserError(f"{where}: no labels, and this network is told a class. Give `labels` (N,), {self.labels}.")
+        last = self.label(self.classes - 1)
+        wrong = labels_N[(labels_N < 0) | (labels_N > last) | (labels_N == (-1 if self.null is None else self.null))]
+        if len(wrong):
+            raise UserError(f"{where}: a label is {int(wrong[0])}. The classes of this network are {self.labels}.")
+
     def check_guidance(self, cfg: float | None) -> None:
         """Raise UserError where guidance is asked for and no unconditional branch is known."""
         if not cfg or self.null is not None or self.nulled:

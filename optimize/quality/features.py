@@ -60,10 +60,24 @@ def extract(network: Network, images: Tensor, batch: int, name: str = "features"
     found = []
     with torch.inference_mode():
         for part in images.split(batch):
-            features = network(part.float().to(device))
+            features = _features(network, part.float().to(device), name)
             _check(features, part, name)
             found.append(features.double().cpu().numpy())
     return np.concatenate(found)
+
+
+def _features(network: Network, images: Tensor, name: str) -> Any:
+    """What the network makes of images; UserError where it cannot take them."""
+    import torch
+
+    try:
+        return network(images)
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentLacks(f"quality.{name}: out of memory on {images.device}. Lower quality.batch.") from error
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise UserError(
+            f"quality.{name}: the network cannot take images of shape {tuple(images.shape)}: {cut(str(error), 300)}. Give one that was made for such images."
+        ) from error
 
 
 def _check(features: Any, images: Tensor, name: str) -> None:

@@ -162,6 +162,10 @@ class QualityConfig(Config):
             if metric in self.metrics and not given:
                 field = {"lpips": "lpips: weights", "clip_score": "clip: {clip: …} and prompts: […]"}[metric]
                 raise ValueError(f"the metric {metric} needs more. Give {field}")
+        if "endpoint_error" in self.metrics and self.endpoint_images > self.images:
+            raise ValueError(
+                f"endpoint_images is {self.endpoint_images}, and {self.images} images are drawn. Give endpoint_images: {self.images} at most"
+            )
         for name in self.further:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in TAKEN:
                 raise ValueError(

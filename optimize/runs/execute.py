@@ -6,6 +6,7 @@ it stopped when the same command is given again.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +20,7 @@ from optimize.measure.record import Measurement
 from optimize.planning import refusals
 from optimize.progress import Progress, silent
 from optimize.recipes.schema import Recipe
-from optimize.runs import fair, stages, summary
+from optimize.runs import fair, given, stages, summary
 from optimize.runs.gates import quality_gates
 from optimize.runs.stages import Variant
 from optimize.runs.suite import fastest_fp32, runners_of, suite, time_all
@@ -29,6 +30,8 @@ from optimize.storage.commit import sweep, write_json_atomically, write_text_ato
 from optimize.storage.plain import yaml_text
 from optimize.storage.weights import file_sha256
 
+log = logging.getLogger(__name__)
+
 
 def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = silent) -> dict[str, Any]:
     """Carry out a recipe; results go to `exported/<name>/`. Returns the summary, also written as summary.json.
@@ -36,19 +39,23 @@ def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = 
     Raises UserError for what cannot work, before anything is computed. A gate that fails is in the summary.
     """
     refusals.check(recipe)
+    data = given.samples_of(recipe)
     out = exported / recipe.name
     sweep(out)
     here = _Run(recipe, Store(exported / ".cache"), progress)
     source = stages.source_stage(here.store, recipe, progress)
+    given.check_fit(recipe, data, source)
+    half_split = here.half_split()
     made = list(accumulate(range(len(recipe.passes)), lambda parent, i: here.apply(i, parent, source), initial=source))
     variants = here.export(made)
-    half_split = here.half_split()
     quality = here.qualities(variants)
     chosen, searched = here.fair(variants[0], quality, half_split)
     measurements = here.measure(variants, chosen)
     layers = here.layers(variants)
     found = Findings(recipe, variants, half_split, quality, measurements, chosen, searched, layers)
     result = summary.summarize(found, here.store)
+    for note in result["notes"]:
+        log.warning("%s", note)
     return here.publish(result, found, out)
 
 

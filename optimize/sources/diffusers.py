@@ -100,7 +100,8 @@ class DiffusersSource:
             about = entry.conditioning(config)
         about = about.named(self.classes, self.null_class)
         module = filled(lambda: entry.build(config), config, weights)
-        given = conditions.read(self.conditions, about) if self.conditions else {}
+        latents = entry.inputs(config)[0]
+        given = conditions.read(self.conditions, about, latents=latents) if self.conditions else {}
         more: dict[str, Any] = {"source": self._about(), "conditions": given, "conditioning": about}
         return assembled(name, config, noise, sampler, module=module, **more)
 

@@ -86,7 +86,8 @@ class ModuleSource:
         module = entry.build(config)
         load_state(module, tensors, self.path)
         conditioning = self._with_classes(entry.conditioning(config))
-        given = conditions.read(self.conditions, conditioning) if self.conditions else {}
+        latents = entry.inputs(config)[0]
+        given = conditions.read(self.conditions, conditioning, latents=latents) if self.conditions else {}
         about = {"kind": "module", "files": self.fingerprint(), "weights_bytes": self.path.stat().st_size}
         noise = dict(self.scheduler)
         more: dict[str, Any] = {"source": about, "conditions": given, "conditioning": conditioning}
