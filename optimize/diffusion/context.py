@@ -64,7 +64,8 @@ def _fitted(data: Data, model: Model) -> Data:
     found = in_memory(data.images, data.labels, data.where, "latents" if model.limit is None else "images")
     check_shape(found, model.shape, model.limit is None)
     model.denoiser.conditioning.check_labels(found.labels, data.where)
-    return replace(data, images=data.images.float(), labels=found.labels)
+    fits = data.images.is_floating_point() and data.images.element_size() == 4 and data.labels is found.labels
+    return data if fits else replace(data, images=data.images.float(), labels=found.labels)
 
 
 @dataclass(frozen=True)

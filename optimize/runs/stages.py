@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from optimize.architectures.artifact import load_model, save_model
 from optimize.diffusion.backend import open_runner, spec_parts
 from optimize.diffusion.context import Context, Data, Keep
 from optimize.diffusion.schedule import Schedule
-from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.errors import ArtifactError, EnvironmentLacks, UserError, some
 from optimize.hardware import environment
 from optimize.hardware.devices import here
 from optimize.progress import Progress
@@ -120,7 +121,8 @@ def _source(recipe: Recipe) -> Any:
     try:
         return SOURCES.get(about.kind)(about.path, about.sha256, **about.options())
     except TypeError as error:
-        given = ", ".join(about.options())
+        taken = inspect.signature(SOURCES.get(about.kind)).parameters
+        given = some(name for name in about.options() if name not in taken) or some(about.options())
         raise UserError(
             f"source: kind {about.kind} does not take all of {given} ({error}). Leave out what it does not."
         ) from error
@@ -350,7 +352,7 @@ def json_stage(store: Store, name: str, key: dict[str, Any], compute: Callable[[
         write_json(folder / "result.json", compute())
         return {}
 
-    return read_json(store.stage(name, key, write).folder / "result.json", object)
+    return read_json(store.stage(name, key, write).folder / "result.json")
 
 
 def publish(variant: Variant, name: str, out: Path) -> Path:
