@@ -21,6 +21,7 @@ from optimize.recipes.read import load
 from optimize.recipes.schema import Recipe
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import read_json
+from optimize.training.reread import blind_up_to
 
 if TYPE_CHECKING:
     from optimize.roofline.layers import Layer
@@ -71,8 +72,9 @@ class Subject:
             guided=bool(guidance.cfg),
             folded=guidance.folded,
             positions=self.positions,
-            epsilon=self.prediction == "epsilon",
-            alpha_end=float(self.schedule.alpha(self.schedule.noisiest)),
+            blind_nfe=blind_up_to(self.prediction, self.schedule),
+            preserving=self.schedule.kind == "vp",
+            clipped=self.sampler.clip is not None,
             batch=batch,
         )
 

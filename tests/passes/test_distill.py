@@ -18,7 +18,7 @@ from optimize.diffusion.network import TorchNetwork
 from optimize.diffusion.parameterization import Parameterization
 from optimize.diffusion.sampling import Guidance, Sampler, sample
 from optimize.errors import UserError
-from optimize.passes.distill import Distill, Guide, refuse
+from optimize.passes.distill import Distill, refuse
 from optimize.registry import PASSES
 from optimize.training.loop import Share
 
