@@ -23,7 +23,6 @@ from optimize.training.reread import NFE_MAX, blind_up_to, jumps, reread, taught
 from optimize.training.teacher import Guide, Levels
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from optimize.diffusion.context import Context, Data
@@ -161,12 +160,17 @@ class Distill(TrainingConfig):
                 f'distill.head: "{self.head}" given, but v needs a variance-preserving schedule, and this one is '
                 f"{about.schedule.kind} (head {about.parameterization.prediction}). Set head: keep."
             )
-        about, steps = teacher.denoiser, self.trajectory_steps
-        blind = steps <= blind_up_to(about.parameterization.prediction, about.schedule)
-        if self.method == "trajectory_regression" and blind and teacher.sampler.clip is None:
+        if self.method == "trajectory_regression" and teacher.sampler.clip is None:
+            self._refuse_trajectories(teacher.denoiser)
+
+    def _refuse_trajectories(self, teacher: Denoiser) -> None:
+        """Raise UserError where the steps of unclipped trajectories are too wide for the teacher's head."""
+        steps, blind = self.trajectory_steps, blind_up_to(teacher.parameterization.prediction, teacher.schedule)
+        if steps <= blind:
+            more = f"{blind + 1} or more, " if blind < NFE_MAX else ""
             raise UserError(
-                f"distill.trajectory_steps: {steps} given, and {jumps(about.schedule, steps)} Give more, up to {NFE_MAX}, "
-                "or sampler.clip, or method: multistep_consistency, which needs none of them."
+                f"distill.trajectory_steps: {steps} given, and {jumps(teacher.schedule, steps)} Give {more}sampler.clip, "
+                "or method: multistep_consistency."
             )
 
     def _weight(self, teacher: Model) -> float:

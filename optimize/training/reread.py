@@ -93,10 +93,9 @@ def taught(guide: Guide, student: Denoiser, z: Tensor, t_B: Tensor, batch: Batch
 def gain(schedule: Schedule, nfe: int) -> float:
     """The largest factor by which an error of e^ goes into the state, over the DDIM steps of a student of `nfe` calls."""
     times = schedule.time(np.append(objectives.segment_grid(nfe), 0.0))
-    levels = schedule.alpha(times), schedule.sigma(times)
-    noisy, clean = (tuple(v[part] for v in levels) for part in (slice(None, -1), slice(1, None)))
+    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
     with np.errstate(divide="ignore"):
-        return float(np.max(objectives.jump_gain(noisy, clean)))
+        return float(np.max(objectives.jump_gain((alpha[:-1], sigma[:-1]), (alpha[1:], sigma[1:]))))
 
 
 def blind_up_to(prediction: str, schedule: Schedule) -> int:
@@ -109,4 +108,7 @@ def blind_up_to(prediction: str, schedule: Schedule) -> int:
 
 def jumps(schedule: Schedule, nfe: int) -> str:
     """Half a sentence: what makes a head blind for a student, or teacher, of `nfe` calls."""
-    return f"in {nfe} steps an error of the predicted noise comes in {gain(schedule, nfe):.3g} times (allowed {GAIN_MAX:g})."
+    steps = "1 step" if nfe == 1 else f"{nfe} steps"
+    return (
+        f"in {steps} an error of the predicted noise comes in {gain(schedule, nfe):.3g} times (allowed {GAIN_MAX:g})."
+    )

@@ -9,7 +9,6 @@ import pytest
 from optimize.hardware.devices import of
 from optimize.hardware.feasibility import FORMATS, RULES, WAYS, Choice, Facts, judge
 from optimize.hardware.targets import target, targets
-from optimize.registry import PASSES
 
 BLACKWELL = {"name": "NVIDIA GeForce RTX 5090", "sm": (12, 0)}
 PASCAL = {"name": "Tesla P100-PCIE-16GB", "sm": (6, 0)}
