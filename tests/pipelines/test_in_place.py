@@ -82,7 +82,7 @@ def test_the_scheduler_reads_the_output_as_the_artifact_means_it(folder: Path, t
         assert after.get("prediction_type", "epsilon") == expected
         assert {**after, "prediction_type": "epsilon"} == {"prediction_type": "epsilon", **json.loads(before)}
     with pytest.raises(ArtifactError, match="its output means flow, and the pipeline's scheduler reads epsilon"):
-        follow_head(pipeline, made["flow"], tmp_path / "out-v")
+        follow_head(pipeline, made["flow"], tmp_path / "out-epsilon")
 
 
 def test_an_artifact_of_another_class_is_refused(tmp_path: Path) -> None:
