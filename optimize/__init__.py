@@ -62,7 +62,8 @@ def __dir__() -> list[str]:
 
 
 def load(path: str | Path, steps: int = 50, cfg: float | None = None) -> Model:
-    """The Model in an artifact folder, or in a folder in diffusers layout (then sampled by DDIM of `steps` with `cfg`).
+    """The Model in an artifact folder, or in a folder in diffusers layout (then sampled as its scheduler's
+    config says, in `steps` with `cfg`).
 
     Raises ArtifactError for what is missing, altered, truncated or pickled.
     """

@@ -96,7 +96,7 @@ class Distill(TrainingConfig):
             raise UserError("distill: training data is needed and none was given. Name it in the recipe (data: path).")
         if context.teacher is None:
             raise UserError("distill.teacher: no teacher is there. Run it in a pipeline, which provides the baseline.")
-        teacher = context.teacher(self.teacher).clone()
+        teacher = clipping(context.teacher(self.teacher).clone())
         refuse(model, teacher)
         self.refuse_heads(model, teacher)
         weight = self._weight(teacher)
@@ -273,6 +273,14 @@ class Distill(TrainingConfig):
     def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
         """Weights only: the skeleton stays as it is."""
         return module
+
+
+def clipping(teacher: Model) -> Model:
+    """The teacher with what its scheduler's own loop clips to, where it is sampled by that, said in its sampler."""
+    from optimize.diffusion.followed import clip_of
+
+    clip = clip_of(teacher.sampler, teacher.denoiser.schedule)
+    return replace(teacher, sampler=teacher.sampler.model_copy(update={"clip": clip}))
 
 
 def refuse(model: Model, teacher: Model) -> None:

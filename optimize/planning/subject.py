@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.architectures.artifact import load_model
+from optimize.diffusion.followed import clip_of, followed
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule, from_diffusers
-from optimize.errors import ArtifactError, OptimizeError, UserError, did_you_mean
+from optimize.errors import ArtifactError, UserError, did_you_mean
 from optimize.hardware.feasibility import Facts
 from optimize.recipes.paths import RELATIVE, builtin, examples_root
 from optimize.recipes.read import load
@@ -74,7 +75,7 @@ class Subject:
             positions=self.positions,
             blind_nfe=blind_up_to(self.prediction, self.schedule),
             preserving=self.schedule.kind == "vp",
-            clipped=self.sampler.clip is not None,
+            clipped=clip_of(self.sampler, self.schedule) is not None,
             batch=batch,
         )
 
@@ -114,7 +115,8 @@ def _of_recipe(name: str, base: Recipe | None) -> Subject:
     if not recipe.source.path.is_dir():
         raise UserError(f"recipe {recipe.name}: source.path: {recipe.source.path} does not exist. {RELATIVE}")
     found = _pipeline(name, recipe.source.path, base or recipe)
-    return replace(found, sampler=recipe.sampler, notes=())
+    sampler, notes = followed(recipe.sampler, found.schedule)
+    return replace(found, sampler=sampler, notes=notes)
 
 
 def _artifact(name: str, folder: Path, base: Recipe | None) -> Subject:
@@ -161,12 +163,14 @@ def _pipeline(name: str, folder: Path, recipe: Recipe | None) -> Subject:
         return layers(module, feed=example_inputs(inputs, batch))
 
     schedule, prediction, notes = _noise(folder)
-    sampler = recipe.sampler if recipe else Sampler()
+    guided = any(i.name == "encoder_hidden_states" for i in inputs)
+    today = Sampler(guidance=Guidance(cfg=6.5 if guided else None))  # w of Meng et al.; 7.5 in diffusers' count
+    sampler, unlike = followed(recipe.sampler if recipe else today, schedule)
+    notes = (*notes, *unlike)
     if recipe is None:
-        guided = any(i.name == "encoder_hidden_states" for i in inputs)
-        sampler = Sampler(guidance=Guidance(cfg=6.5 if guided else None))  # w of Meng et al.; 7.5 in diffusers' count
         how = " with guidance" if guided else ""
-        notes = (*notes, f"assumed to be sampled in {sampler.steps} DDIM steps{how}; say otherwise with --steps, --cfg")
+        said = f"assumed to be sampled in {sampler.steps} steps of {sampler.solver}{how}; say otherwise with --steps, --cfg"
+        notes = (*notes, said)
     sizes = inputs[0].shape(1)[2:]
     positions = int(sizes[0] * sizes[1]) if len(sizes) == 2 else None
     about = (schedule, class_name(config), prediction, positions, recipe, folder)
@@ -180,10 +184,8 @@ def _noise(folder: Path) -> tuple[Schedule, str, tuple[str, ...]]:
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return from_diffusers({}), "", (f"{path} is missing: an ordinary 1000-step schedule is assumed",)
-    try:
-        return from_diffusers(read_json(path)), head(read_json(path)).prediction, ()
-    except OptimizeError as error:
-        return from_diffusers({}), "", (f"{error} An ordinary 1000-step schedule is assumed",)
+    config = read_json(path)
+    return from_diffusers(config), head(config).prediction, ()
 
 
 def _shipped_for(folder: Path) -> Recipe | None:

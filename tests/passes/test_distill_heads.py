@@ -21,7 +21,7 @@ from optimize.diffusion.parameterization import Parameterization
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule, from_diffusers
 from optimize.errors import UserError
-from optimize.passes.distill import Distill
+from optimize.passes.distill import Distill, clipping
 
 SHORT = Distill(
     steps=2, reread_steps=2, batch=4, learning_rate=1e-3, warmup=0, ema=0.0, precision="fp32", checkpoint_s=0
@@ -208,3 +208,18 @@ def test_the_fields_of_the_head_are_checked() -> None:
     for wrong in ({"head": "epsilon"}, {"reread_steps": 0}, {"reread_steps": -3}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Distill(**wrong)
+
+
+def test_a_teacher_that_its_schedulers_own_loop_clips_is_clipped_while_it_teaches(linear: Model, few: Data) -> None:
+    for config, clip in (
+        ({"clip_sample": True, "clip_sample_range": 0.8}, 0.8),
+        ({"clip_sample": False, "thresholding": True}, 1.0),
+        ({"clip_sample": False}, None),
+    ):
+        schedule = from_diffusers({"_class_name": "DDPMScheduler", **config})
+        own = replace(read(linear, schedule), sampler=Sampler(solver="scheduler", spacing="scheduler", steps=4))
+        assert clipping(own).sampler.clip == clip
+        assert clipping(read(linear, schedule, clip=0.5)).sampler.clip == 0.5  # what the recipe says
+    config = SHORT.model_copy(update={"method": "trajectory_regression", "trajectory_steps": 2, "trajectories": 4})
+    with pytest.raises(UserError, match="Give 4 or more, sampler.clip"):
+        config.apply(own, context(own, few))
