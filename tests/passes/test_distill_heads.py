@@ -221,5 +221,5 @@ def test_a_teacher_that_its_schedulers_own_loop_clips_is_clipped_while_it_teache
         assert clipping(own).sampler.clip == clip
         assert clipping(read(linear, schedule, clip=0.5)).sampler.clip == 0.5  # what the recipe says
     config = SHORT.model_copy(update={"method": "trajectory_regression", "trajectory_steps": 2, "trajectories": 4})
-    with pytest.raises(UserError, match="Give 4 or more, sampler.clip"):
+    with pytest.raises(UserError, match="Give 4 or more, sampler"):
         config.apply(own, context(own, few))
