@@ -49,7 +49,7 @@ def _single(x: np.ndarray) -> np.ndarray:
     """The nearest float32 numbers that are normal; zero, infinite or NaN only where the double is."""
     about = np.finfo(np.float32)
     size = np.where((x != 0) & np.isfinite(x), np.abs(x).clip(float(about.tiny), float(about.max)), np.abs(x))
-    return np.copysign(size, x).astype(np.float32)
+    return np.asarray(np.copysign(size, x), np.float32)
 
 
 @contextmanager
