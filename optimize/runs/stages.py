@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.architectures.artifact import load_model, save_model
 from optimize.architectures.finite import Watched
-from optimize.diffusion.backend import open_runner, reads_weights, spec_parts
+from optimize.diffusion.backend import open_runner, spec_parts
 from optimize.diffusion.context import Context, Data, Keep
 from optimize.diffusion.schedule import Schedule
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
@@ -24,6 +23,7 @@ from optimize.quantization.fake_quant import formats
 from optimize.recipes.paths import content
 from optimize.recipes.schema import Recipe
 from optimize.registry import SOURCES
+from optimize.runs.stored import as_stored
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
 from optimize.storage.trust import MANIFEST, verify
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
     from optimize.diffusion.model import Model
     from optimize.diffusion.sampling import Sampler
-
-
-log = logging.getLogger(__name__)
-ROUNDS = "onnxruntime"  # the runner that computes a 16-bit file as it is stored, on the CPU as well
 
 
 @dataclass(frozen=True)
@@ -282,6 +278,7 @@ def _parity_stage(
         from optimize.diffusion.parity import parity
 
         found, model = {}, open_model(artifact)
+        stored = artifact.manifest.get("exports", {}).get("onnx", {}).get("precision", "fp32")
         with progress(f"parity {name}", len(runners)) as advance:
             for spec in runners:
                 try:
@@ -290,27 +287,9 @@ def _parity_stage(
                 except EnvironmentLacks as error:
                     found[spec] = {"refused": str(error)}
                 advance(1, spec)
-        return _as_stored(found, artifact, model)
+        return as_stored(found, artifact.folder, stored, model)
 
     return json_stage(store, "parity", key | _numerics(), compute)
-
-
-def _as_stored(found: dict[str, Any], artifact: Stage, model: Model) -> dict[str, Any]:
-    """The parities, with what a 16-bit file overflows to where it is computed as it is stored: OpenVINO computes it in
-    FP32, so that other machines would be the first to see it."""
-    from optimize.diffusion.parity import parity
-
-    stored = artifact.manifest.get("exports", {}).get("onnx", {}).get("precision", "fp32")
-    readers = [s for s in found if not reads_weights(s) and "refused" not in found[s]]
-    if stored == "fp32" or not readers or any(spec_parts(s)[0] == ROUNDS for s in readers):
-        return found
-    try:
-        with open_spec(artifact.folder, ROUNDS) as network:
-            said = parity(model, network, levels=3, batch=2).get("not_finite")
-    except EnvironmentLacks as error:
-        log.warning("parity: whether the %s file overflows is not known (%s)", stored, error)
-        return found
-    return {s: v | ({"not_finite": f"in {ROUNDS}, {said}"} if said and s in readers else {}) for s, v in found.items()}
 
 
 def runner_code(spec: str) -> str:
@@ -363,7 +342,7 @@ def images_stage(
                 advance(count)
             else:
                 with open_spec(variant.folder, spec) as network:
-                    witness = None if reads_weights(spec) else variant.model.denoiser.network
+                    witness = None if spec_parts(spec)[0] == "torch" else variant.model.denoiser.network
                     watched = Watched(network, witness, f"quality: {variant.name} on {spec}")
                     drawn = variant.model.with_network(watched).sample(range(count), batch, sampler, advance)
         save_file({"images": drawn.contiguous()}, folder / "images.safetensors")
