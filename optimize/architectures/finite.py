@@ -31,7 +31,7 @@ def require_finite_weights(module: nn.Module, of: str) -> None:
 
 
 def broken_weights(module: nn.Module) -> list[str]:
-    """"name (3 of 64 NaN)" of every floating-point tensor that holds what it must not."""
+    """ "name (3 of 64 NaN)" of every floating-point tensor that holds what it must not."""
     parameters = {name: _count(tensor, infinite=True) for name, tensor in module.named_parameters()}
     buffers = {name: _count(tensor, infinite=False) for name, tensor in module.named_buffers()}
     return [f"{name} ({said})" for name, said in (parameters | buffers).items() if said]
@@ -42,7 +42,11 @@ def _count(tensor: Tensor, infinite: bool) -> str:
     is finite where all of them are and none is huge."""
     import torch
 
-    if tensor.device.type == "meta" or not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach().float().sum())):
+    if (
+        tensor.device.type == "meta"
+        or not tensor.is_floating_point()
+        or bool(torch.isfinite(tensor.detach().float().sum()))
+    ):
         return ""
     wide = tensor.detach().float()
     found = {"NaN": int(wide.isnan().sum()), "infinite": int(wide.isinf().sum()) if infinite else 0}
@@ -80,7 +84,7 @@ class Watched:
 
 
 def at_time(inputs: Any, tensors: dict[str, Tensor]) -> str:
-    """" at timestep 999", for the first sample of a call."""
+    """ " at timestep 999", for the first sample of a call."""
     if len(inputs) < 2 or inputs[1].name not in tensors:
         return ""
     return f" at {inputs[1].name} {float(tensors[inputs[1].name].flatten()[0]):g}"

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from optimize.diffusion.model import Model
 
-EDGES = (0.0, 1.0)  # latents of one value everywhere: there a norm or a sum may be zero, and an epsilon all that is left
+EDGES = (
+    0.0,
+    1.0,
+)  # latents of one value everywhere: there a norm or a sum may be zero, and an epsilon all that is left
 FARTHEST = 3.4028234663852886e38  # stands for a distance that is no number: JSON has none of those
 
 
@@ -54,9 +57,7 @@ def noise_levels(model: Model, levels: int) -> list[float]:
     return [float(t) for t in np.linspace(low, schedule.noisiest, levels).round(0 if schedule.kind == "vp" else 6)]
 
 
-def _level(
-    reference: Model, other: Network, t: float, batch: int, seed: int
-) -> tuple[dict[str, float], float, str]:
+def _level(reference: Model, other: Network, t: float, batch: int, seed: int) -> tuple[dict[str, float], float, str]:
     """The row of one noise level, the root mean square of the reference's output there, and what is not finite."""
     feed = noised_inputs(reference, t, batch, seed)
     a, b = _both(reference, other, feed)

@@ -54,9 +54,11 @@ def distance(wanted: np.ndarray, found: np.ndarray) -> float:
 
 
 def _has_runtime() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("onnxruntime") is not None
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _tried(feeds: list[Feed]) -> list[Feed]:
@@ -79,6 +81,12 @@ def _results(graph: ir.Model, feeds: list[Feed]) -> list[np.ndarray]:
         session: Any = onnxruntime.InferenceSession(text, settings, providers=["CPUExecutionProvider"])
         names = {i.name for i in session.get_inputs()}
         return [session.run(None, {k: v.numpy() for k, v in feed.items() if k in names})[0] for feed in feeds]
-    except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException) as error:
+    except (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.NotImplemented,
+        state.RuntimeException,
+    ) as error:
         log.warning("onnx: ONNX Runtime does not take the graph, so cleaning it is not compared (%s)", str(error)[:200])
         return []

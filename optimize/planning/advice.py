@@ -49,7 +49,11 @@ def advise(
 ) -> dict[str, list[dict[str, object]]]:
     """`{proposed, unproven}`: what is worth doing, free things first and each kind by gain, and what is within its own
     interval. `formats` are those that pay on the target, `measured` what was measured of this model there."""
-    tried = [*_free(subject, batch, formats, foretell), *_runners(measured), *_passes(subject, batch, formats, foretell)]
+    tried = [
+        *_free(subject, batch, formats, foretell),
+        *_runners(measured),
+        *_passes(subject, batch, formats, foretell),
+    ]
     ordered = sorted(tried, key=lambda a: (a.kind == "pass", -a.gain))
     proposed = [asdict(a) for a in ordered if a.holds]
     return {"proposed": proposed, "unproven": [asdict(a) for a in ordered if not a.holds and a.gain > 1]}
@@ -64,7 +68,9 @@ def _free(subject: Subject, batch: int, formats: Sequence[str], foretell: Forete
     for steps in steps_of(subject):
         sampler = subject.sampler
         what = f"{steps} steps of {FEWEST} instead of {sampler.steps} of {sampler.solver}"
-        yield from _made("free", what, before, foretell(Candidate(format=today.format, steps=steps), batch), propose.UNKNOWN)
+        yield from _made(
+            "free", what, before, foretell(Candidate(format=today.format, steps=steps), batch), propose.UNKNOWN
+        )
     floats = [f for f in formats if f in COMPUTED and f != today.format]
     found = [x for f in floats if (x := foretell(Candidate(format=f), batch))]
     if found:
@@ -72,7 +78,9 @@ def _free(subject: Subject, batch: int, formats: Sequence[str], foretell: Forete
         what = f"{best.candidate.format.upper()} instead of {today.format.upper()}"
         yield from _made("free", what, before, best, ROUNDED)
     if batch < TOGETHER:
-        yield from _made("free", f"{TOGETHER} images at once instead of {batch}", before, foretell(today, TOGETHER), SAME)
+        yield from _made(
+            "free", f"{TOGETHER} images at once instead of {batch}", before, foretell(today, TOGETHER), SAME
+        )
 
 
 def steps_of(subject: Subject) -> tuple[int, ...]:
@@ -97,7 +105,9 @@ def _passes(subject: Subject, batch: int, formats: Sequence[str], foretell: Fore
     floats = [x for f in formats if f in COMPUTED and (x := foretell(Candidate(format=f), batch))]
     for format in (f for f in formats if f not in COMPUTED):
         found = foretell(Candidate(format=format), batch)
-        yield from _made("pass", f"quantize to {format.upper()}", min(floats, key=lambda x: x.seconds), found, _loss(found))
+        yield from _made(
+            "pass", f"quantize to {format.upper()}", min(floats, key=lambda x: x.seconds), found, _loss(found)
+        )
 
 
 def _runners(measured: Sequence[Measurement]) -> Iterator[Advice]:
@@ -109,22 +119,24 @@ def _runners(measured: Sequence[Measurement]) -> Iterator[Advice]:
             continue
         name = min(rows, key=lambda r: rows[r]["p50"])
         best, before = rows[name], rows["torch"]
-        times = [1e3 * v / batch for v in (before["low"], best["p50"], best["low"], best["high"])]
+        was, ms, low, high = (1e3 * v / batch for v in (before["low"], best["p50"], best["low"], best["high"]))
         what = f"{NAMES.get(name, name)} instead of PyTorch"
-        yield Advice("free", what, before["p50"] / best["p50"], *times, risk=ROUNDED, measured=True)
+        yield Advice("free", what, before["p50"] / best["p50"], was, ms, low, high, ROUNDED, measured=True)
 
 
 def _plain(formats: Sequence[str]) -> str:
     return "fp32" if "fp32" in formats or not formats else formats[0]
 
 
-def _made(kind: Literal["free", "pass"], what: str, before: Forecast, after: Forecast | None, risk: str) -> Iterator[Advice]:
+def _made(
+    kind: Literal["free", "pass"], what: str, before: Forecast, after: Forecast | None, risk: str
+) -> Iterator[Advice]:
     """The change from one forecast to another, an image."""
     if after is None:
         return
     was = before.seconds / before.batch
-    ms = [1e3 * value / after.batch for value in (after.seconds, after.low, after.high)]
-    yield Advice(kind, what, 1e3 * was / ms[0], 1e3 * was, *ms, risk=risk)
+    ms, low, high = (1e3 * value / after.batch for value in (after.seconds, after.low, after.high))
+    yield Advice(kind, what, 1e3 * was / ms, 1e3 * was, ms, low, high, risk)
 
 
 def _loss(found: Forecast | None) -> str:

@@ -6,8 +6,8 @@ Always a prediction. Where this model was measured on this class, predictions ar
 from __future__ import annotations
 
 import math
-from copy import copy
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path

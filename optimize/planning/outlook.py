@@ -207,11 +207,22 @@ class _Planner:
             calibration = self.forecaster.calibrate(target, self.measured, rates)
             today = {f: self._forecast(target, Candidate(format=f), rates, calibration) for f in formats}
         except OptimizeError as error:
-            return {"today": {}, "reason": f"nothing is predicted: {error}", "notes": [], "advice": NO_ADVICE, "proposal": None}
+            return {
+                "today": {},
+                "reason": f"nothing is predicted: {error}",
+                "notes": [],
+                "advice": NO_ADVICE,
+                "proposal": None,
+            }
         proposed = self._propose(target, formats, rates, calibration)
         notes = [*calibration.notes, *self._holes(target), *_too_large(target, today)]
         shown = {f: self._shown(target, x) for f, x in today.items()}
-        return {"today": shown, "notes": notes, "advice": self._advice(target, formats, rates, calibration), "proposal": proposed}
+        return {
+            "today": shown,
+            "notes": notes,
+            "advice": self._advice(target, formats, rates, calibration),
+            "proposal": proposed,
+        }
 
     def _advice(
         self, target: Target, formats: dict[str, str], rates: Rates | None, calibration: Calibration
@@ -362,6 +373,8 @@ def _header(option: Option, target: Target, missing: Sequence[str]) -> str:
         f"{found.nfe} network evaluations an image; {propose.loss_text(option.loss, option.worst, found.candidate.steps)}.",
     ]
     if found.candidate.steps:
-        lines.append(f"It trains nothing: its fair search finds out whether {found.candidate.steps} steps of {FEWEST} pass the gates.")
+        lines.append(
+            f"It trains nothing: its fair search finds out whether {found.candidate.steps} steps of {FEWEST} pass the gates."
+        )
     lines += [f"Fill in before it runs: {', '.join(missing)}."] if missing else []
     return "".join(f"# {line}\n" for line in lines)

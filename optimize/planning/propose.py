@@ -129,7 +129,9 @@ def _simpler(c: Candidate, known: Mapping[Candidate, Option]) -> Iterator[Option
     """The same without one of its changes."""
     others = [replace(c, share=0.0)] if c.share else []
     if c.nfe or c.steps:
-        others += [o for o in known if o.nfe is None and (o.share, o.format) == (c.share, c.format) and (c.nfe or not o.steps)]
+        others += [
+            o for o in known if o.nfe is None and (o.share, o.format) == (c.share, c.format) and (c.nfe or not o.steps)
+        ]
     if c.format != "fp32":
         plain = COMPUTED if c.format in LOSS_OF_FORMAT else ("fp32",)
         others += [replace(c, format=f) for f in plain]
@@ -153,7 +155,10 @@ def propose(options: Sequence[Option], budget: Budget) -> Proposal:
         return Proposal(min(near, key=lambda o: (o.passes, round(o.loss, 6), o.found.seconds)), True, True)
     meeting = [o for o in allowed if budget.excess(o.found) <= 1]
     if meeting:
-        best = min(meeting, key=lambda o: (bool(o.passes), round(o.loss, 6), o.passes, bool(o.found.candidate.steps), o.found.seconds))
+        best = min(
+            meeting,
+            key=lambda o: (bool(o.passes), round(o.loss, 6), o.passes, bool(o.found.candidate.steps), o.found.seconds),
+        )
         return Proposal(best, True, _certain(best, budget))
     best = min(allowed, key=lambda o: (budget.excess(o.found), o.loss))
     return Proposal(best, False, False, tuple(_needed(best, worthy, budget)))

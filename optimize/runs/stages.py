@@ -23,7 +23,7 @@ from optimize.quantization.fake_quant import formats
 from optimize.recipes.paths import content
 from optimize.recipes.schema import Recipe
 from optimize.registry import SOURCES
-from optimize.runs.stored import as_stored
+from optimize.runs.rounded import as_stored
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
 from optimize.storage.trust import MANIFEST, verify

@@ -59,8 +59,8 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
     final = _final(found, rows)
     rows += [final] if final else []
     gates, targets = (final["gates"], final["targets"]) if final else ({}, {})
-    done = bool(final) and final["status"] == "done"
-    path = _path(found, final) if final and done else []
+    done = final is not None and final["status"] == "done"
+    path = _path(found, final) if final is not None and done else []
     factors = _factors(path) if path else {}
     return {
         "schema": SCHEMA,

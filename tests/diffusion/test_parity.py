@@ -65,7 +65,9 @@ def test_nan_at_an_edge_alone_is_said(tiny_model: Model) -> None:
 
     found = parity(tiny_model, Changed(tiny_model, divided), levels=2, batch=2)
     assert found["relative_l2"] == FARTHEST
-    assert found["not_finite"].startswith("for latents of one value the file as it is run gives NaN or infinities at time 0")
+    assert found["not_finite"].startswith(
+        "for latents of one value the file as it is run gives NaN or infinities at time 0"
+    )
 
 
 def test_nan_of_the_reference_is_said_though_the_other_hides_it(tiny_model: Model) -> None:

@@ -96,7 +96,9 @@ def test_what_is_not_finite_must_be_so_on_both_sides() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp32", "bf16"))])
 def test_an_epsilon_survives_an_export_in_every_precision(tmp_path: Path, precision: str) -> None:
-    model = from_module(tmp_path, Quotient(), "support.not_finite:Quotient", {"sample": ["B", 1, 4, 4], "timestep": ["B"]}, {})
+    model = from_module(
+        tmp_path, Quotient(), "support.not_finite:Quotient", {"sample": ["B", 1, 4, 4], "timestep": ["B"]}, {}
+    )
     export_model(model, tmp_path / "out", Onnx(precision=precision))  # type: ignore[arg-type]
     with open_runner(tmp_path / "out", "onnxruntime") as network:
         found = network(sample=torch.zeros(2, 1, 4, 4), timestep=torch.zeros(2))
@@ -135,7 +137,9 @@ def test_what_overflows_at_large_noise_is_no_export(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("end", ["clip", *(pytest.param(e, marks=pytest.mark.slow) for e in ("relu", "max", "softmax"))])
+@pytest.mark.parametrize(
+    "end", ["clip", *(pytest.param(e, marks=pytest.mark.slow) for e in ("relu", "max", "softmax"))]
+)
 def test_no_runner_of_the_cpu_passes_a_network_that_gives_nan(tmp_path: Path, end: str) -> None:
     """OpenVINO draws finite images of it: only the torch network tells."""
     model = hiding(tmp_path, poisoned=True, end=end)

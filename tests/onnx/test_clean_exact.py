@@ -47,7 +47,11 @@ def both(model: onnx.ModelProto, x: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-WIDE = np.concatenate([X.ravel(), [0, -0.0, 1e-30, -1e-30, 1e30, np.inf, -np.inf, np.nan]]).astype(np.float32).reshape(5, 4)
+WIDE = (
+    np.concatenate([X.ravel(), [0, -0.0, 1e-30, -1e-30, 1e30, np.inf, -np.inf, np.nan]])
+    .astype(np.float32)
+    .reshape(5, 4)
+)
 
 
 @pytest.mark.parametrize(
@@ -66,16 +70,26 @@ def test_a_constant_near_the_neutral_one_stays(op: str, value: float, order: str
     assert kinds == [op] and before.tobytes() == after.tobytes()
 
 
-@pytest.mark.parametrize(("op", "value", "orders"), [("Mul", 1, "xc cx"), ("Div", 1, "xc"), ("Sub", 0, "xc"), ("Add", -0.0, "xc cx")])
+@pytest.mark.parametrize(
+    ("op", "value", "orders"), [("Mul", 1, "xc cx"), ("Div", 1, "xc"), ("Sub", 0, "xc"), ("Add", -0.0, "xc cx")]
+)
 def test_what_is_exactly_neutral_goes(op: str, value: float, orders: str) -> None:
     for order in orders.split():
-        nodes = [node("Neg", ["x"], ["n"]), node(op, [{"x": "n"}.get(o, o) for o in order], ["m"]), node("Neg", ["m"], ["y"])]
+        nodes = [
+            node("Neg", ["x"], ["n"]),
+            node(op, [{"x": "n"}.get(o, o) for o in order], ["m"]),
+            node("Neg", ["m"], ["y"]),
+        ]
         before, after, kinds = both(graph(nodes, [constant("c", value)], [5, 4]), WIDE)
         assert op not in kinds and before.tobytes() == after.tobytes()
 
 
 def test_integers_lose_a_zero_of_either_side() -> None:
-    nodes = [node("Cast", ["x"], ["i"], to=TensorProto.INT64), node("Add", ["i", "c"], ["s"]), node("Cast", ["s"], ["y"], to=FLOAT)]
+    nodes = [
+        node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        node("Add", ["i", "c"], ["s"]),
+        node("Cast", ["s"], ["y"], to=FLOAT),
+    ]
     before, after, kinds = both(graph(nodes, [constant("c", 0, np.int64)], [3, 4]), X * 10)
     assert "Add" not in kinds and np.array_equal(before, after)
 
@@ -127,7 +141,11 @@ def test_a_cleaned_graph_gives_the_same_bits(name: str) -> None:
 
 def test_two_casts_round_twice() -> None:
     """To float32 first, then to FP16: at once it would be rounded up."""
-    nodes = [node("Cast", ["x"], ["m"], to=FLOAT), node("Cast", ["m"], ["n"], to=TensorProto.FLOAT16), node("Cast", ["n"], ["y"], to=FLOAT)]
+    nodes = [
+        node("Cast", ["x"], ["m"], to=FLOAT),
+        node("Cast", ["m"], ["n"], to=TensorProto.FLOAT16),
+        node("Cast", ["n"], ["y"], to=FLOAT),
+    ]
     x = np.array([2**24 + 1, 2049 * 2**20 + 1, 2049], np.int64)
     before, after, _ = both(graph(nodes, [], [3], TensorProto.INT64), x)
     assert before.tobytes() == after.tobytes()
@@ -146,7 +164,9 @@ def test_zeros_around_a_picture_become_the_convolutions_own() -> None:
 @pytest.mark.parametrize(("bias", "left"), [(0.0, 2), (1e-15, 3)])
 def test_only_a_bias_of_zeros_goes(bias: float, left: int) -> None:
     weight = np.random.default_rng(2).normal(size=(2, 1, 3, 3))
-    model = graph([node("Conv", ["x", "w", "b"], ["y"])], [constant("w", weight), constant("b", [bias, 0])], [1, 1, 6, 6])
+    model = graph(
+        [node("Conv", ["x", "w", "b"], ["y"])], [constant("w", weight), constant("b", [bias, 0])], [1, 1, 6, 6]
+    )
     cleaned = ir.from_proto(model)
     simplify(cleaned)
     assert sum(v is not None for v in cleaned.graph[0].inputs) == left

@@ -31,7 +31,9 @@ def foretold(spread: float = 1.3, pruned: float = 1.5, overhead: float = 0.0) ->
     return foretell
 
 
-def asked(formats: tuple[str, ...] = ("fp32",), subject: Subject = SUBJECT, measured: Any = (), **how: Any) -> dict[str, Any]:
+def asked(
+    formats: tuple[str, ...] = ("fp32",), subject: Subject = SUBJECT, measured: Any = (), **how: Any
+) -> dict[str, Any]:
     return advise(subject, 1, formats, foretold(**how), measured)
 
 
@@ -100,7 +102,12 @@ def measured(runner: str, ms: float, batch: int = 1, **options: Any) -> Any:
 
 
 def test_a_runner_is_proposed_from_what_was_measured_alone() -> None:
-    rows = [measured("torch", 100), measured("openvino", 50), measured("onnxruntime", 70), measured("openvino", 9, batch=4)]
+    rows = [
+        measured("torch", 100),
+        measured("openvino", 50),
+        measured("onnxruntime", 70),
+        measured("openvino", 9, batch=4),
+    ]
     (found,) = [a for a in asked(measured=rows)["proposed"] if a["measured"]]
     assert found["what"] == "OpenVINO instead of PyTorch" and found["gain"] == pytest.approx(2)
     assert math.isclose(found["ms"], 50)

@@ -101,7 +101,9 @@ def test_without_a_budget_the_simplest_that_the_fastest_does_not_beat_is_propose
     assert found.option is not None and found.option.found.candidate == EIGHT  # 5.5 lies within 2.7 to 6
 
 
-@pytest.mark.parametrize(("today", "offered"), [(1000, (20,)), (50, (20,)), (20, (10,)), (11, (10,)), (10, ()), (2, ())])
+@pytest.mark.parametrize(
+    ("today", "offered"), [(1000, (20,)), (50, (20,)), (20, (10,)), (11, (10,)), (10, ()), (2, ())]
+)
 def test_fewer_steps_are_offered_where_there_are_many(today: int, offered: tuple[int, ...]) -> None:
     assert fewer_steps(today) == offered
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,10 +17,9 @@ from optimize.progress import silent
 from optimize.quality import worker
 from optimize.recipes.read import load
 from optimize.recipes.schema import Gates
-from optimize.runs import execute, fair, gates, stages, stored
+from optimize.runs import execute, fair, gates, rounded, stages
 from optimize.runs.stages import Variant
 from optimize.storage.cache import Stage, Store
-
 
 KINDS: dict[str, dict[str, bool]] = {"sound": {}, "poisoned": {"poisoned": True}, "overflowing": {"overflow": True}}
 
@@ -44,7 +42,9 @@ def test_images_of_a_network_that_gives_nan_are_not_kept(
     broken = variants[kind]
     sampler, store = broken.model.sampler, Store(tmp_path / "store")
     words = "torch network gives" if spec == "openvino" else "gives"
-    with pytest.raises(GateFailed, match=rf"quality: baseline on {spec} .*{words} NaN or infinities at timestep 999") as e:
+    with pytest.raises(
+        GateFailed, match=rf"quality: baseline on {spec} .*{words} NaN or infinities at timestep 999"
+    ) as e:
         stages.images_stage(store, broken, spec, sampler, 3, 2, silent)
     assert ("hides" in str(e.value)) == (spec == "openvino")
 
@@ -86,8 +86,12 @@ def test_a_fair_candidate_that_is_not_finite_is_a_row_with_the_reason(tmp_path: 
     model = hiding(tmp_path)
     refused = gates.quality_gates(recipe.gates, {"failed": "NaN at 999"}, {}, {"value": 0.0})
     assert recipe.fair is not None
-    chosen, rows = fair.search(recipe.fair, recipe.sampler, model.denoiser.schedule, lambda s: ({"failed": "NaN"}, refused))
-    assert chosen is None and rows and {r["reason"] for r in rows} == {"NaN at 999"} and not any(r["passes"] for r in rows)
+    chosen, rows = fair.search(
+        recipe.fair, recipe.sampler, model.denoiser.schedule, lambda s: ({"failed": "NaN"}, refused)
+    )
+    assert (
+        chosen is None and rows and {r["reason"] for r in rows} == {"NaN at 999"} and not any(r["passes"] for r in rows)
+    )
 
 
 def test_a_16_bit_file_that_overflows_is_found_though_its_only_runner_widens_it(
@@ -96,19 +100,21 @@ def test_a_16_bit_file_that_overflows_is_found_though_its_only_runner_widens_it(
     """Weights that FP16 holds, products that it does not, and an exporter that did not see it."""
     model = hiding(tmp_path)
     near = {"torch": {"relative_l2": 0.0}, "openvino": {"relative_l2": 1e-3}}
-    assert stored.as_stored(near, artifact(tmp_path / "fits", model, precision="fp16"), "fp16", model) == near
+    assert rounded.as_stored(near, artifact(tmp_path / "fits", model, precision="fp16"), "fp16", model) == near
     model.module.first.weight.data *= 1e5
     monkeypatch.setattr("optimize.onnx.overflow.overflowing", lambda *_: {})
-    found = stored.as_stored(near, artifact(tmp_path / "wide", model, precision="fp16"), "fp16", model)
+    found = rounded.as_stored(near, artifact(tmp_path / "wide", model, precision="fp16"), "fp16", model)
     assert found["torch"] == near["torch"]
-    assert found["openvino"]["not_finite"].startswith("computed in fp16 as it is stored, the file as it is run gives NaN")
+    assert found["openvino"]["not_finite"].startswith(
+        "computed in fp16 as it is stored, the file as it is run gives NaN"
+    )
 
 
 def test_runners_of_an_fp32_file_and_those_that_round_are_taken_at_their_word(tmp_path: Path) -> None:
     found = {"openvino": {"relative_l2": 0.0}}
-    assert stored.as_stored(found, tmp_path, "fp32", None) is found  # type: ignore[arg-type]
+    assert rounded.as_stored(found, tmp_path, "fp32", None) is found  # type: ignore[arg-type]
     both = found | {"onnxruntime": {"relative_l2": 0.0}}
-    assert stored.as_stored(both, tmp_path, "fp16", None) is both  # type: ignore[arg-type]
+    assert rounded.as_stored(both, tmp_path, "fp16", None) is both  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -111,12 +111,21 @@ def test_fewer_steps_are_named_with_what_is_not_known_of_them() -> None:
     (line, *_) = proposal_lines(about | {"proposal": about["proposal"] | {"forecast": found}})
     assert line.startswith("A10: 20 steps of dpmpp_2m, FP16 is") and "quality unknown until the gates judge it" in line
     one = about["proposal"]["forecast"] | {"candidate": {"nfe": 1, "share": 0.0, "format": "fp16"}}
-    assert "distilled to 1 evaluation, FP16" in proposal_lines(about | {"proposal": about["proposal"] | {"forecast": one}})[0]
+    assert (
+        "distilled to 1 evaluation, FP16"
+        in proposal_lines(about | {"proposal": about["proposal"] | {"forecast": one}})[0]
+    )
 
 
 def advice(kind: str, what: str, gain: float = 2.5) -> dict[str, Any]:
     times = {"before_ms": 437.0, "ms": 437 / gain, "low_ms": 100.0, "high_ms": 300.0}
-    return {"kind": kind, "what": what, "gain": gain, "risk": "quality unknown until the gates judge it", "measured": False} | times
+    return {
+        "kind": kind,
+        "what": what,
+        "gain": gain,
+        "risk": "quality unknown until the gates judge it",
+        "measured": False,
+    } | times
 
 
 def test_advice_is_numbered_says_gain_and_risk_and_fits_80_columns() -> None:
