@@ -64,7 +64,8 @@ def _count(model: Model) -> dict[str, int]:
 
 def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """`folder/onnx/model.onnx`: the exporter's record, and `{runner: parity}`. Raises GateFailed where the file is farther
-    from the network than its narrowest format may be, EnvironmentLacks without ONNX Runtime or room."""
+    from the network than its narrowest format may be, or either gives NaN, ArtifactError where a weight is NaN,
+    EnvironmentLacks without ONNX Runtime or room."""
     from optimize.diffusion.parity import parity
 
     check_ort()
@@ -72,6 +73,11 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
     _require_memory(model)
     with open_runner(folder, RUNNER) as network:
         far = parity(model, network, LEVELS, BATCH) | {"runner": network.describe()}
+    if "not_finite" in far:
+        raise GateFailed(
+            f"onnx: {far['not_finite']}. Nothing was written. Look for what overflows there: give a checkpoint that computes "
+            "numbers over the whole noise range, keep more layers in FP32 (fp32_layers), or use a wider precision."
+        )
     format = narrowest(record)
     limit = limit_of(format)
     if not far["relative_l2"] <= limit:

@@ -156,8 +156,11 @@ def _export_parts(
 
 def _network(pipeline: Pipeline, name: str) -> Any:
     from optimize.architectures.components import with_weights
+    from optimize.architectures.finite import require_finite_weights
 
-    return with_weights(pipeline.config(name), pipeline.weights(name))
+    network = with_weights(pipeline.config(name), pipeline.weights(name))
+    require_finite_weights(network, f"{pipeline.folder / name}")
+    return network
 
 
 def _merge(network: Any, loras: list[Lora], name: str) -> None:

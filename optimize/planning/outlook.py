@@ -25,10 +25,11 @@ from optimize.measure.record import Measurement
 from optimize.measure.statistics import Interval
 from optimize.measure.wording import bytes_text, digits
 from optimize.planning import offers, propose
+from optimize.planning.advice import advise, steps_of
 from optimize.planning.forecast import Calibration, Candidate, Forecast, Forecaster, read_measurements
 from optimize.planning.propose import Budget, Option, Proposal
 from optimize.planning.refusals import context_of, verdicts
-from optimize.planning.subject import Subject, open_subject
+from optimize.planning.subject import FEWEST, Subject, open_subject
 from optimize.recipes.paths import as_seen_from
 from optimize.recipes.read import parse
 from optimize.recipes.schema import plain_name
@@ -46,6 +47,7 @@ SHOWN = {  # passes that are judged where no recipe names its own: name -> field
     "quantize": {},
 }
 TO_FILL_IN = "FILL-IN"
+NO_ADVICE: dict[str, Any] = {"proposed": [], "unproven": []}
 
 
 def plan_for(
@@ -208,10 +210,40 @@ class _Planner:
             calibration = self.forecaster.calibrate(target, self.measured, rates)
             today = {f: self._forecast(target, Candidate(format=f), rates, calibration) for f in formats}
         except OptimizeError as error:
-            return {"today": {}, "reason": f"nothing is predicted: {error}", "notes": [], "proposal": None}
+            return {
+                "today": {},
+                "reason": f"nothing is predicted: {error}",
+                "notes": [],
+                "advice": NO_ADVICE,
+                "proposal": None,
+            }
         proposed = self._propose(target, formats, rates, calibration)
         notes = [*calibration.notes, *self._holes(target), *_too_large(target, today)]
-        return {"today": {f: self._shown(target, x) for f, x in today.items()}, "notes": notes, "proposal": proposed}
+        shown = {f: self._shown(target, x) for f, x in today.items()}
+        return {
+            "today": shown,
+            "notes": notes,
+            "advice": self._advice(target, formats, rates, calibration),
+            "proposal": proposed,
+        }
+
+    def _advice(
+        self, target: Target, formats: dict[str, str], rates: Rates | None, calibration: Calibration
+    ) -> dict[str, Any]:
+        """What makes it faster, the free things first."""
+
+        def foretell(candidate: Candidate, batch: int) -> Forecast | None:
+            if not self._may(target, candidate):
+                return None
+            found = self.forecaster.at(batch).forecast(target, candidate, rates, calibration)
+            return found if fits(target, found) else None
+
+        measured = self.forecaster.usable(target, self.measured)
+        return advise(self.subject, self.forecaster.batch, self._makeable(formats), foretell, measured)
+
+    def _makeable(self, formats: dict[str, str]) -> tuple[str, ...]:
+        """The formats that a pass or an exporter of this version makes."""
+        return tuple(f for f in formats if f not in NARROW or f in offers.made_formats())
 
     def _rates(self, target: Target) -> Rates | None:
         if target.cuda:
@@ -244,10 +276,10 @@ class _Planner:
         if self.subject.passes:
             reason = "passes start from an untouched model; plan the recipe, the baseline or the model's own folder"
             return {"recipe": None, "meets": False, "needed": [reason]}
-        makeable = tuple(f for f in formats if f not in NARROW or f in offers.made_formats())
+        steps = steps_of(self.subject)
         options = [
             Option(found, *self._run(target, formats, c), *propose.losses(c))
-            for c in propose.candidates(self.subject.nfe, self.facts.guided, makeable)
+            for c in propose.candidates(self.subject.nfe, self.facts.guided, self._makeable(formats), steps)
             if self._may(target, c) and fits(target, found := self._forecast(target, c, rates, calibration))
         ]
         made = propose.propose(options, self.budget)
@@ -347,7 +379,11 @@ def _header(option: Option, target: Target, missing: Sequence[str]) -> str:
     lines = [
         f"Proposed by `optimize plan` for {target.title}. Predicted, not measured: a batch of {found.batch} in "
         f"{times[0]} ms ({times[1]} to {times[2]}), {bytes_text(found.size_bytes)},",
-        f"{found.nfe} network evaluations an image; {propose.loss_text(option.loss, option.worst)}.",
+        f"{found.nfe} network evaluations an image; {propose.loss_text(option.loss, option.worst, found.candidate.steps)}.",
     ]
+    if found.candidate.steps:
+        lines.append(
+            f"It trains nothing: its fair search finds out whether {found.candidate.steps} steps of {FEWEST} pass the gates."
+        )
     lines += [f"Fill in before it runs: {', '.join(missing)}."] if missing else []
     return "".join(f"# {line}\n" for line in lines)

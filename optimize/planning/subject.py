@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 DENOISERS = ("unet", "transformer")  # folders of a pipeline that hold the denoiser
 RESOLVED = "recipe.resolved.yaml"
+FEWEST = "dpmpp_2m"  # the solver that needs the fewest steps of an untrained change
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Subject:
         if not doubled or not self.sampler.guidance.batched:
             return ((self.nfe, 1),)
         return tuple(part for part in ((plain - doubled, 1), (doubled, 2)) if part[0])
+
+    def sampled(self, steps: int) -> Subject:
+        """Drawn in so many steps of the solver that needs the fewest."""
+        changed = {"solver": FEWEST, "steps": steps, "timesteps": None}
+        return replace(self, sampler=self.sampler.model_copy(update=changed))
 
     def facts(self, batch: int) -> Facts:
         """What rules want to know."""

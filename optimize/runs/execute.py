@@ -6,6 +6,7 @@ it stopped when the same command is given again.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from optimize.configs import digest
 from optimize.diffusion.sampling import Sampler
 from optimize.diffusion.schedule import Schedule
+from optimize.errors import GateFailed
 from optimize.hardware import environment
 from optimize.measure.record import Measurement
 from optimize.planning import refusals
@@ -29,6 +31,8 @@ from optimize.runs.summary import Findings
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import sweep, write_json_atomically, write_text_atomically
 from optimize.storage.weights import file_sha256
+
+log = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = silent) -> dict[str, Any]:
@@ -79,7 +83,8 @@ class _Run:
         ]
 
     def qualities(self, variants: list[Variant]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Quality of the baseline, of every stage through the FP32 runner, and of the last two through every runner."""
+        """Quality of the baseline, of every stage through the FP32 runner, and of the last two through every runner;
+        `{"failed": why}` where what is drawn is not finite, or would not be where NaN survives."""
         found = {}
         for i, variant in enumerate(variants):
             first = fastest_fp32(self.recipe)
@@ -91,10 +96,10 @@ class _Run:
         self, baseline: Variant, quality: dict[tuple[str, str], dict[str, Any]], half_split: dict[str, Any]
     ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """The fair configuration and every candidate that was tried."""
-        if self.recipe.fair is None:
-            return None, []
         spec, schedule = fastest_fp32(self.recipe), Schedule.from_json(baseline.sampling["schedule"])
         reference = quality["baseline", spec]
+        if self.recipe.fair is None or "failed" in reference:
+            return None, []
 
         def judge(sampler: Sampler) -> tuple[dict[str, Any], dict[str, Any]]:
             found = self._quality(baseline, spec, sampler, baseline, replicates=20, purpose="fair search")
@@ -151,7 +156,17 @@ class _Run:
         replicates: int | None = None,
         purpose: str = "images",
     ) -> dict[str, Any]:
-        """Quality of `sampler` on one runner, with its paired difference to the baseline."""
+        """Quality of `sampler` on one runner, with its paired difference to the baseline; `{"failed": why}` for images
+        that are not judged, since the network gives NaN or infinities."""
+        try:
+            return self._figures(variant, spec, sampler, baseline, replicates, purpose)
+        except GateFailed as error:
+            log.error("%s", error)
+            return {"failed": str(error)}
+
+    def _figures(
+        self, variant: Variant, spec: str, sampler: Sampler, baseline: Variant, replicates: int | None, purpose: str
+    ) -> dict[str, Any]:
         config = self.recipe.quality
         replicates = replicates or config.replicates
         first = fastest_fp32(self.recipe)
@@ -237,6 +252,10 @@ class _Run:
         if found.fair:
             fair = {"fair": (found.variants[0], first, Sampler(**found.fair["sampler"]))}
             rows = {"baseline": rows["baseline"]} | fair | rows
+        broken = {name for (name, spec), quality in found.quality.items() if spec == first and "failed" in quality}
+        rows = {n: row for n, row in rows.items() if n not in broken}
+        if not rows:
+            return []
         drawn = {n: self._images(v, s, sampler, self.recipe.quality.images) for n, (v, s, sampler) in rows.items()}
         target = out / "samples" / "grid.png"
         stamp = target.with_suffix(".id")
