@@ -63,7 +63,7 @@ def __dir__() -> list[str]:
 
 def load(path: str | Path, steps: int = 50, cfg: float | None = None, config: str | Path | None = None) -> Model:
     """The Model in an artifact folder, in a folder in diffusers layout, or in a checkpoint of one .safetensors file, whose
-    pipeline's folder `config` is (the latter two sampled by DDIM of `steps` with `cfg`).
+    pipeline's folder `config` is (the latter two sampled as their scheduler's config says, in `steps` with `cfg`).
 
     Raises ArtifactError for what is missing, altered, truncated or pickled.
     """

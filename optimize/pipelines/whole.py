@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from optimize.architectures.adapters.foreign import short, some
 from optimize.architectures.lora import Lora, Switch, add_switch, lora_option, merge, read_lora
 from optimize.configs import digest
 from optimize.delivery.as_onnx import check_ort, check_out
@@ -78,7 +79,8 @@ def export_pipeline(
     check_out(out, "pipeline")
     check_ort()
     pipeline = pipeline_of(folder, config)
-    loras = [read_lora(*lora_option(text), pipeline.config(pipeline.denoiser)) for text in lora]
+    encoders = {name: pipeline.config(name) for name in pipeline.encoders} if lora else {}
+    loras = [read_lora(*lora_option(text), pipeline.config(pipeline.denoiser), encoders) for text in lora]
     _check_loras(pipeline, loras, lora_as, denoiser)
     if denoiser:
         check_artifact(pipeline, denoiser)
@@ -109,7 +111,10 @@ def _check_loras(pipeline: Pipeline, loras: list[Lora], lora_as: str, artifact: 
     for lora in loras:
         others = sorted(set(lora.deltas) - set(pipeline.networks))
         if others:
-            raise ArtifactError(f"{lora.path}: it is for {', '.join(others)}, which this pipeline does not have.")
+            names = some([short(name) for part in others for name in lora.names[part].values()])
+            raise ArtifactError(
+                f"{lora.path}: it is for {', '.join(others)}, which this pipeline does not have: {names}."
+            )
         if artifact is not None and pipeline.denoiser in lora.deltas:
             raise UserError(
                 f"{lora.path}: --denoiser {artifact} is exported already, so no LoRA can be merged into it. Merge it before the passes, or leave --denoiser out."

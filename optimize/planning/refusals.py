@@ -9,6 +9,7 @@ from typing import Any
 
 from optimize.diffusion import parameterization
 from optimize.diffusion.backend import reads_weights
+from optimize.diffusion.followed import followed
 from optimize.diffusion.schedule import from_diffusers
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware import environment
@@ -119,7 +120,7 @@ def facts_of(recipe: Recipe) -> Facts:
     try:
         noise = read_json(folder / "scheduler" / "scheduler_config.json")
         schedule = from_diffusers(noise)
-        found["nfe"] = recipe.sampler.nfe(schedule)
+        found["nfe"] = followed(recipe.sampler, schedule)[0].nfe(schedule)
         found["epsilon"] = parameterization.from_diffusers(noise).prediction == "epsilon"
         found["alpha_end"] = float(schedule.alpha(schedule.noisiest))
         network = next((folder / d for d in DENOISERS if (folder / d).is_dir()), folder / DENOISERS[0])

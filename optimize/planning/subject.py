@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from optimize.architectures.artifact import load_model
 from optimize.architectures.original import is_single, part_weights
 from optimize.architectures.recognized import recognized
+from optimize.diffusion.followed import followed
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule, from_diffusers
-from optimize.errors import ArtifactError, OptimizeError, UserError, did_you_mean
+from optimize.errors import ArtifactError, UserError, did_you_mean
 from optimize.hardware.feasibility import Facts
 from optimize.recipes.paths import RELATIVE, builtin, examples_root
 from optimize.recipes.read import load
@@ -130,7 +131,8 @@ def _of_recipe(name: str, base: Recipe | None) -> Subject:
             f"recipe {recipe.name}: source.kind: {recipe.source.kind}: a plan reads the configs of a model in diffusers layout, and this source has none. Give an artifact of its run, e.g. exported/{recipe.name}/baseline."
         )
     found = _pipeline(name, recipe.source.path, recipe.source.config, base or recipe)
-    return replace(found, sampler=recipe.sampler, notes=())
+    sampler, notes = followed(recipe.sampler, found.schedule)
+    return replace(found, sampler=sampler, notes=notes)
 
 
 def _artifact(name: str, folder: Path, base: Recipe | None) -> Subject:
@@ -175,12 +177,14 @@ def _pipeline(name: str, path: Path, configs: Path | None, recipe: Recipe | None
         return layers(module, feed=example_inputs(inputs, batch))
 
     schedule, prediction, notes = _noise(folder)
-    sampler = recipe.sampler if recipe else Sampler()
+    guided = any(i.name == "encoder_hidden_states" for i in inputs)
+    today = Sampler(guidance=Guidance(cfg=6.5 if guided else None))  # w of Meng et al.; 7.5 in diffusers' count
+    sampler, unlike = followed(recipe.sampler if recipe else today, schedule)
+    notes = (*notes, *unlike)
     if recipe is None:
-        guided = any(i.name == "encoder_hidden_states" for i in inputs)
-        sampler = Sampler(guidance=Guidance(cfg=6.5 if guided else None))  # w of Meng et al.; 7.5 in diffusers' count
         how = " with guidance" if guided else ""
-        notes = (*notes, f"assumed to be sampled in {sampler.steps} DDIM steps{how}; say otherwise with --steps, --cfg")
+        said = f"assumed to be sampled in {sampler.steps} steps of {sampler.solver}{how}; say otherwise with --steps, --cfg"
+        notes = (*notes, said)
     sizes = inputs[0].shape(1)[2:]
     positions = int(sizes[0] * sizes[1]) if len(sizes) == 2 else None
     about = (schedule, class_name(config), prediction, positions, recipe, path)
@@ -220,10 +224,8 @@ def _noise(folder: Path) -> tuple[Schedule, str, tuple[str, ...]]:
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return from_diffusers({}), "", (f"{path} is missing: an ordinary 1000-step schedule is assumed",)
-    try:
-        return from_diffusers(read_json(path)), head(read_json(path)).prediction, ()
-    except OptimizeError as error:
-        return from_diffusers({}), "", (f"{error} An ordinary 1000-step schedule is assumed",)
+    config = read_json(path)
+    return from_diffusers(config), head(config).prediction, ()
 
 
 def _shipped_for(folder: Path) -> Recipe | None:

@@ -84,9 +84,7 @@ class _Run:
         for i, variant in enumerate(variants):
             first = fastest_fp32(self.recipe)
             for spec in variant.runners if i and variant.sampling["nfe"] <= 8 else (first,):
-                found[variant.name, spec] = self._quality(
-                    variant, spec, Sampler(**variant.sampling["sampler"]), variants[0]
-                )
+                found[variant.name, spec] = self._quality(variant, spec, _sampler(variant), variants[0])
         return found
 
     def fair(
@@ -102,7 +100,7 @@ class _Run:
             found = self._quality(baseline, spec, sampler, baseline, replicates=20, purpose="fair search")
             return found, quality_gates(self.recipe.gates, found, reference, half_split)
 
-        chosen, rows = fair.search(self.recipe.fair, self.recipe.sampler, schedule, judge)
+        chosen, rows = fair.search(self.recipe.fair, _sampler(baseline), schedule, judge)
         if chosen is None:
             return None, rows
         about = {"solver": chosen.solver, "steps": chosen.steps, "nfe": chosen.nfe(schedule)}
@@ -157,9 +155,10 @@ class _Run:
         config = self.recipe.quality
         replicates = replicates or config.replicates
         first = fastest_fp32(self.recipe)
-        ends = self.recipe.sampler.model_copy(update={"steps": config.endpoint_steps})
+        today = _sampler(baseline)
+        ends = today.model_copy(update={"steps": config.endpoint_steps})
         drawn = self._images(variant, spec, sampler, config.images, purpose)
-        reference = self._images(baseline, first, self.recipe.sampler, config.images)
+        reference = self._images(baseline, first, today, config.images)
         endpoint = self._images(baseline, first, ends, config.endpoint_images, "endpoints")
         key = {
             "images": [drawn.id, reference.id, endpoint.id],
@@ -222,7 +221,8 @@ class _Run:
         stages.publish(found.variants[-1], "final", out)
         result["samples"] = self._samples(found, out)
         anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
-        text = yaml.safe_dump(_plain(anywhere.to_json()), sort_keys=False)
+        said = self.recipe.sampler.model_dump(mode="json", exclude_unset=True)  # the rest is the scheduler's to say
+        text = yaml.safe_dump(_plain(anywhere.to_json() | {"sampler": said}), sort_keys=False)
         write_text_atomically(out / "recipe.resolved.yaml", text)
         lines = [m.to_json() for m in found.measurements]
         write_text_atomically(out / "measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines))
@@ -233,7 +233,7 @@ class _Run:
     def _samples(self, found: Findings, out: Path) -> list[str]:
         """Grids of the same seeds side by side."""
         first = fastest_fp32(self.recipe)
-        rows = {v.name: (v, first, Sampler(**v.sampling["sampler"])) for v in found.variants}
+        rows = {v.name: (v, first, _sampler(v)) for v in found.variants}
         if found.fair:
             fair = {"fair": (found.variants[0], first, Sampler(**found.fair["sampler"]))}
             rows = {"baseline": rows["baseline"]} | fair | rows
@@ -275,3 +275,8 @@ def _plain(value: Any) -> Any:
     import json
 
     return json.loads(json.dumps(value, default=str))
+
+
+def _sampler(variant: Variant) -> Sampler:
+    """How a variant is sampled."""
+    return Sampler(**variant.sampling["sampler"])

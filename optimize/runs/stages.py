@@ -108,7 +108,9 @@ def source_stage(store: Store, recipe: Recipe, progress: Progress) -> Stage:
     key = {
         "files": source.fingerprint(),
         "sha256": recipe.source.sha256,
-        "sampler": recipe.sampler.to_json(),
+        "sampler": recipe.sampler.model_dump(
+            mode="json", exclude_unset=True
+        ),  # what is left out is the scheduler's to say
         "code": code,
     }
 
