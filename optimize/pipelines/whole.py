@@ -239,10 +239,12 @@ def _copy(pipeline: Pipeline, out: Path) -> None:
 
 
 def _about(pipeline: Pipeline, loras: list[Lora], lora_as: str, opset: int, parts: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's fields."""
-    read = [p for name in pipeline.networks for p in sorted((pipeline.folder / name).glob("*"))]
-    files = {p.relative_to(pipeline.folder).as_posix(): file_sha256(p) for p in read if p.is_file()}
-    files |= {pipeline.checkpoint.name: file_sha256(pipeline.checkpoint)} if pipeline.checkpoint else {}
+    """The manifest's fields; of the source, the files that were read."""
+    taken = [name for name, part in parts.items() if "artifact" in part]  # whose weights were not
+    files = {
+        (p.name if p == pipeline.checkpoint else p.relative_to(pipeline.folder).as_posix()): file_sha256(p)
+        for p in sorted({p for name in pipeline.networks for p in pipeline.files(name, name not in taken)})
+    }
     used = [
         {"sha256": file_sha256(x.path), "strength": x.strength, "as": lora_as, "layers": {k: len(v) for k, v in x.deltas.items()}}
         for x in loras
