@@ -180,15 +180,17 @@ def serve(
 
 
 def gc(exported: Exported = Path("exported")) -> None:
-    """Remove intermediate artifacts (exported/.cache); published variants stay.
+    """Remove intermediate artifacts (in exported/.cache); published variants stay, and so does whatever a run is using.
 
     Example: optimize gc
     """
-    cache = exported / ".cache"
-    size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) if cache.is_dir() else 0
-    if cache.is_dir():
-        shutil.rmtree(cache)
-    typer.echo(f"{cache}: {size / 2**20:.1f} MiB removed")
+    from optimize.storage.cache import CACHE
+    from optimize.storage.garbage import collect
+
+    found = collect(exported / CACHE)
+    typer.echo(f"{exported / CACHE}: {found.bytes / 2**20:.1f} MiB removed")
+    for line in found.told():
+        typer.echo(line)
 
 
 def schema(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optimize import errors
 from optimize.errors import OptimizeError
 from optimize.quality.metrics import FeatureNetwork
+from optimize.storage.disk import save_tensors, writing
 from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -59,13 +60,12 @@ def parts(count: int, batch: int) -> list[tuple[int, int]]:
 def _launch(job: dict[str, Any], pixels: Tensor | None, processes: int) -> Tensor:
     """Run a job in worker processes and return what they gathered; their errors are raised here."""
     import torch
-    from safetensors.torch import save_file
-
     with tempfile.TemporaryDirectory(prefix="optimize-") as scratch:
         file, threads = Path(scratch) / "job.json", torch.get_num_threads()
-        if pixels is not None:
-            save_file({"images": pixels.contiguous()}, Path(scratch) / "images.safetensors")
-        file.write_text(json.dumps(job | {"threads": threads}))
+        with writing(Path(scratch)):
+            if pixels is not None:
+                save_tensors({"images": pixels.contiguous()}, Path(scratch) / "images.safetensors")
+            file.write_text(json.dumps(job | {"threads": threads}))
         workers = min(processes, len(parts(job["count"], job["batch"])))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}

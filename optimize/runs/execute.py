@@ -26,7 +26,7 @@ from optimize.runs.gates import quality_gates
 from optimize.runs.stages import Variant
 from optimize.runs.suite import fastest_fp32, runners_of, suite, time_all
 from optimize.runs.summary import Findings
-from optimize.storage.cache import Stage, Store, code_hash
+from optimize.storage.cache import CACHE, Stage, Store, code_hash
 from optimize.storage.commit import sweep, write_json_atomically, write_text_atomically
 from optimize.storage.weights import file_sha256
 
@@ -39,7 +39,7 @@ def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = 
     refusals.check(recipe)
     out = exported / recipe.name
     sweep(out)
-    here = _Run(recipe, Store(exported / ".cache"), progress)
+    here = _Run(recipe, Store(exported / CACHE), progress)
     source = stages.source_stage(here.store, recipe, progress)
     made = list(accumulate(range(len(recipe.passes)), lambda parent, i: here.apply(i, parent, source), initial=source))
     variants = here.export(made)

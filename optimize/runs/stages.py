@@ -24,6 +24,7 @@ from optimize.recipes.schema import Recipe
 from optimize.registry import SOURCES
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
+from optimize.storage.disk import save_tensors
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json, read_tensors
 
@@ -327,8 +328,6 @@ def images_stage(
     }
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:
-        from safetensors.torch import save_file
-
         nfe = sampler.nfe(Schedule.from_json(variant.sampling["schedule"]))
         title = f"{purpose}: {variant.name} on {spec}, {sampler.solver} × {sampler.steps}, {nfe} NFE"
         with progress(title, count) as advance:
@@ -340,7 +339,7 @@ def images_stage(
             else:
                 with open_spec(variant.folder, spec) as network:
                     drawn = variant.model.with_network(network).sample(range(count), batch, sampler, advance)
-        save_file({"images": drawn.contiguous()}, folder / "images.safetensors")
+        save_tensors({"images": drawn.contiguous()}, folder / "images.safetensors")
         return {"artifact": variant.id}
 
     return store.stage("images", key, compute)
