@@ -60,6 +60,7 @@ def parts(count: int, batch: int) -> list[tuple[int, int]]:
 def _launch(job: dict[str, Any], pixels: Tensor | None, processes: int) -> Tensor:
     """Run a job in worker processes and return what they gathered; their errors are raised here."""
     import torch
+
     with tempfile.TemporaryDirectory(prefix="optimize-") as scratch:
         file, threads = Path(scratch) / "job.json", torch.get_num_threads()
         with writing(Path(scratch)):

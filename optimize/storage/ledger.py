@@ -70,6 +70,6 @@ def _parsed(path: Path) -> Known:
     )
     if not isinstance(files, dict) or not texts:
         raise ArtifactError(
-            f'{path}: expected {json.dumps({"schema": 1, "files": {"NAME": ["SHA-256"]}})}. Delete it, and move away the files beside it that you want to keep.'
+            f"{path}: expected {json.dumps({'schema': 1, 'files': {'NAME': ['SHA-256']}})}. Delete it, and move away the files beside it that you want to keep."
         )
     return files

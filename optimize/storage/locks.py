@@ -18,6 +18,7 @@ from optimize.storage.disk import writing
 
 log = logging.getLogger(__name__)
 LOCK = ".lock-"
+PATIENCE_S = 0.5  # before a line is said
 
 
 def lock_of(place: Path) -> Path:
@@ -47,7 +48,7 @@ def held(place: Path, wait: bool = True) -> Iterator[bool]:
 
 def _taken(lock: FileLock, place: Path, wait: bool) -> bool:
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PATIENCE_S if wait else 0)
     except Timeout:
         if not wait:
             return False

@@ -6,12 +6,16 @@ A file that was added or changed since is somebody's work, whoever made the fold
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError
 from optimize.storage.disk import writing
+from optimize.storage.locks import held
 from optimize.storage.trust import MANIFEST, differences, read_manifest
 
+T = TypeVar("T")
 MOVE = "Move it away or delete it, or give another folder."
 
 
@@ -23,6 +27,15 @@ def refuse_foreign(folder: Path, advice: str = MOVE) -> None:
         reason = why_foreign(folder)
     if reason:
         raise ArtifactError(f"{folder}: {reason}; it is left alone. {advice}")
+
+
+def settled(look: Callable[[Path], T], place: Path) -> T:
+    """`look(place)` by one who does not hold the name: what is being replaced this very moment is looked at again."""
+    try:
+        return look(place)
+    except ArtifactError:
+        with held(place):
+            return look(place)
 
 
 def why_foreign(folder: Path) -> str | None:

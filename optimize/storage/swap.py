@@ -83,6 +83,15 @@ def tidy(place: Path) -> None:
             remove(part)
 
 
+def restore(place: Path) -> None:
+    """Bring back what a killed process moved aside and nobody has put back, for one who is about to read it."""
+    if os.path.lexists(place) or not place.parent.is_dir():
+        return
+    if os.path.lexists(beside(place, "old")) or any(_earlier(place, aside=True)):
+        with held(place):
+            tidy(place)
+
+
 def sweep(folder: Path, known: Callable[[str], bool] = lambda name: False) -> None:
     """`tidy` every name directly in `folder` that a killed process left something for and nobody holds. Names that
     earlier versions used could be anybody's, so of these only what `known` says is ours."""
