@@ -27,7 +27,7 @@ def check(recipe: Recipe, out: Path) -> None:
     what a run wrote there. What a killed run left is put right first."""
     names = [*variant_names(recipe), FINAL]
     with writing(out):
-        sweep(out, lambda name: name in (*names, *FILES))
+        sweep(out, lambda name: name in (*names, *FILES, ledger.LEDGER, ledger.HELD))
     for name in names:
         advice = f"A run writes its variant {name} there. {MOVE}"
         settled(partial(refuse_foreign, advice=advice), out / name)

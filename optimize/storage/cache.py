@@ -89,7 +89,9 @@ class Store:
         self._open = ExitStack()
         self._close = weakref.finalize(self, self._open.close)
         with writing(folder):
-            sweep(folder, lambda name: NAME.fullmatch(name) is not None)
+            for place in (folder, folder / WORK):
+                sweep(place, is_of_a_store)
+            used_now(folder)
 
     def __enter__(self) -> Self:
         return self
@@ -154,10 +156,16 @@ class Store:
                 file.write(f"{folder.name}\n")
 
 
+def is_of_a_store(name: str) -> bool:
+    """Whether a name beside the stages is one that a store gives: of a stage, or of a process's note."""
+    return NAME.fullmatch(name) is not None or NOTE.fullmatch(name) is not None
+
+
 def used_now(folder: Path) -> set[str]:
     """Names of the stages of the store in `folder` that living processes use; what dead ones noted is removed."""
     found: set[str] = set()
-    for note in sorted(p for p in folder.iterdir() if NOTE.fullmatch(p.name) and p.is_file() and not p.is_symlink()):
+    inside = folder.iterdir() if folder.is_dir() else ()
+    for note in sorted(p for p in inside if NOTE.fullmatch(p.name) and p.is_file() and not p.is_symlink()):
         with held(note, wait=False) as free, suppress(FileNotFoundError):  # its process may end just now
             if free:
                 note.unlink()

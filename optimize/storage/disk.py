@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimize.errors import EnvironmentLacks
+from optimize.errors import EnvironmentLacks, OptimizeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # of Rust, and of errors that Python lists as text
 SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy's array.tofile
 WORDS = ("SafetensorError", "PanicException")  # errors that tell of the disk in their text alone
+TEMPORARY = re.compile(r"\.tmp-([^/]+)~(new|old|gone)\b")  # names of files and folders that are being made
 LEAST = 2**20  # bytes: a disk with less is full, whatever an error without a number says
 LONGEST = 300  # characters of an error that is passed on
 
@@ -45,25 +46,35 @@ def number_of(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno:
         return error.errno
     if not isinstance(error, OSError) and type(error).__name__ not in WORDS:
-        return None
+        return _of_its_cause(error)
     told = NUMBER.search(str(error))
     if told:
         return int(told[1] or told[2])
     return (errno.ENOSPC if SHORT.search(str(error)) else 0) if isinstance(error, OSError) else None
 
 
+def _of_its_cause(error: BaseException) -> int | None:
+    """FULL's number where another library's error was made of one; none of our own errors, which say all already."""
+    if isinstance(error, OptimizeError) or error.__cause__ is None:
+        return None
+    number = number_of(error.__cause__)
+    return number if number in (*FULL, errno.EFBIG) else None
+
+
 def explained(place: Path, number: int, error: BaseException) -> EnvironmentLacks:
-    """The error that is raised for one of the disk of `place`: what it is, and what to do."""
+    """The error that is raised for one of the disk of `place`: what it is, and what to do. A temporary name is told as
+    the one that it stands for."""
+    shown = TEMPORARY.sub(r"\1", str(place))
     if number in FULL or (number == 0 and _free(place) < LEAST):
         return EnvironmentLacks(
-            f"{place}: the disk is full; nothing was half-written and earlier results are intact. Free space, then run the same command again."
+            f"{shown}: the disk is full; nothing was half-written and earlier results are intact. Free space, then run the same command again."
         )
     if number == errno.EFBIG:
         return EnvironmentLacks(
-            f"{place}: a file is larger than its file system, or ulimit -f, lets one be; nothing was half-written and earlier results are intact. Choose another disk or raise the limit, then run the same command again."
+            f"{shown}: a file is larger than its file system, or ulimit -f, lets one be; nothing was half-written and earlier results are intact. Choose another disk or raise the limit, then run the same command again."
         )
     reason = os.strerror(number) if number else f"{error!s:.{LONGEST}}"
-    return EnvironmentLacks(f"{place}: cannot be written ({reason}). Nothing was half-written.")
+    return EnvironmentLacks(f"{shown}: cannot be written ({reason}). Nothing was half-written.")
 
 
 def _free(place: Path) -> int:

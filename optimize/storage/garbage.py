@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimize.errors import ArtifactError, UserError
-from optimize.storage.cache import NAME, NOTE, WORK, WORK_MARK, used_now
-from optimize.storage.disk import writing
+from optimize.storage.cache import NAME, WORK, WORK_MARK, is_of_a_store, used_now
+from optimize.storage.disk import TEMPORARY, writing
 from optimize.storage.locks import LOCK, held
-from optimize.storage.swap import TEMPORARY, discard, sweep
+from optimize.storage.swap import discard, sweep
 from optimize.storage.trust import added, read_manifest
 
 LISTED = 10  # names of what is left alone
@@ -53,7 +53,8 @@ def collect(store: Path) -> Collected:
         kind = "a symbolic link" if store.is_symlink() else "no folder"
         raise UserError(f"{store}: {kind}; nothing was removed. Give the folder that holds the store with --exported.")
     with writing(store):
-        sweep(store, _is_name)
+        for place in filter(_is_folder, (store, store / WORK)):
+            sweep(place, is_of_a_store)
         for place in sorted(store.iterdir()):
             _stage(place, found)
         for place in sorted((store / WORK).iterdir()) if _is_folder(store / WORK) else ():
@@ -90,14 +91,10 @@ def _remove(place: Path, stage: Path, found: Collected) -> None:
 
 def _leave(store: Path, found: Collected) -> None:
     """Remove what is left of the store itself, and name what is not ours."""
-    for note in store.glob(f"{LOCK}*"):
-        name = note.name.removeprefix(LOCK)
-        if _is_name(name) or NOTE.fullmatch(name):
-            with held(store / name, wait=False):
-                pass  # whoever lets go of a lock removes its file
     if _is_folder(store / WORK) and not any((store / WORK).iterdir()):
         (store / WORK).rmdir()
     used_now(store)
+    sweep(store, is_of_a_store)
     kept = {*found.in_use, *found.foreign, WORK}
     found.foreign += sorted(p.name for p in store.iterdir() if p.name not in kept and not _of_a_run(p.name))
     if not any(store.iterdir()):
@@ -108,7 +105,7 @@ def _of_a_run(name: str) -> bool:
     """Whether a name is one that a run beside this has taken meanwhile."""
     match = TEMPORARY.fullmatch(name)
     inner = match[1] if match else name.removeprefix(LOCK)
-    return _is_name(inner) or NOTE.fullmatch(inner) is not None
+    return is_of_a_store(inner)
 
 
 def _is_name(name: str) -> bool:

@@ -20,7 +20,7 @@ from optimize.storage.locks import held
 from optimize.storage.ours import MOVE
 from optimize.storage.weights import file_sha256, read_json
 
-LEDGER = ".written.json"
+LEDGER, HELD = ".written.json", ".written"
 KEPT = 4  # contents of a name that are remembered: what is there, what is being written, and those of a kill before
 Known = dict[str, list[str]]
 Put = Callable[[str, bytes], None]
@@ -32,7 +32,7 @@ def opened(folder: Path, names: Sequence[str], earlier: Earlier = lambda folder:
     """Hold the folder's files against other commands; yields `put(name, data)`, which writes one of `names` whole.
 
     Raises ArtifactError before anything is written where one of them is there and is not what was written last."""
-    with held(folder / LEDGER):
+    with held(folder / HELD):
         known = refuse_edited(folder, names, earlier)
 
         def put(name: str, data: bytes) -> None:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from optimize.storage.locks import held
+from optimize.storage.disk import TEMPORARY
+from optimize.storage.locks import LOCK, held
 
-TEMPORARY = re.compile(r"\.tmp-(.+)~(new|old|gone)")
 EARLIER = re.compile(r"\.tmp-(old-)?(.+)-(\d+)")  # of versions that named the process
 AT_CWD, EXCHANGE = -100, 2  # Linux: AT_FDCWD, RENAME_EXCHANGE
 # what a system says that cannot exchange names: no such call, not on this file system, not in this container
@@ -93,8 +93,8 @@ def restore(place: Path) -> None:
 
 
 def sweep(folder: Path, known: Callable[[str], bool] = lambda name: False) -> None:
-    """`tidy` every name directly in `folder` that a killed process left something for and nobody holds. Names that
-    earlier versions used could be anybody's, so of these only what `known` says is ours."""
+    """`tidy` every name directly in `folder` that a killed process left something for and nobody holds. Locks, and names
+    that earlier versions used, could be anybody's, so of these only what `known` says is ours."""
     for name in sorted(_left(folder, known)):
         with held(folder / name, wait=False) as free:
             if free:
@@ -108,6 +108,8 @@ def _left(folder: Path, known: Callable[[str], bool]) -> set[str]:
             found.add(match[1])
         elif (match := EARLIER.fullmatch(path.name)) and known(match[2]):
             found.add(match[2])
+        elif path.name.startswith(LOCK) and known(path.name.removeprefix(LOCK)):
+            found.add(path.name.removeprefix(LOCK))  # who lets go of a lock removes its file
     return found
 
 
