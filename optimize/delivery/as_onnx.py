@@ -23,7 +23,7 @@ from optimize.recipes.schema import ParityGate
 from optimize.registry import EXPORTERS
 from optimize.sources.diffusers import NETWORKS
 from optimize.storage.commit import commit
-from optimize.storage.ours import refuse_foreign, settled
+from optimize.storage.ours import kind_of, refuse_foreign, settled
 from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import file_sha256, read_json
@@ -127,13 +127,11 @@ def check_out(out: Path, kind: str) -> None:
     """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline) as it was written, is
     written to."""
     restore(out)
-    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
-        settled(refuse_foreign, out)
-        return
-    earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
-    if not isinstance(earlier, dict) or earlier.get("kind", "artifact") != kind:
-        word = "artifact" if kind == "artifact" else "exported pipeline"
-        raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
+        if not isinstance(earlier, dict) or kind_of(earlier) != kind:
+            word = "artifact" if kind == "artifact" else "exported pipeline"
+            raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
     settled(refuse_foreign, out)
 
 

@@ -30,7 +30,7 @@ def check(recipe: Recipe, out: Path) -> None:
         sweep(out, lambda name: name in (*names, *FILES, ledger.LEDGER, ledger.HELD))
     for name in names:
         advice = f"A run writes its variant {name} there. {MOVE}"
-        settled(partial(refuse_foreign, advice=advice), out / name)
+        settled(partial(refuse_foreign, advice=advice, kind="artifact"), out / name)
     with ledger.opened(out, FILES, earlier):
         pass  # which looks at each of them
     _check_log(out / LOG)

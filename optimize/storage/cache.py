@@ -108,7 +108,7 @@ class Store:
         identity = digest({"stage": name, **depends})
         folder = self.folder / identity[:32]
         start = time.perf_counter()
-        with held(folder):
+        with held(folder, what=f"{name} ({folder})"):
             self._use(folder)
             cached = self._intact(folder)
             if not cached:

@@ -27,16 +27,17 @@ def lock_of(place: Path) -> Path:
 
 
 @contextmanager
-def held(place: Path, wait: bool = True) -> Iterator[bool]:
+def held(place: Path, wait: bool = True, what: str = "") -> Iterator[bool]:
     """Hold the name `place` against every other process and thread; the folder it stands in is made.
 
-    Yields whether it is held: with `wait` always, after a line in the log where another has it; without, False at once.
+    Yields whether it is held: with `wait` always, after a line in the log where another has it, which calls it `what`;
+    without, False at once.
     Raises EnvironmentLacks where no lock can be made there."""
     path, process = lock_of(place), os.getpid()
     with writing(place):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        got = _taken(lock, place, wait)
+        got = _taken(lock, what or str(place), wait)
     try:
         yield got
     finally:
@@ -46,13 +47,13 @@ def held(place: Path, wait: bool = True) -> Iterator[bool]:
             lock.release()
 
 
-def _taken(lock: FileLock, place: Path, wait: bool) -> bool:
+def _taken(lock: FileLock, what: str, wait: bool) -> bool:
     try:
         lock.acquire(timeout=PATIENCE_S if wait else 0)
     except Timeout:
         if not wait:
             return False
-        log.warning("%s: another optimize command is at work on it; this one waits until that is done", place)
+        log.warning("%s: another optimize command is at work on it; this one waits until that is done", what)
         lock.acquire()
-        log.info("%s: it is free now", place)
+        log.info("%s: it is free now", what)
     return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError
 from optimize.storage.disk import writing
@@ -16,15 +16,22 @@ from optimize.storage.locks import held
 from optimize.storage.trust import MANIFEST, differences, read_manifest
 
 T = TypeVar("T")
+KINDS = {
+    "artifact": "an artifact",
+    "pipeline": "an exported pipeline",
+    "kit": "a build kit",
+    "triton": "a model repository",
+}
 MOVE = "Move it away or delete it, or give another folder."
 
 
-def refuse_foreign(folder: Path, advice: str = MOVE) -> None:
+def refuse_foreign(folder: Path, advice: str = MOVE, kind: str = "") -> None:
     """Raise ArtifactError, naming what stands in the way, unless `folder` may be written: nothing is there, an empty
-    folder, or what was committed there. EnvironmentLacks where the folder it stands in takes no files."""
+    folder, or what was committed there, of this `kind` where one is named. EnvironmentLacks where the folder it stands
+    in takes no files."""
     with writing(folder):
         _refuse_unwritable(folder)
-        reason = why_foreign(folder)
+        reason = why_foreign(folder) or (_of_another_kind(folder, kind) if kind else None)
     if reason:
         raise ArtifactError(f"{folder}: {reason}; it is left alone. {advice}")
 
@@ -52,6 +59,19 @@ def why_foreign(folder: Path) -> str | None:
     if held and MANIFEST not in held:
         return f"it holds {_listed(held)}, and no {MANIFEST}, so optimize did not write it"
     return _changed(folder) if held else None
+
+
+def _of_another_kind(folder: Path, kind: str) -> str | None:
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    found = kind if manifest is None else kind_of(manifest)
+    return None if found == kind else f"it is another thing that optimize wrote: {KINDS[found]}, not {KINDS[kind]}"
+
+
+def kind_of(manifest: dict[str, Any]) -> str:
+    """What a folder with this manifest is: one of KINDS."""
+    if manifest.get("kind") == "pipeline":
+        return "pipeline"
+    return next((kind for kind in ("kit", "triton") if kind in manifest), "artifact")
 
 
 def _changed(folder: Path) -> str | None:

@@ -452,6 +452,9 @@ def test_a_kit_that_was_brought_back_is_not_written_over(done: Path) -> None:
     with pytest.raises(ArtifactError, match=r"result\.json"):
         commit(done, lambda folder: pytest.fail("begun"))
     assert (done / "result.json").is_file()
+    commit(done.with_name("other"), lambda folder: {"id": "x"})
+    with pytest.raises(ArtifactError, match="an artifact, not a build kit"):
+        refuse_brought_back(done.with_name("other"), zipped=False)
 
 
 def test_a_zip_that_was_brought_back_is_not_written_over(artifact: Path, done: Path, tmp_path: Path) -> None:

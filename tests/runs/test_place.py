@@ -86,6 +86,14 @@ def test_what_runs_wrote_is_written_over_until_somebody_changes_it(tmp_path: Pat
         place.check(recipe, out)
 
 
+def test_another_thing_that_optimize_wrote_is_no_variant(tmp_path: Path) -> None:
+    commit(tmp_path / "smoke" / "final", lambda folder: {"id": "x", "kind": "pipeline"})
+    with pytest.raises(
+        ArtifactError, match="final: it is another thing that optimize wrote: an exported pipeline, not an"
+    ):
+        place.check(load("smoke"), tmp_path / "smoke")
+
+
 @pytest.mark.parametrize("name", ["run.log", "report.md"])
 def test_a_link_in_the_place_of_a_file_is_not_followed(name: str, tmp_path: Path) -> None:
     (tmp_path / "smoke").mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import optimize
 from optimize.cli.app import _of_a_full_disk
 from optimize.cli.log import RunLog
 from optimize.errors import ArtifactError, EnvironmentLacks
@@ -61,6 +63,14 @@ def test_fourteen_writers_on_a_full_disk(tmp_path: Path) -> None:
         row["writer"]: LEFT.get(row["writer"], []) for row in rows
     }
     assert "Traceback" not in done.stderr
+
+
+def test_nobody_else_writes_tensors() -> None:
+    package = Path(optimize.__file__).parent
+    found = {
+        p.relative_to(package).as_posix() for p in package.rglob("*.py") if re.search(r"\bsave_file\(", p.read_text())
+    }
+    assert found == {"storage/disk.py", "quality/features.py"}  # there in a line that is advised
 
 
 def raised(error: BaseException) -> str:

@@ -24,7 +24,7 @@ def zip_of(place: Path) -> Path:
 def refuse_brought_back(place: Path, zipped: bool) -> None:
     """Raise ArtifactError where a kit in the folder `place`, or its zip where one is to be written, is not as it was
     made: it was built, or is something else."""
-    settled(lambda folder: refuse_foreign(folder, ADVICE), place)
+    settled(lambda folder: refuse_foreign(folder, ADVICE, "kit"), place)
     if zipped:
         settled(refuse_changed_zip, zip_of(place))
 
