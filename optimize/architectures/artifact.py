@@ -10,16 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from optimize.errors import ArtifactError
 from optimize.registry import PASSES
+from optimize.storage.accounting import load_state
 from optimize.storage.commit import write_json
 from optimize.storage.disk import save_tensors
 from optimize.storage.trust import checked, verify
-from optimize.storage.weights import load_state, read_json, read_tensors
+from optimize.storage.weights import read_json, read_tensors
 
 if TYPE_CHECKING:
     from optimize.diffusion.model import Model
     from optimize.diffusion.network import Network
+    from optimize.diffusion.sampling import Sampler
+    from optimize.diffusion.schedule import Schedule
 
 CONDITIONS = "conditions.safetensors"
 
@@ -38,11 +43,6 @@ def save_model(folder: Path, model: Model) -> None:
 def sampler_json(model: Model) -> dict[str, Any]:
     """Everything a program needs to sample with the exported network and nothing of this library: see `steps`."""
     denoiser, sampler = model.denoiser, model.sampler
-    times = sampler.times(denoiser.schedule)
-    coefficients = [
-        {"t": float(t), "alpha": float(denoiser.schedule.alpha(t)), "sigma": float(denoiser.schedule.sigma(t))}
-        for t in times
-    ]
     return {
         "sampler": sampler.to_json(),
         "schedule": denoiser.schedule.to_json(),
@@ -51,8 +51,27 @@ def sampler_json(model: Model) -> dict[str, Any]:
         "shape": list(model.shape),
         "limit": model.limit,
         "nfe": model.nfe,
-        "steps": coefficients,
+        **_path(sampler, denoiser.schedule),
     }
+
+
+def _path(sampler: Sampler, schedule: Schedule) -> dict[str, Any]:
+    """`steps`, the levels that the solver goes through; and, of a grid that a scheduler laid, where each step `arrives`
+    where that is not the next, and the scales of the first and last state where they are not the ordinary ones."""
+    from optimize.diffusion.sampling import OWN
+
+    grid = schedule.along(sampler.times(schedule)) if sampler.solver == OWN else sampler.grid(schedule)
+    placed = schedule.on(grid.levels)
+
+    def level(t: float) -> dict[str, Any]:
+        return {"t": t, "alpha": float(placed.alpha(t)), "sigma": float(placed.sigma(t))}
+
+    steps = [level(t) for t in grid.times]
+    for step, arrival, following in zip(steps, grid.arrivals, grid.times[1:]):
+        step |= {"arrives": level(arrival)} if arrival != following else {}
+    usual = schedule.along(np.asarray(grid.times))
+    scales = {n: getattr(grid, n) for n in ("initial", "final") if getattr(grid, n) != getattr(usual, n)}
+    return {"steps": steps, **scales}
 
 
 def load_model(folder: Path) -> Model:

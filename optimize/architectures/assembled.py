@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,14 +12,18 @@ from optimize.architectures.entry import Architecture, Config
 from optimize.architectures.known import architecture
 from optimize.diffusion import parameterization, schedule
 from optimize.diffusion.denoiser import Denoiser
+from optimize.diffusion.followed import followed
 from optimize.diffusion.model import Model, Structure
 from optimize.diffusion.network import TorchNetwork
+from optimize.diffusion.scheduler_config.classes import FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from optimize.diffusion.parameterization import Parameterization
     from optimize.diffusion.sampling import Sampler
+
+log = logging.getLogger(__name__)
 
 
 def assembled(
@@ -42,12 +47,15 @@ def assembled(
         schedule.from_diffusers(scheduler, tokens),
         entry.conditioning(config),
     )
+    sampler, notes = followed(sampler, denoiser.schedule, packed=len(shape) == 2)
+    for note in notes:
+        log.warning("%s: %s", FILE, note)
     return Model(
         denoiser,
         sampler,
         Structure(name, config),
         shape,
-        source=source or {},
+        source={**(source or {}), **({"notes": list(notes)} if notes else {})},
         limit=entry.limit,
         conditions=conditions or {},
     )

@@ -66,10 +66,12 @@ def run(
 
 
 def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    from rich.markup import escape
+
     from optimize.report.terminal.summary import print_table
 
     print_table(summary, console)
-    console.print(f"Report: [bold]{folder / 'report.html'}[/bold]", soft_wrap=True)
+    console.print(f"Report: [bold]{escape(str(folder / 'report.html'))}[/bold]", soft_wrap=True)
 
 
 def list_(as_json: AsJson = False) -> None:
@@ -153,6 +155,10 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A further name that browsers may call this server by. Repeat for more."),
+    ] = None,
     triton: Annotated[
         Path | None, typer.Option(help="Write a Triton model repository to this folder instead of serving.")
     ] = None,
@@ -178,7 +184,7 @@ def serve(
         return
     from optimize.serving.quick import serve_forever
 
-    serve_forever(path, runner, host, port, lambda line: typer.echo(line))
+    serve_forever(path, runner, host, port, lambda line: typer.echo(line), allow_host or ())
 
 
 def gc(exported: Exported = Path("exported")) -> None:

@@ -59,6 +59,7 @@ class Request:
     kits: Path | None = None
     zipped: bool = False
     out: Path | None = None  # where the artifact of a folder of diffusers goes
+    config: Path | None = None  # of a checkpoint in one file: the folder of its configs
 
 
 def export(asked: Request, store: Store, progress: Progress = silent) -> list[Row]:
@@ -150,7 +151,7 @@ def _from_diffusers(asked: Request, store: Store, progress: Progress) -> list[Ro
     """The denoiser of a folder as an artifact at `out`, then what else is asked of it."""
     formats = _formats(asked)
     classes(asked.targets)
-    model = load_network(asked.artifact)
+    model = load_network(asked.artifact, asked.config)
     if asked.out is None:
         raise UserError(
             "--out: a network becomes an artifact in a folder of its own. Give e.g. --out exported/network."

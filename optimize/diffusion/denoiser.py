@@ -69,7 +69,8 @@ class Denoiser:
 
         latents, time = self.names
         times = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(z.shape[0])
-        feed = {latents: z.to(torch.float32), time: self.parameterization.network_time(times)}
+        seen = self.parameterization.network_input(z, coefficients(self.schedule, t, z)[1])
+        feed = {latents: seen.to(torch.float32), time: self.parameterization.network_time(times)}
         if self.conditioning.kind == "none":
             return feed
         if self.conditioning.kind == "class":

@@ -1,5 +1,7 @@
 """Noise schedules: z_t = alpha(t) x + sigma(t) eps, for variance-preserving, variance-exploding and flow models.
 
+`from_diffusers` reads a scheduler's config; which classes and fields there are is told in `scheduler_config/`.
+
 Native time t: a (possibly fractional) training index in [-1, N-1] for `vp`, where -1 is clean data; sigma itself for
 `ve`; flow time in [0, 1] for `flow`. Between the indices of a discrete schedule the angle atan2(sigma, alpha) is
 interpolated, which is finite everywhere. All maths in float64.
@@ -8,15 +10,26 @@ interpolated, which is finite everywhere. All maths in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
+from optimize.diffusion.scheduler_config import classes
+from optimize.diffusion.scheduler_config.fields import known
+from optimize.diffusion.scheduler_config.laid import Grid
 from optimize.errors import UserError
 
 Spacing = Literal["trailing", "leading", "linspace", "logsnr"]
+ALMOST_BLIND = 2.0**-24  # alpha² at the last index where these classes rescale to zero SNR, instead of 0
+KEEPS_SIGNAL = (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,7 @@ class Schedule:
     """alpha(t), sigma(t) and time grids; `alpha_bar` (N,) is the product of (1 - beta) of a discrete VP schedule.
 
     `shift` moves a flow's grid towards noise, t' = s t / (1 + (s - 1) t) (Esser et al., arXiv 2403.03206, equation 23).
+    `levels` {t: (alpha, sigma)} take the place of what the schedule has at these very times: a grid's own.
     """
 
     kind: Literal["vp", "ve", "flow"] = "vp"
@@ -32,6 +46,7 @@ class Schedule:
     sigma_max: float = 80.0
     shift: float = 1.0
     diffusers: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
+    levels: Mapping[float, tuple[float, float]] = field(default_factory=dict, compare=False, hash=False, repr=False)
 
     @cached_property
     def _angles(self) -> np.ndarray:
@@ -40,6 +55,8 @@ class Schedule:
 
     def alpha(self, t: Any) -> np.ndarray:
         """Signal scale at native time `t` (scalar or array), float64."""
+        if isinstance(t, float) and t in self.levels:
+            return np.asarray(self.levels[t][0])
         t = np.asarray(t, dtype=np.float64)
         if self.kind == "vp":
             return np.cos(self._angle(t))
@@ -47,6 +64,8 @@ class Schedule:
 
     def sigma(self, t: Any) -> np.ndarray:
         """Noise scale at native time `t` (scalar or array), float64."""
+        if isinstance(t, float) and t in self.levels:
+            return np.asarray(self.levels[t][1])
         t = np.asarray(t, dtype=np.float64)
         return np.sin(self._angle(t)) if self.kind == "vp" else t
 
@@ -61,12 +80,22 @@ class Schedule:
     @property
     def end(self) -> float:
         """Native time where sampling ends: clean data, or index 0 of a schedule that says so (set_alpha_to_one: false)."""
-        return 0.0 if self.kind == "vp" and self.diffusers.get("set_alpha_to_one") is False else self.clean
+        kept = self.kind == "vp" and classes.value(self.diffusers, "set_alpha_to_one", True) is False
+        return 0.0 if kept else self.clean
 
     @property
     def noisiest(self) -> float:
         """Native time where sampling starts."""
         return float(len(self.alpha_bar) - 1) if self.kind == "vp" else (self.sigma_max if self.kind == "ve" else 1.0)
+
+    def along(self, times: np.ndarray) -> Grid:
+        """The grid of given times, the last one clean, with this schedule's own levels."""
+        listed = tuple(float(t) for t in times)
+        return Grid(listed, listed[1:], {}, self.sigma_max if self.kind == "ve" else 1.0)
+
+    def on(self, levels: Mapping[float, tuple[float, float]]) -> Schedule:
+        """The same with a grid's levels in the place of its own."""
+        return replace(self, levels=dict(levels)) if levels else self
 
     def time(self, u: Any) -> np.ndarray:
         """Native time of the fraction u in [0, 1], 0 clean and 1 noisiest."""
@@ -87,7 +116,7 @@ class Schedule:
         if spacing == "trailing":
             return np.round(np.arange(n, 0, -n / steps))[:steps] - 1
         if spacing == "leading":
-            offset = int(self.diffusers.get("steps_offset") or 0)
+            offset = int(classes.value(self.diffusers, "steps_offset", 0) or 0)
             return (np.arange(steps) * (n // steps) + offset)[::-1].astype(np.float64)
         if spacing == "linspace":
             return np.round(np.linspace(0, n - 1, steps))[::-1].astype(np.float64)
@@ -140,52 +169,85 @@ class Schedule:
 def from_diffusers(config: dict[str, Any], tokens: int | None = None) -> Schedule:
     """Schedule of a diffusers scheduler config (DDPM/DDIM/DPM-Solver families, or flow matching). `tokens` is the number
     of positions of an image, on which a dynamic shift depends."""
-    config = {k: v for k, v in config.items() if (not k.startswith("_") or k == "_class_name") and not _endless(v)}
-    if "FlowMatch" in str(config.get("_class_name", "")):
+    known(config)
+    config = {
+        k: v for k, v in config.items() if (not k.startswith("_") or k == "_class_name") and not classes.endless(v)
+    }
+    if classes.is_flow(config):
         return Schedule(kind="flow", shift=_shift(config, tokens), diffusers=config)
-    betas = _betas(config)
-    if config.get("rescale_betas_zero_snr"):
-        betas = _zero_snr(betas)
-    return Schedule(kind="vp", alpha_bar=tuple(np.cumprod(1.0 - betas).tolist()), diffusers=config)
+    if classes.is_consistency(config) or classes.is_edm(config):
+        return _exploding(config)
+    schedule = Schedule(kind="vp", alpha_bar=tuple(_alpha_bar(config).tolist()), diffusers=config)
+    _check_signal(schedule, config)
+    return schedule
 
 
-def _endless(value: Any) -> bool:
-    """Infinity or NaN, which JSON does not have: diffusers writes lambda_min_clipped, a bound that nothing is beyond, so."""
-    return isinstance(value, float) and not math.isfinite(value)
+def _alpha_bar(config: dict[str, Any]) -> np.ndarray:
+    betas, rescaled = _betas(config), classes.value(config, "rescale_betas_zero_snr")
+    bar = np.cumprod(1.0 - (_zero_snr(betas) if rescaled else betas))
+    if rescaled and config.get("_class_name") in KEEPS_SIGNAL:
+        bar[-1] = ALMOST_BLIND
+    return bar
+
+
+def _check_signal(schedule: Schedule, config: dict[str, Any]) -> None:
+    """Epsilon says nothing of the image where there is no signal: x^ = (z - sigma e) / alpha."""
+    blind = classes.value(config, "rescale_betas_zero_snr") or schedule.alpha_bar[-1] < 1e-12
+    if blind and classes.value(config, "prediction_type", "epsilon") == "epsilon":
+        last = float(schedule.alpha(schedule.noisiest))
+        raise UserError(
+            f'{classes.FILE}: prediction_type "epsilon" given with zero terminal SNR (alpha {last:.1e} at the last '
+            "step): nothing can be read from such a network there. Allowed: v_prediction or sample, where the network "
+            "was trained so; or rescale_betas_zero_snr: false."
+        )
+
+
+def _exploding(config: dict[str, Any]) -> Schedule:
+    """EDM's range of sigma; Euler's with continuous time takes it from its betas where it is not given."""
+    low, high = classes.value(config, "sigma_min"), classes.value(config, "sigma_max")
+    if config.get("_class_name") == "EulerDiscreteScheduler":
+        bar = _alpha_bar(config)
+        converted = any(classes.value(config, name) for name in classes.SIGMAS)
+        ends = np.sqrt((1 - bar) / bar)[[0, -1]]
+        low, high = (low, high) if converted else (None, None)
+        low, high = (float(own) if given is None else given for given, own in zip((low, high), ends, strict=True))
+    low, high = (0.002 if low is None else low), (80.0 if high is None else high)
+    return Schedule(kind="ve", sigma_min=float(low), sigma_max=float(high), diffusers=config)
 
 
 def _shift(config: dict[str, Any], tokens: int | None) -> float:
-    """A flow's shift: given, or exp(mu) with mu linear in the number of tokens, as Flux's pipeline computes it.
+    """A flow's shift: given, or mu, or exp(mu), with mu linear in the number of tokens, as Flux's pipeline computes it."""
+    if not classes.value(config, "use_dynamic_shifting"):
+        return float(classes.value(config, "shift") or classes.value(config, "flow_shift") or 1.0)
+    mu = dynamic_mu(config, tokens)
+    return math.exp(mu) if classes.value(config, "time_shift_type", "exponential") == "exponential" else mu
 
-    Raises UserError for grids of flow schedulers that are not known here.
-    """
-    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal"):
-        if config.get(key):
-            raise UserError(f"scheduler_config.json: {key} of a flow schedule is not supported. Set it to false.")
-    if not config.get("use_dynamic_shifting"):
-        return float(config.get("shift") or 1.0)
-    if config.get("time_shift_type", "exponential") != "exponential":
-        raise UserError('scheduler_config.json: time_shift_type is supported as "exponential" only.')
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return math.exp(low + ((tokens or many) - few) * (high - low) / (many - few))
+
+def dynamic_mu(config: dict[str, Any], tokens: int | None) -> float:
+    """mu of a dynamic shift for an image of so many positions."""
+    few, many = (classes.value(config, f"{n}_image_seq_len") or d for n, d in (("base", 256), ("max", 4096)))
+    low, high = (
+        d if (v := classes.value(config, f"{n}_shift")) is None else v for n, d in (("base", 0.5), ("max", 1.15))
+    )
+    return float(low + ((tokens or many) - few) * (high - low) / (many - few))
 
 
 def _betas(config: dict[str, Any]) -> np.ndarray:
     """float64 betas (N,) of diffusers' named beta schedules."""
-    n, name = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
-    low, high = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    if config.get("trained_betas") is not None:
+
+    def of(name: str, default: Any) -> Any:
+        return classes.value(config, name, default)
+
+    n, name = int(of("num_train_timesteps", 1000)), of("beta_schedule", "linear")
+    low, high = float(of("beta_start", 1e-4)), float(of("beta_end", 0.02))
+    if of("trained_betas", None) is not None:
         return np.asarray(config["trained_betas"], dtype=np.float64)
     if name == "linear":
         return np.linspace(low, high, n)
     if name == "scaled_linear":
         return np.linspace(math.sqrt(low), math.sqrt(high), n) ** 2
-    if name == "squaredcos_cap_v2":
-        bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * math.pi / 2) ** 2
-        return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
-    allowed = "linear, scaled_linear, squaredcos_cap_v2, or trained_betas"
-    raise UserError(f'scheduler_config.json: beta_schedule "{name}" is not supported. Allowed: {allowed}.')
+    bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * math.pi / 2) ** 2  # squaredcos_cap_v2
+    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
 
 
 def _zero_snr(betas: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 Array = Any  # a float64 torch tensor or numpy array (B, ...)
@@ -35,11 +34,17 @@ class Step:
 
 
 def solve(
-    solver: str, schedule: Levels, times: Sequence[float], z: Array, evaluate: Evaluate
+    solver: str,
+    schedule: Levels,
+    times: Sequence[float],
+    z: Array,
+    evaluate: Evaluate,
+    arrivals: Sequence[float] | None = None,
 ) -> Iterator[Step | Array]:
-    """Yields a `Step` before every solver step from times[0] to times[-1], and at the end the clean sample."""
+    """Yields a `Step` before every solver step from times[0] to times[-1], and at the end the clean sample. `arrivals` are
+    the times that the steps lead to, by default the next ones."""
     history: list[Step] = []
-    for t, s in pairwise(times):
+    for t, s in zip(times[:-1], times[1:] if arrivals is None else arrivals, strict=True):
         step = Step(t, z, *evaluate(z, t))
         yield step
         history = [*history[-3:], step]
@@ -47,8 +52,30 @@ def solve(
     yield z
 
 
-def split(prediction: str, raw: Array, z: Array, alpha: Any, sigma: Any) -> tuple[Array, Array]:
+PRECONDITIONED = ("edm", "edm_v")
+
+
+def preconditioning(prediction: str, sigma: Any, sigma_data: float, boundary: float) -> tuple[Any, Any]:
+    """(c_skip, c_out) of x^ = c_skip z + c_out raw (Karras et al. 2022, table 1); from `boundary` on for a consistency
+    model (Song et al. 2023, appendix C); negative c_out for a v head."""
+    beyond, whole = sigma - boundary, (sigma**2 + sigma_data**2) ** 0.5
+    out = beyond * sigma_data / whole
+    return sigma_data**2 / (beyond**2 + sigma_data**2), -out if prediction == "edm_v" else out
+
+
+def fed(prediction: str, z: Array, sigma: Any, sigma_data: float) -> Array:
+    """What a network is fed of z_t: of EDM's heads c_in z = z / sqrt(sigma² + sigma_data²), z itself of the others."""
+    return z / (sigma**2 + sigma_data**2) ** 0.5 if prediction in PRECONDITIONED else z
+
+
+def split(
+    prediction: str, raw: Array, z: Array, alpha: Any, sigma: Any, sigma_data: float = 0.0, boundary: float = 0.0
+) -> tuple[Array, Array]:
     """(x^, e^), each shaped like `z`, from a network's raw output; alpha and sigma broadcast against `z`."""
+    if prediction in PRECONDITIONED:
+        skip, out = preconditioning(prediction, sigma, sigma_data, boundary)
+        x = skip * z + out * raw
+        return x, (z - x) / sigma
     if prediction == "epsilon":
         return (z - sigma * raw) / alpha, raw
     if prediction == "sample":
@@ -63,10 +90,12 @@ def guided(w: Any, conditional: Array, unconditional: Array) -> Array:
     return (1 + w) * conditional - w * unconditional
 
 
-def clipped(schedule: Levels, z: Array, t: float, x: Array, limit: float) -> tuple[Array, Array]:
-    """(x^, e^) with |x^| at most `limit` and e^ recomputed from it."""
+def clipped(
+    schedule: Levels, z: Array, t: float, x: Array, limit: float, e: Array | None = None
+) -> tuple[Array, Array]:
+    """(x^, e^) with |x^| at most `limit`, and the `e` that is given or the one recomputed from x^."""
     x = x.clip(-limit, limit)
-    return x, (z - float(schedule.alpha(t)) * x) / float(schedule.sigma(t))
+    return x, e if e is not None else (z - float(schedule.alpha(t)) * x) / float(schedule.sigma(t))
 
 
 def ddim(schedule: Levels, z: Array, x: Array, e: Array, s: float) -> Array:
@@ -127,9 +156,20 @@ def _next_ipndm(schedule: Levels, history: list[Step], s: float, evaluate: Evalu
     return _along(schedule, now, e, s)
 
 
+def _next_pndm(schedule: Levels, history: list[Step], s: float, evaluate: Evaluate) -> Array:
+    """PNDM without its Runge-Kutta start (Liu et al., arXiv 2202.09778), as diffusers has it: the first step is evaluated
+    again at its end, the others are `ipndm`'s."""
+    now = history[-1]
+    if len(history) > 1:
+        return _next_ipndm(schedule, history, s, evaluate)
+    e_next = evaluate(ddim(schedule, now.z, now.x, now.e, s), s)[1]
+    return _along(schedule, now, (now.e + e_next) / 2, s)
+
+
 NEXT: dict[str, Callable[[Levels, list[Step], float, Evaluate], Array]] = {
     "ddim": _next_ddim,
     "heun": _next_heun,
     "dpmpp_2m": _next_dpmpp_2m,
     "ipndm": _next_ipndm,
+    "pndm": _next_pndm,
 }

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 from optimize.architectures.artifact import verify_network
 from optimize.diffusion.backend import runner_config, spec_parts
-from optimize.diffusion.sampling import SOLVERS, Sampler
+from optimize.diffusion.sampling import ALL_SOLVERS, Sampler
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.measure.record import Measurement, Variant, policy_text
 from optimize.registry import RUNNERS
@@ -167,8 +167,8 @@ def _sampler(folder: Path, solver: str | None, steps: int | None) -> Sampler | N
     """The artifact's sampler with another solver or number of steps; None where neither is asked for."""
     if solver is None and steps is None:
         return None
-    if solver is not None and solver not in SOLVERS:
-        raise unknown("--sampler", solver, SOLVERS)
+    if solver is not None and solver not in ALL_SOLVERS:
+        raise unknown("--sampler", solver, ALL_SOLVERS)
     own: dict[str, Any] = read_json(checked(folder, "sampler.json"))["sampler"]
     changed = {"timesteps": None} | {k: v for k, v in (("solver", solver), ("steps", steps)) if v is not None}
     return Sampler(**(own | changed))

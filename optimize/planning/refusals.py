@@ -9,6 +9,7 @@ from typing import Any
 
 from optimize.diffusion import parameterization
 from optimize.diffusion.backend import reads_weights
+from optimize.diffusion.followed import followed
 from optimize.diffusion.schedule import from_diffusers
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware import environment
@@ -114,12 +115,12 @@ def context_of(target: Target) -> dict[str, Any]:
 
 def facts_of(recipe: Recipe) -> Facts:
     """What the recipe and the configs of its source say of the model."""
-    guidance, folder = recipe.sampler.guidance, recipe.source.path
+    guidance, folder = recipe.sampler.guidance, recipe.source.config or recipe.source.path
     found: dict[str, Any] = {"guided": bool(guidance.cfg), "folded": guidance.folded}
     try:
         noise = read_json(folder / "scheduler" / "scheduler_config.json")
         schedule = from_diffusers(noise)
-        found["nfe"] = recipe.sampler.nfe(schedule)
+        found["nfe"] = followed(recipe.sampler, schedule)[0].nfe(schedule)
         found["epsilon"] = parameterization.from_diffusers(noise).prediction == "epsilon"
         found["alpha_end"] = float(schedule.alpha(schedule.noisiest))
         network = next((folder / d for d in DENOISERS if (folder / d).is_dir()), folder / DENOISERS[0])
@@ -149,6 +150,7 @@ def _about(recipe: Recipe, index: int) -> dict[str, Any]:
 def _paths(recipe: Recipe) -> list[str]:
     paths = {
         "source.path": recipe.source.path,
+        **({"source.config": recipe.source.config} if recipe.source.config else {}),
         "data.training": recipe.data.training,
         "data.held_out": recipe.data.held_out,
         **_judges(recipe),

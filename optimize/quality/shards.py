@@ -4,6 +4,7 @@ batches are dealt out whole, every process computes with as many threads as a si
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optimize import errors
 from optimize.errors import OptimizeError
 from optimize.quality.metrics import FeatureNetwork
-from optimize.storage.disk import save_tensors, writing
+from optimize.storage.disk import explained, save_tensors, writing
 from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def _raise(scratch: Path, ended: subprocess.CompletedProcess[str]) -> None:
         said = json.loads(file.read_text())
         kind = getattr(errors, said["kind"], OptimizeError)
         raise kind(said["message"])
+    if os.strerror(errno.ENOSPC) in ended.stderr:
+        raise explained(scratch, errno.ENOSPC, OSError())
     if ended.returncode:
         lines = "\n".join(ended.stderr.splitlines()[-TAIL:])
         raise OptimizeError(

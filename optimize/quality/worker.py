@@ -81,14 +81,16 @@ def gathered(compute: Compute, batches: list[tuple[int, int]], state: PartialSta
 
 @contextmanager
 def _images(job: dict[str, Any], state: PartialState, folder: Path) -> Iterator[Compute]:
-    """Draws the images of seeds start..stop-1."""
-    from optimize.architectures.artifact import model_around
+    """Draws the images of seeds start..stop-1; watched by the torch network where another runner draws."""
+    from optimize.architectures.artifact import load_model, model_around
+    from optimize.architectures.finite import Watched
     from optimize.diffusion.backend import open_runner
     from optimize.diffusion.sampling import Sampler
 
     artifact, sampler = Path(job["folder"]), Sampler(**job["sampler"])
+    witness = None if job["runner"] == "torch" else load_model(artifact).denoiser.network
     with open_runner(artifact, job["runner"], **job["options"]) as network:
-        model = model_around(artifact, network)
+        model = model_around(artifact, Watched(network, witness, f"quality: {artifact.name[:10]} on {job['runner']}"))
         yield lambda start, stop: model.sample(range(start, stop), stop - start, sampler)
 
 

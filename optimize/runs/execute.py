@@ -7,6 +7,7 @@ it stopped when the same command is given again.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from optimize.configs import digest
 from optimize.diffusion.sampling import Sampler
 from optimize.diffusion.schedule import Schedule
+from optimize.errors import GateFailed
 from optimize.hardware import environment
 from optimize.measure.record import Measurement
 from optimize.planning import refusals
@@ -30,6 +32,8 @@ from optimize.runs.summary import Findings
 from optimize.storage import ledger
 from optimize.storage.cache import CACHE, Stage, Store, code_hash
 from optimize.storage.weights import file_sha256
+
+log = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = silent) -> dict[str, Any]:
@@ -85,30 +89,29 @@ class _Run:
         ]
 
     def qualities(self, variants: list[Variant]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Quality of the baseline, of every stage through the FP32 runner, and of the last two through every runner."""
+        """Quality of the baseline, of every stage through the FP32 runner, and of the last two through every runner;
+        `{"failed": why}` where what is drawn is not finite, or would not be where NaN survives."""
         found = {}
         for i, variant in enumerate(variants):
             first = fastest_fp32(self.recipe)
             for spec in variant.runners if i and variant.sampling["nfe"] <= 8 else (first,):
-                found[variant.name, spec] = self._quality(
-                    variant, spec, Sampler(**variant.sampling["sampler"]), variants[0]
-                )
+                found[variant.name, spec] = self._quality(variant, spec, _sampler(variant), variants[0])
         return found
 
     def fair(
         self, baseline: Variant, quality: dict[tuple[str, str], dict[str, Any]], half_split: dict[str, Any]
     ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """The fair configuration and every candidate that was tried."""
-        if self.recipe.fair is None:
-            return None, []
         spec, schedule = fastest_fp32(self.recipe), Schedule.from_json(baseline.sampling["schedule"])
         reference = quality["baseline", spec]
+        if self.recipe.fair is None or "failed" in reference:
+            return None, []
 
         def judge(sampler: Sampler) -> tuple[dict[str, Any], dict[str, Any]]:
             found = self._quality(baseline, spec, sampler, baseline, replicates=20, purpose="fair search")
             return found, quality_gates(self.recipe.gates, found, reference, half_split)
 
-        chosen, rows = fair.search(self.recipe.fair, self.recipe.sampler, schedule, judge)
+        chosen, rows = fair.search(self.recipe.fair, _sampler(baseline), schedule, judge)
         if chosen is None:
             return None, rows
         about = {"solver": chosen.solver, "steps": chosen.steps, "nfe": chosen.nfe(schedule)}
@@ -159,13 +162,24 @@ class _Run:
         replicates: int | None = None,
         purpose: str = "images",
     ) -> dict[str, Any]:
-        """Quality of `sampler` on one runner, with its paired difference to the baseline."""
+        """Quality of `sampler` on one runner, with its paired difference to the baseline; `{"failed": why}` for images
+        that are not judged, since the network gives NaN or infinities."""
+        try:
+            return self._figures(variant, spec, sampler, baseline, replicates, purpose)
+        except GateFailed as error:
+            log.error("%s", error)
+            return {"failed": str(error)}
+
+    def _figures(
+        self, variant: Variant, spec: str, sampler: Sampler, baseline: Variant, replicates: int | None, purpose: str
+    ) -> dict[str, Any]:
         config = self.recipe.quality
         replicates = replicates or config.replicates
         first = fastest_fp32(self.recipe)
-        ends = self.recipe.sampler.model_copy(update={"steps": config.endpoint_steps})
+        today = _sampler(baseline)
+        ends = today.model_copy(update={"steps": config.endpoint_steps})
         drawn = self._images(variant, spec, sampler, config.images, purpose)
-        reference = self._images(baseline, first, self.recipe.sampler, config.images)
+        reference = self._images(baseline, first, today, config.images)
         endpoint = self._images(baseline, first, ends, config.endpoint_images, "endpoints")
         key = {
             "images": [drawn.id, reference.id, endpoint.id],
@@ -229,7 +243,9 @@ class _Run:
             stages.publish(found.variants[-1], place.FINAL, out)
             result["samples"] = self._samples(found, out, put)
             anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
-            put("recipe.resolved.yaml", yaml.safe_dump(_plain(anywhere.to_json()), sort_keys=False).encode())
+            said = self.recipe.sampler.model_dump(mode="json", exclude_unset=True)  # the rest is the scheduler's to say
+            text = yaml.safe_dump(_plain(anywhere.to_json() | {"sampler": said}), sort_keys=False)
+            put("recipe.resolved.yaml", text.encode())
             lines = [m.to_json() for m in found.measurements]
             put("measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines).encode())
             put("summary.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
@@ -239,10 +255,14 @@ class _Run:
     def _samples(self, found: Findings, out: Path, put: ledger.Put) -> list[str]:
         """Grids of the same seeds side by side."""
         first = fastest_fp32(self.recipe)
-        rows = {v.name: (v, first, Sampler(**v.sampling["sampler"])) for v in found.variants}
+        rows = {v.name: (v, first, _sampler(v)) for v in found.variants}
         if found.fair:
             fair = {"fair": (found.variants[0], first, Sampler(**found.fair["sampler"]))}
             rows = {"baseline": rows["baseline"]} | fair | rows
+        broken = {name for (name, spec), quality in found.quality.items() if spec == first and "failed" in quality}
+        rows = {n: row for n, row in rows.items() if n not in broken}
+        if not rows:
+            return []
         drawn = {n: self._images(v, s, sampler, self.recipe.quality.images) for n, (v, s, sampler) in rows.items()}
         target, stamp = out / place.GRID, out / place.STAMP
         identity = digest({n: s.id for n, s in drawn.items()})
@@ -275,3 +295,8 @@ def _json_line(value: Any) -> str:
 def _plain(value: Any) -> Any:
     """JSON values only (paths become text), so that YAML needs no tags."""
     return json.loads(json.dumps(value, default=str))
+
+
+def _sampler(variant: Variant) -> Sampler:
+    """How a variant is sampled."""
+    return Sampler(**variant.sampling["sampler"])

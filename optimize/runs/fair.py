@@ -43,7 +43,14 @@ def candidates(config: FairConfig, baseline: Sampler, schedule: Schedule) -> Ite
         if guided and baseline.guidance.cfg is None:
             continue
         guidance = baseline.guidance if guided else Guidance()
-        sampler = Sampler(solver=solver, steps=steps, spacing=spacing, clip=baseline.clip, guidance=guidance)
+        sampler = Sampler(
+            solver=solver,
+            steps=steps,
+            spacing=spacing,
+            clip=baseline.clip,
+            use_clipped_model_output=baseline.use_clipped_model_output,
+            guidance=guidance,
+        )
         alike = solver if steps > 1 else ""  # one step is one Euler step, whatever the solver
         found.setdefault((tuple(sampler.times(schedule)), alike, guided), sampler)
     within = [s for s in found.values() if s.nfe(schedule) <= baseline.nfe(schedule)]
@@ -57,8 +64,10 @@ def _row(sampler: Sampler, schedule: Schedule, quality: dict[str, Any], gates: d
         "spacing": sampler.spacing,
         "guided": bool(sampler.guidance.cfg),
         "nfe": sampler.nfe(schedule),
-        "fd": quality["fd"],
+        "fd": quality.get("fd"),
         "class_accuracy_min": quality.get("class_accuracy", {}).get("min"),
         "passes": hold(gates),
-        "reason": "; ".join(f"{n} {g['value']:.3f} over {g['limit']:.3f}" for n, g in gates.items() if not g["holds"]),
+        "reason": "; ".join(
+            g.get("note") or f"{n} {g['value']:.3f} over {g['limit']:.3f}" for n, g in gates.items() if not g["holds"]
+        ),
     }

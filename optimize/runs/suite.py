@@ -75,7 +75,7 @@ def _split(recipe: Recipe, variants: list[Variant]) -> list[Timed]:
     if spec not in base.runners or len(variants) < 2:
         return []
     steps = {
-        "guidance": recipe.sampler.model_copy(update={"guidance": Guidance()}),
+        "guidance": Sampler(**base.sampling["sampler"]).model_copy(update={"guidance": Guidance()}),
         "distillation": Sampler(**variants[-1].sampling["sampler"]),
     }
     return [_timed(recipe, base, spec, max(recipe.benchmark.batch), f"factor:{n}", s) for n, s in steps.items()]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from optimize.diffusion.solvers import NEXT, Step, clipped, guided, solve, split
+from optimize.diffusion.solvers import NEXT, Step, clipped, fed, guided, solve, split
 from optimize.rng import noise
 
 Network = Callable[[dict[str, np.ndarray]], np.ndarray]  # named inputs -> raw output (B, C, H, W)
-PREDICTIONS = ("epsilon", "sample", "v", "flow")
+PREDICTIONS = ("epsilon", "sample", "v", "flow", "edm", "edm_v")
 NULL = "null."  # before a name: what takes its place in the unconditional branch
 
 
@@ -27,7 +28,9 @@ def refusals(about: dict[str, Any], inputs: Sequence[str]) -> list[str]:
     prediction, kind = about["parameterization"]["prediction"], conditioning["kind"]
     told = {"none": [], "class": ["class_labels"], "tensors": [t["name"] for t in conditioning.get("tensors", ())]}
     found = []
-    if solver not in NEXT:
+    if solver == "scheduler":
+        found.append("solver scheduler is the loop of diffusers; name one in the recipe (sampler.solver: ddim, say)")
+    elif solver not in NEXT:
         found.append(f'solver "{solver}" is not known. Allowed: {", ".join(NEXT)}')
     if prediction not in PREDICTIONS:
         found.append(f'prediction "{prediction}" is not known. Allowed: {", ".join(PREDICTIONS)}')
@@ -92,7 +95,8 @@ class Loop:
         self._sampler, self._conditioning = about["sampler"], about["conditioning"]
         self._parameterization, self._levels = about["parameterization"], Levels(about["steps"])
         schedule = about["schedule"]
-        self._scale = float(schedule["sigma_max"]) if schedule["kind"] == "ve" else 1.0
+        usual = float(schedule.get("sigma_max", 1.0)) if schedule["kind"] == "ve" else 1.0
+        self._scale, self._final = float(about.get("initial", usual)), float(about.get("final", 1.0))
         self._shape, self._limit = tuple(about["shape"]), about["limit"]
         self._specs = {t["name"]: t for t in self._conditioning.get("tensors", ())}
 
@@ -169,9 +173,10 @@ class Loop:
             return self._predict(z, t, asked, w)
 
         z = noise(asked.seeds, self._shape).astype(np.float64) * self._scale
-        last = z
-        for state in solve(self._sampler["solver"], self._levels, self._levels.times, z, evaluate):
-            last = state.z if isinstance(state, Step) else state
+        last, levels = z, self._levels
+        solver = "ddim" if self._sampler["steps"] == 1 else self._sampler["solver"]
+        for state in solve(solver, levels, levels.times, z, evaluate, levels.arrivals):
+            last = state.z if isinstance(state, Step) else state * self._final
         return (last if self._limit is None else last.clip(-self._limit, self._limit)).astype(np.float32)
 
     def _predict(self, z: np.ndarray, t: float, asked: Asked, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +187,10 @@ class Loop:
             x, e = self._guided(z, t, asked, w)
         else:
             x, e = self._denoised(z, t, self._told(asked))
-        return (x, e) if clip is None else clipped(self._levels, z, t, x, clip)
+        if clip is None:
+            return x, e
+        kept = None if self._sampler.get("use_clipped_model_output", True) else e
+        return clipped(self._levels, z, t, x, clip, kept)
 
     def _guided(self, z: np.ndarray, t: float, asked: Asked, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         told, null = self._told(asked), self._told(asked, null=True)
@@ -213,15 +221,20 @@ class Loop:
         """One network evaluation a sample; the network is fed float32. What is told under the latents' name are further
         channels, behind theirs."""
         latents, time = self._names
-        feed = {latents: z.astype(np.float32), time: np.full(len(z), t, np.float32)}
-        if self._parameterization["time_scale"] != 1.0:
+        head, sigma = self._parameterization["prediction"], self._levels.sigma(t)
+        data, boundary = (self._parameterization.get(n, 0.0) for n in ("sigma_data", "boundary"))
+        feed = {latents: fed(head, z, sigma, data).astype(np.float32), time: np.full(len(z), t, np.float32)}
+        if self._parameterization["time"] == "ln_sigma":
+            logarithm = np.log(feed[time].astype(np.float64))
+            feed[time] = (logarithm * self._parameterization["time_scale"]).astype(np.float32)
+        elif self._parameterization["time_scale"] != 1.0:
             feed[time] *= np.float32(self._parameterization["time_scale"])
         if latents in told:
             feed[latents] = np.concatenate([feed[latents], told[latents]], 1)
         raw = self._network({**feed, **{k: v for k, v in told.items() if k != latents}}).astype(np.float64)
         if self._parameterization["learned_variance"]:
             raw = raw[:, : z.shape[1]]
-        return split(self._parameterization["prediction"], raw, z, self._levels.alpha(t), self._levels.sigma(t))
+        return split(head, raw, z, self._levels.alpha(t), sigma, data, boundary)
 
 
 def batched(spec: Mapping[str, Any]) -> bool:
@@ -232,10 +245,13 @@ def batched(spec: Mapping[str, Any]) -> bool:
 class Levels:
     """alpha and sigma at the times of the loop, as sampler.json lists them."""
 
-    def __init__(self, steps: Sequence[dict[str, float]]) -> None:
+    def __init__(self, steps: Sequence[dict[str, Any]]) -> None:
         self.times = [float(step["t"]) for step in steps]
-        self._alpha = {float(step["t"]): float(step["alpha"]) for step in steps}
-        self._sigma = {float(step["t"]): float(step["sigma"]) for step in steps}
+        reached = [step.get("arrives", following) for step, following in pairwise(steps)]
+        self.arrivals = [float(level["t"]) for level in reached]
+        known = [*reached, *steps]
+        self._alpha = {float(level["t"]): float(level["alpha"]) for level in known}
+        self._sigma = {float(level["t"]): float(level["sigma"]) for level in known}
 
     def alpha(self, t: float) -> float:
         """Signal scale at a time of the loop."""

@@ -34,6 +34,7 @@ from optimize.storage.swap import discard, sweep
 from optimize.storage.trust import verify
 from optimize.storage.weights import read_json, read_tensors
 from optimize.training import objectives
+from optimize.training.whole_state import refuse_incomplete
 
 if TYPE_CHECKING:
     import torch
@@ -313,6 +314,7 @@ class _Saver:
         for folder in self._found():
             try:
                 state = _read(folder, self.key)
+                refuse_incomplete(state[0], run.tensors(), run.parameters, folder)
             except ArtifactError as error:
                 log.warning("this checkpoint is not used, its steps are trained again: %s", error)
                 continue

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from optimize.diffusion.schedule import Schedule, from_diffusers
-from optimize.errors import UserError
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 
@@ -49,15 +48,9 @@ def test_a_shifted_schedule_survives_json() -> None:
     assert "shift" not in from_diffusers(networks.STABLE).to_json()
 
 
-@pytest.mark.parametrize("key", ["use_karras_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal"])
-def test_flow_grids_that_are_not_known_are_refused(key: str) -> None:
-    with pytest.raises(UserError, match=f"scheduler_config.json: {key} of a flow schedule is not supported"):
-        from_diffusers({**FLOW, key: True})
-
-
-def test_a_linear_dynamic_shift_is_refused() -> None:
-    with pytest.raises(UserError, match='time_shift_type is supported as "exponential" only'):
-        from_diffusers({**FLOW, "use_dynamic_shifting": True, "time_shift_type": "linear"})
+def test_a_linear_dynamic_shift_is_mu_itself() -> None:
+    config = {**FLOW, "use_dynamic_shifting": True, "time_shift_type": "linear"}
+    assert from_diffusers(config, 256).shift == pytest.approx(0.5)
 
 
 def test_a_bound_at_infinity_is_left_out_of_what_is_stored() -> None:

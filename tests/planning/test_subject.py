@@ -46,7 +46,7 @@ def test_a_folder_without_weights_or_schedule_is_enough_and_assumptions_are_said
     found = open_subject(str(tmp_path / "m"))
     assert sum(x.weights for x in found.read(1)) > 0
     assert any("ordinary 1000-step schedule is assumed" in n for n in found.notes)
-    assert any("assumed to be sampled in 50 DDIM steps" in n for n in found.notes)
+    assert any("assumed to be sampled in 50 steps of ddim" in n for n in found.notes)
     assert not any("assumed to be sampled" in n for n in open_subject(str(tmp_path / "m"), steps=4).notes)
     like = open_subject(str(tmp_path / "m"), like="digits")
     assert like.recipe is not None and like.nfe == 100
@@ -69,7 +69,9 @@ def test_what_is_neither_folder_nor_recipe_says_what_may_be_given(tmp_path: Path
     with pytest.raises(UserError, match="no such file"):
         open_subject("nowhere.yaml")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtifactError, match=r"has neither unet/config.json, transformer/config.json nor config.json"):
+    with pytest.raises(
+        ArtifactError, match=r"no model in it. Give the pipeline's folder \(unet/config.json or transformer/config.json"
+    ):
         open_subject(str(tmp_path / "empty"))
 
 

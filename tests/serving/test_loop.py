@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,17 +16,19 @@ import torch
 from safetensors.torch import save_file
 
 from optimize.architectures.artifact import sampler_json
+from optimize.diffusion import parameterization
 from optimize.diffusion.denoiser import Conditioning, Denoiser
 from optimize.diffusion.model import Model, Structure
 from optimize.diffusion.network import TensorSpec
 from optimize.diffusion.parameterization import Parameterization
-from optimize.diffusion.sampling import SOLVERS, Guidance, Sampler
+from optimize.diffusion.sampling import ALL_SOLVERS, Guidance, Sampler
 from optimize.diffusion.schedule import Schedule, from_diffusers
 from optimize.diffusion.solvers import NEXT
 from optimize.serving._loop import Asked, Loop, refusals
 from optimize.serving._repository import conditions, write_code
 
 VP = from_diffusers({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000})
+SIGHTED = from_diffusers({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 INPUTS = (TensorSpec("sample", ("B", 2, 4, 4)), TensorSpec("timestep", ("B",)), TensorSpec("class_labels", ("B",)))
 
 
@@ -74,11 +77,40 @@ SAMPLERS = {
     "heun guided": Sampler(solver="heun", steps=5, guidance=Guidance(cfg=0.3)),
     "dpmpp_2m": Sampler(solver="dpmpp_2m", steps=5, spacing="logsnr"),
     "ipndm": Sampler(solver="ipndm", steps=7, clip=1.0),
+    "pndm": Sampler(solver="pndm", steps=5),
+    "noise estimate kept": Sampler(steps=4, clip=0.8, use_clipped_model_output=False),
 }
 
 
+LAID = {  # by diffusers' schedulers
+    "strides of DDIM": ({"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}, "ddim"),
+    "scaled noise": ({"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": "sigma_min"}, "ddim"),
+    "Karras": ({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}, "dpmpp_2m"),
+    "EDM": ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "dpmpp_2m"),
+    "EDM's v": ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "ddim"),
+    "shifted flow": ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "ddim"),
+}
+
+
+@pytest.mark.parametrize("name", LAID)
+def test_the_grid_of_a_scheduler_is_served_bit_for_bit(name: str) -> None:
+    config, solver = LAID[name]
+    denoiser = Denoiser(Wave(), parameterization.from_diffusers(config), from_diffusers(config))
+    of = Model(denoiser, Sampler(solver=solver, spacing="scheduler", steps=5), Structure("none", {}), (2, 4, 4))
+    about = json.loads(json.dumps(sampler_json(of)))
+    assert not refusals(about, ["sample", "timestep"])
+    made = Loop(about, lambda feed: of.denoiser.network(**{k: torch.from_numpy(v) for k, v in feed.items()}).numpy())
+    assert np.array_equal(made.draw(Asked(SEEDS)), of.sample(SEEDS.tolist()).numpy())
+
+
+def test_the_loop_of_diffusers_itself_is_not_served() -> None:
+    of = model(Sampler(solver="scheduler"), schedule=from_diffusers({"_class_name": "UniPCMultistepScheduler"}))
+    (why,) = refusals(sampler_json(of), ["sample", "timestep", "class_labels"])
+    assert why.startswith("solver scheduler is the loop of diffusers; name one in the recipe")
+
+
 def test_the_library_and_the_loop_have_the_same_solvers() -> None:
-    assert set(NEXT) == set(SOLVERS)
+    assert set(NEXT) == set(ALL_SOLVERS) - {"scheduler"}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -86,7 +118,7 @@ def test_the_library_and_the_loop_have_the_same_solvers() -> None:
 def test_every_sampler_draws_the_librarys_images_bit_for_bit(name: str, kind: str) -> None:
     if kind == "none" and SAMPLERS[name].guidance.cfg:
         pytest.skip("no unconditional branch to guide with")
-    of = model(SAMPLERS[name], kind=kind)
+    of = model(SAMPLERS[name], kind=kind, schedule=SIGHTED if name == "pndm" else VP)
     expected = of.sample(SEEDS.tolist()).numpy()
     assert np.unique(expected).size > 50
     assert np.array_equal(loop(of).draw(Asked(SEEDS)), expected)

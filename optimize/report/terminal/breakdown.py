@@ -51,7 +51,7 @@ def print_breakdown(report: Report, console: Console) -> None:
             _print_layers(part, console)
     for part in report["parts"]:
         if part["note"]:
-            console.print(f"{part['name']}: {part['note']}", soft_wrap=True)
+            console.print(f"{part['name']}: {part['note']}", soft_wrap=True, markup=False)
     if report["measured_on"]:
         console.print(f"Measured: {report['measured_on']}.", soft_wrap=True)
     console.print(f"Predictions rest on: {report['rates']}.", soft_wrap=True)
