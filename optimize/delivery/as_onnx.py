@@ -5,6 +5,7 @@ The file is run by ONNX Runtime and compared with the network over the noise ran
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from optimize.hardware import environment
 from optimize.recipes.schema import ParityGate
 from optimize.registry import EXPORTERS
 from optimize.storage.commit import commit
+from optimize.storage.ours import kind_of, refuse_foreign, settled
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import file_sha256, read_json
 
@@ -126,13 +129,15 @@ def check_ort() -> None:
 
 
 def check_out(out: Path, kind: str) -> None:
-    """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline), is written to."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
-    if not isinstance(earlier, dict) or earlier.get("kind", "artifact") != kind:
-        word = "artifact" if kind == "artifact" else "exported pipeline"
-        raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline) as it was written, is
+    written to."""
+    restore(out)
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
+        if not isinstance(earlier, dict) or kind_of(earlier) != kind:
+            word = "artifact" if kind == "artifact" else "exported pipeline"
+            raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    settled(refuse_foreign, out)
 
 
 def load_network(path: Path, config: Path | None = None) -> Model:

@@ -26,6 +26,7 @@ from optimize.registry import SOURCES
 from optimize.runs.rounded import as_stored
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
+from optimize.storage.disk import save_tensors
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json, read_tensors
 
@@ -332,8 +333,6 @@ def images_stage(
     }
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:
-        from safetensors.torch import save_file
-
         nfe = sampler.nfe(Schedule.from_json(variant.sampling["schedule"]))
         title = f"{purpose}: {variant.name} on {spec}, {sampler.solver} × {sampler.steps}, {nfe} NFE"
         with progress(title, count) as advance:
@@ -347,7 +346,7 @@ def images_stage(
                     witness = None if spec_parts(spec)[0] == "torch" else variant.model.denoiser.network
                     watched = Watched(network, witness, f"quality: {variant.name} on {spec}")
                     drawn = variant.model.with_network(watched).sample(range(count), batch, sampler, advance)
-        save_file({"images": drawn.contiguous()}, folder / "images.safetensors")
+        save_tensors({"images": drawn.contiguous()}, folder / "images.safetensors")
         return {"artifact": variant.id}
 
     return store.stage("images", key, compute)
