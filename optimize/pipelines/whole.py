@@ -19,7 +19,7 @@ from optimize.delivery.as_onnx import check_ort, check_out
 from optimize.errors import ArtifactError, GateFailed, UserError, unknown
 from optimize.pipelines import layout as graphs
 from optimize.pipelines.folder import COPIED, INDEX, Pipeline, pipeline_of
-from optimize.pipelines.in_place import check_artifact, place_artifact
+from optimize.pipelines.in_place import check_artifact, follow_head, place_artifact
 from optimize.progress import Progress, silent
 from optimize.storage.commit import commit, write_json
 from optimize.storage.trust import MANIFEST
@@ -89,6 +89,8 @@ def export_pipeline(
     def write(temporary: Path) -> dict[str, Any]:
         parts = _export_parts(pipeline, temporary, denoiser, loras, lora_as, opset, progress)
         _copy(pipeline, temporary)
+        if denoiser:
+            follow_head(pipeline, denoiser, temporary)
         return _about(pipeline, loras, lora_as, opset, parts)
 
     return commit(out, write)
