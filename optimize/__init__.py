@@ -61,9 +61,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def load(path: str | Path, steps: int = 50, cfg: float | None = None) -> Model:
-    """The Model in an artifact folder, or in a folder in diffusers layout (then sampled as its scheduler's
-    config says, in `steps` with `cfg`).
+def load(path: str | Path, steps: int = 50, cfg: float | None = None, config: str | Path | None = None) -> Model:
+    """The Model in an artifact folder, in a folder in diffusers layout, or in a checkpoint of one .safetensors file, whose
+    pipeline's folder `config` is (the latter two sampled as their scheduler's config says, in `steps` with `cfg`).
 
     Raises ArtifactError for what is missing, altered, truncated or pickled.
     """
@@ -73,9 +73,10 @@ def load(path: str | Path, steps: int = 50, cfg: float | None = None) -> Model:
     from optimize.storage.trust import MANIFEST
 
     folder = Path(path)
-    if (folder / MANIFEST).exists():
+    if (folder / MANIFEST).exists() and config is None:
         return load_model(folder)
-    return DiffusersSource(folder).load(Sampler(steps=steps, guidance=Guidance(cfg=cfg)))
+    source = DiffusersSource(folder, config=None if config is None else Path(config))
+    return source.load(Sampler(steps=steps, guidance=Guidance(cfg=cfg)))
 
 
 def sample(model: Model, seeds: Sequence[int], batch: int = 64) -> Tensor:

@@ -23,6 +23,7 @@ ORDER = (
     "hardware",
     "diffusion/scheduler_config",
     "diffusion",
+    "architectures/adapters",
     "architectures",
     "sources",
     "pruning",

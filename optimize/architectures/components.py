@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
+from optimize.architectures.bounded import as_errors, check_inputs, on_meta
 from optimize.architectures.entry import Config, from_diffusers, square
+from optimize.architectures.filled import compared, config_of, filled
 from optimize.architectures.known import ARCHITECTURES
 from optimize.diffusion.network import TensorSpec
-from optimize.errors import ArtifactError, UserError, unknown
+from optimize.errors import unknown
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from optimize.storage.variants import Weights
 
 Role = Literal["denoiser", "decoder", "text encoder"]
 SIZED = 64  # latents, where a config names no size
@@ -77,9 +81,12 @@ COMPONENTS: dict[str, Component] = {
 }
 
 
-def class_name(config: Config) -> str:
+def class_name(config: Any) -> str:
     """The class a config.json names, by diffusers' key or transformers'; empty where it names none."""
-    return config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
+    about = config if isinstance(config, dict) else {}
+    named = about.get("_class_name") or about.get("architectures")
+    first = named[0] if isinstance(named, list) and named else named
+    return first if isinstance(first, str) else ""
 
 
 def component(name: str) -> Component:
@@ -89,41 +96,28 @@ def component(name: str) -> Component:
     return COMPONENTS[name]
 
 
-def skeleton(config: Config) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
-    """(the network of a config on the meta device, in evaluation mode, what it is fed); no memory for weights.
+def skeleton(config: Config, weights: Weights | None = None) -> tuple[nn.Module, tuple[TensorSpec, ...]]:
+    """(the network of a config on the meta device, in evaluation mode, what it is fed); no memory for weights. Where
+    `weights` are given, their headers are compared with it.
 
-    Raises UserError for a class that is not known and for a config that its class refuses.
+    Raises UserError for a class that is not known, ArtifactError for a config that its class refuses, for one of an absurd
+    size, and where the weights do not fit.
     """
-    import torch
-
     name = class_name(config)
     entry = component(name)
-    try:
-        with torch.device("meta"):
-            module = entry.build(config)
-        return module.eval().requires_grad_(False), entry.inputs(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{name}: it cannot be built from this config ({type(error).__name__}: {error}).") from error
+    build, where = partial(entry.build, config), config_of(weights) if weights else name
+    if weights:
+        compared(build, config, weights)
+    module = on_meta(build, config, where)
+    with as_errors(config, where):
+        inputs = entry.inputs(config)
+        check_inputs(inputs, config, where)
+    return module.eval().requires_grad_(False), inputs
 
 
-def with_weights(config: Config, folder: Path) -> nn.Module:
-    """The network of a config with the weights in `folder`, float32, evaluation mode, by its library's own loader, which
-    knows shards, half-precision variants and names of older versions; safetensors alone.
+def with_weights(config: Config, weights: Weights) -> nn.Module:
+    """The network of a config with its weights, float32, evaluation mode.
 
     Raises UserError for a class that is not known, ArtifactError where the weights are missing or do not fit.
     """
-    import diffusers
-    import transformers
-    from safetensors import SafetensorError
-
-    name = class_name(config)
-    entry, library = component(name), diffusers if "_class_name" in config else transformers
-    plain = any(not f.stem.endswith(".fp16") for f in folder.glob("*.safetensors"))
-    options = {} if plain else {"variant": "fp16"}
-    try:
-        cls = getattr(library, name)
-        module = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{folder}: its weights cannot be loaded as {name} ({first}).") from error
-    return _as_called(module.float().eval().requires_grad_(False), entry.role)
+    return filled(partial(component(class_name(config)).build, config), config, weights)

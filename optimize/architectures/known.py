@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimize.architectures.any_module import PREFIX, imported_architecture
+from optimize.architectures.bounded import on_meta
 from optimize.architectures.entry import OURS, Architecture, Config
+from optimize.architectures.filled import emptied
 from optimize.architectures.transformers import TRANSFORMERS
 from optimize.architectures.unets import UNETS
 from optimize.errors import unknown
@@ -40,9 +42,9 @@ def with_controlnet(config: Config) -> Config:
 
 
 def hollow(name: str, config: Config) -> nn.Module:
-    """The network of a config without memory for its parameters, which are on the meta device; buffers that are no part
-    of its weights (tables of positions) hold their values."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        return architecture(name).build(config)
+    """The network of a config without memory for its parameters (see `filled.emptied`). Raises ArtifactError for a config
+    that its class refuses, or that asks for an absurdly large network."""
+    entry = architecture(name)
+    if not name.startswith(PREFIX):  # code of the user's own may not know the meta device
+        on_meta(lambda: entry.build(config), config, name)
+    return emptied(lambda: entry.build(config), config, name)

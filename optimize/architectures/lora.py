@@ -1,206 +1,154 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): a layer's weights W become W + s B A, of rank r; s = strength * alpha / r.
 
-Read from safetensors in every naming that diffusers knows, then merged into the weights, or kept beside them as a switch
-whose strength is an input of the network. Plain LoRA only: DoRA, LoHa and LoKr compute something else and are refused.
+Read from safetensors in the namings of the programs that write such files (`adapters/naming.py`), then merged into the
+weights, or kept beside them as a switch whose strength is an input of the network. Every tensor and every alpha of a file
+is merged, or the file is refused in an error that names them.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from optimize.architectures.adapters.contents import Delta, read_updates
+from optimize.architectures.adapters.foreign import short, some
+from optimize.architectures.adapters.naming import DENOISERS, component_of, denoiser_of
+from optimize.architectures.adapters.strength import described
+from optimize.architectures.adapters.to_layers import Names, layers_of, modules_of, placed, twice
 from optimize.errors import ArtifactError, UserError
-from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-DENOISERS = ("unet", "transformer")
-COMPONENTS = (*DENOISERS, "text_encoder", "text_encoder_2")
-LOADERS = {  # diffusers' reader of the namings, by the denoiser's class; all U-Nets have one
-    "SD3Transformer2DModel": "SD3LoraLoaderMixin",
-    "FluxTransformer2DModel": "FluxLoraLoaderMixin",
-}
-OTHERS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_", "lora_mid", "diff_b", "oft_")
-
-
-@dataclass(frozen=True)
-class Delta:
-    """The update of one layer, scale * up(down(x)): down (r,in[,k,k]), up (out,r[,1,1])."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-    def product(self) -> Tensor:
-        """scale * B A in the shape of the layer's weights (out,in[,k,k])."""
-        flat = self.up.flatten(1).float() @ self.down.flatten(1).float()
-        return self.scale * flat.reshape(self.up.shape[0], *self.down.shape[1:])
+log = logging.getLogger(__name__)
+Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Updates by component ("unet", "transformer", "text_encoder", "text_encoder_2") and layer, and where they come from."""
+    """Updates by component ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3") and layer, and where
+    they come from. Layers of a network whose config was not given are called as in the file, but for what `names` has:
+    the whole names by component."""
 
     path: Path
     deltas: dict[str, dict[str, Delta]]
     strength: float = 1.0
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def lora_option(text: str) -> tuple[Path, float]:
-    """(file, strength) of `FILE` or `FILE:strength`; UserError for a strength that is no number."""
+    """(file, strength) of `FILE` or `FILE:strength`; UserError for a strength that is no finite number."""
     file, colon, strength = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or _exists(text):
         return Path(text), 1.0
     try:
-        return Path(file), float(strength)
+        value = float(strength)
     except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
         raise UserError(
-            f'--lora: "{strength}" is no number. Give FILE or FILE:strength, e.g. style.safetensors:0.8.'
-        ) from None
+            f'--lora: "{short(strength)}" is no number. Give FILE or FILE:strength, e.g. style.safetensors:0.8.'
+        )
+    return Path(file), value
 
 
-def read_lora(path: Path, strength: float = 1.0, config: dict[str, Any] | None = None) -> Lora:
-    """The updates in a LoRA file. `config` is the denoiser's: its class decides which namings are known, and it maps the
-    block names of SDXL files written for other programs.
-
-    Raises ArtifactError for what is no safetensors file, and for one with anything but plain LoRA in it."""
-    tensors, about = read_tensors(path), config or {}
-    foreign = [k for k in tensors if any(mark in k for mark in OTHERS)]
-    if foreign or not tensors:
-        raise _not_plain(path, foreign)
+def _exists(text: str) -> bool:
     try:
-        denoiser = "transformer" if about.get("_class_name") in LOADERS else "unet"
-        named, alphas = (_by_component(found, denoiser) for found in _diffusers_names(tensors, about))
-        return Lora(path, _deltas(path, named, alphas, _description(path)), strength)
-    except (ValueError, KeyError, IndexError, AssertionError, NotImplementedError) as error:
-        raise ArtifactError(f"{path}: not a LoRA that diffusers reads ({error}).") from error
+        return Path(text).exists()
+    except OSError:  # longer than names can be
+        return False
 
 
-def _not_plain(path: Path, keys: list[str]) -> ArtifactError:
-    shown = ", ".join(keys[:3]) or "no tensor at all"
-    return ArtifactError(
-        f"{path}: holds {shown}. Only plain LoRA (lora_A and lora_B, or down and up) is merged; DoRA, LoHa and LoKr are not."
-    )
+def read_lora(
+    path: Path, strength: float = 1.0, config: Config | None = None, encoders: Mapping[str, Config] | None = None
+) -> Lora:
+    """The updates in a LoRA file. `config` is the denoiser's: its class tells which component bare names are for, and its
+    layers what the names of other programs stand for; `encoders` are those of the text encoders, by component.
+
+    Raises ArtifactError for what is no safetensors file, for one with anything but plain LoRA in it, and for one that does
+    not fit the networks whose configs are given."""
+    updates, settings = read_updates(path), described(path)
+    class_name = str((config or {}).get("_class_name", ""))
+    denoiser = denoiser_of(updates, class_name)
+    deltas: dict[str, dict[str, Delta]] = {}
+    split = _by_component(path, updates, denoiser, class_name)
+    for component, names in split.items():
+        strengths = settings.of(component)
+        found = {
+            layer: Delta(updates[n].down, updates[n].up, strengths.scale(layer, updates[n]))
+            for layer, n in names.items()
+        }
+        own = config if component == denoiser else (encoders or {}).get(component)
+        deltas[component] = _placed(found, own, Names(path, component, names))
+    _tell_silent(path, deltas)
+    return Lora(path, deltas, strength, split)
 
 
-def _diffusers_names(tensors: dict[str, Any], config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
-    """(tensors, alphas) under diffusers' names."""
-    from diffusers import loaders
-
-    reader = LOADERS.get(config.get("_class_name", ""))
-    if reader == "SD3LoraLoaderMixin":  # the one that reads no alphas
-        return loaders.SD3LoraLoaderMixin.lora_state_dict(dict(tensors)), {}
-    if reader:
-        named, alphas = getattr(loaders, reader).lora_state_dict(dict(tensors), return_alphas=True)
-    else:
-        about = SimpleNamespace(**config) if config else None
-        named, alphas = loaders.StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=about)
-    return named, dict(alphas or {})
+def _by_component(path: Path, names: Iterable[str], denoiser: str, class_name: str) -> dict[str, dict[str, str]]:
+    """{component: {a layer's name without the component's prefix: its name in the file}}."""
+    split: dict[str, dict[str, str]] = {}
+    for name in names:
+        component, layer = component_of(name, denoiser, class_name)
+        first = split.setdefault(component, {}).setdefault(layer, name)
+        if first != name:
+            raise twice(path, [f"{short(first)} and {short(name)}"])
+    return split
 
 
-def _description(path: Path) -> dict[str, Any]:
-    """peft's own description of the adapters, where diffusers stored it with the file: {"unet.lora_alpha": ...}."""
-    from safetensors import safe_open
+def _placed(deltas: dict[str, Delta], config: Config | None, names: Names) -> dict[str, Delta]:
+    """Updates by the layers of the network that a config describes, where it describes one that is known."""
+    from optimize.architectures.components import COMPONENTS, class_name, skeleton
 
-    with safe_open(path, "pt") as file:
-        kept = (file.metadata() or {}).get("lora_adapter_metadata")
-    about = json.loads(kept) if kept else {}
-    return about if isinstance(about, dict) else {}
-
-
-def _deltas(
-    path: Path, named: dict[str, dict[str, Any]], alphas: dict[str, dict[str, Any]], about: dict[str, Any]
-) -> dict[str, dict[str, Delta]]:
-    found: dict[str, dict[str, Delta]] = {}
-    odd: list[str] = []
-    for component, tensors in named.items():
-        downs = {k.removesuffix(".lora_A.weight"): v for k, v in tensors.items() if k.endswith(".lora_A.weight")}
-        ups = {k.removesuffix(".lora_B.weight"): v for k, v in tensors.items() if k.endswith(".lora_B.weight")}
-        odd += [f"{component}.{k}" for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight"))]
-        odd += [f"{component}.{k}" for k in set(downs) ^ set(ups)]
-        given = {k.split(".lora_A")[0].removesuffix(".alpha"): v for k, v in alphas.get(component, {}).items()}
-        for layer in sorted(set(downs) & set(ups)):
-            scale = _scale(component, layer, len(downs[layer]), given, about)
-            found.setdefault(component, {})[layer] = Delta(downs[layer], ups[layer], scale)
-    if odd or not found:
-        raise _not_plain(path, sorted(odd))
-    return found
+    if not config or class_name(config) not in COMPONENTS:
+        return deltas
+    return placed(deltas, layers_of(skeleton(config)[0]), names)
 
 
-def _by_component(named: dict[str, Any], denoiser: str) -> dict[str, dict[str, Any]]:
-    """Tensors by component with peft's names (layer.lora_A.weight); without a prefix they are the denoiser's."""
-    from diffusers.utils import (
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_peft,
-        convert_unet_state_dict_to_peft,
-    )
-
-    split: dict[str, dict[str, Any]] = {}
-    for key, value in named.items():
-        head, _, rest = key.partition(".")
-        component, name = (head, rest) if head in COMPONENTS else (denoiser, key)
-        split.setdefault(component, {})[name] = value
-    return {
-        component: convert_unet_state_dict_to_peft(tensors)
-        if component in DENOISERS
-        else convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
-        for component, tensors in split.items()
-    }
-
-
-def _scale(component: str, layer: str, rank: int, alphas: dict[str, float], about: dict[str, Any]) -> float:
-    """alpha / r; 1 where the file gives no alpha; alpha / sqrt(r) for rank-stabilized LoRA (arXiv:2312.03732)."""
-    if layer in alphas:
-        return float(alphas[layer]) / rank
-    alpha = about.get(f"{component}.lora_alpha", about.get("lora_alpha"))
-    pattern = about.get(f"{component}.alpha_pattern", about.get("alpha_pattern")) or {}
-    alpha = pattern.get(layer, alpha)
-    if alpha is None:
-        return 1.0
-    stabilized = about.get(f"{component}.use_rslora", about.get("use_rslora"))
-    return float(alpha) / (rank**0.5 if stabilized else rank)
+def _tell_silent(path: Path, deltas: dict[str, dict[str, Delta]]) -> None:
+    """An alpha of 0 is a strength of 0, which is worth a word."""
+    silent = [f"{part}.{layer}" for part, found in deltas.items() for layer, delta in found.items() if not delta.scale]
+    if silent:
+        log.warning("%s: alpha is 0, so that nothing changes, of %d layers: %s", path, len(silent), some(silent))
 
 
 def merge(module: nn.Module, lora: Lora, component: str) -> int:
     """Add a component's updates, times the strength, to the weights in place; returns how many layers changed.
 
-    Raises ArtifactError naming the first layers that the network does not have, or has in another shape."""
+    Raises ArtifactError naming the layers that the network does not have, or has in another shape, before any changed, and
+    one whose weights would not be finite."""
     import torch
 
-    deltas = lora.deltas.get(component, {})
-    layers = fitted(module, lora, component)
+    found = fitted(module, lora, component)
     with torch.no_grad():
-        for name, layer in layers.items():
-            layer.weight += (lora.strength * deltas[name].product()).to(layer.weight)
-    return len(layers)
+        for path, (layer, delta) in found.items():
+            update = (lora.strength * delta.product()).reshape(layer.weight.shape).to(layer.weight.device)
+            wide = torch.promote_types(layer.weight.dtype, torch.float32)
+            changed = (layer.weight.to(wide) + update).to(layer.weight.dtype)
+            _check_finite(changed, lora, path)
+            layer.weight.copy_(changed)
+    return len(found)
 
 
-def fitted(module: nn.Module, lora: Lora, component: str) -> dict[str, Any]:
-    """The layers of `module` that a component's updates are for; ArtifactError where one does not fit."""
-    layers = dict(module.named_modules())
-    found, missing = {}, []
-    for name, delta in lora.deltas.get(component, {}).items():
-        layer: Any = layers.get(name, layers.get(name.removeprefix("text_model.")))  # transformers 5 has no such level
-        while getattr(layer, "switched", False):  # another LoRA's switch is around it
-            layer = layer.base
-        shape = (delta.up.shape[0], *delta.down.shape[1:])
-        if layer is None or getattr(layer, "weight", None) is None:
-            missing.append(f"{name} (no such layer)")
-        elif tuple(layer.weight.shape) != shape:
-            missing.append(f"{name} ({list(layer.weight.shape)} in the network, {list(shape)} in the file)")
-        else:
-            found[name] = layer
-    if missing:
-        total, shown = len(lora.deltas[component]), ", ".join(missing[:3])
+def fitted(module: nn.Module, lora: Lora, component: str) -> dict[str, tuple[Any, Delta]]:
+    """{path: (layer of `module`, its update)} of a component's updates; ArtifactError where one does not fit."""
+    deltas = lora.deltas.get(component)
+    if not deltas:
+        if component in DENOISERS and (others := set(DENOISERS) & set(lora.deltas)):
+            raise ArtifactError(f"{lora.path}: it is for a {', '.join(others)}, and this is a {component}.")
+        return {}
+    modules, names = modules_of(module), Names(lora.path, component, lora.names.get(component, {}))
+    return {path: (modules[path], delta) for path, delta in placed(deltas, layers_of(module), names).items()}
+
+
+def _check_finite(values: Tensor, lora: Lora, path: str) -> None:
+    if not bool(values.isfinite().all()):
         raise ArtifactError(
-            f"{lora.path}: {len(missing)} of its {total} layers do not fit the pipeline's {component}: {shown}. "
-            "It was made for another network."
+            f"{lora.path}: at strength {lora.strength:g} the weights of {short(path)} are not finite. Give a lower strength, or leave the file out."
         )
-    return found
 
 
 class Switch:
@@ -211,14 +159,13 @@ class Switch:
 
 def add_switch(module: nn.Module, lora: Lora, component: str, switch: Switch) -> int:
     """Put a component's updates beside its layers in place, W x + strength * switch * scale * B A x; returns how many."""
-    layers = fitted(module, lora, component)
-    for name, layer in layers.items():
+    found = fitted(module, lora, component)
+    for name, (layer, delta) in found.items():
+        _check_finite(lora.strength * delta.product(), lora, name)
         path = next(p for p, m in module.named_modules() if m is layer)
         outer, _, inner = path.rpartition(".")
-        setattr(
-            module.get_submodule(outer), inner, _switched(layer, lora.deltas[component][name], lora.strength, switch)
-        )
-    return len(layers)
+        setattr(module.get_submodule(outer), inner, _switched(layer, delta, lora.strength, switch))
+    return len(found)
 
 
 def _switched(layer: Any, delta: Delta, strength: float, switch: Switch) -> nn.Module:
@@ -233,8 +180,11 @@ def _switched(layer: Any, delta: Delta, strength: float, switch: Switch) -> nn.M
         def __init__(self) -> None:
             super().__init__()
             self.base = layer
-            self.down = nn.Parameter(delta.down.to(layer.weight), requires_grad=False)
-            self.up = nn.Parameter((strength * delta.scale * delta.up.float()).to(layer.weight), requires_grad=False)
+            pixel = (1,) * (layer.weight.ndim - 2)  # of a convolution
+            down = delta.down.reshape(len(delta.down), *layer.weight.shape[1:])
+            up = strength * delta.scale * delta.up.float().reshape(*delta.up.shape[:2], *pixel)
+            self.down = nn.Parameter(down.to(layer.weight), requires_grad=False)
+            self.up = nn.Parameter(up.to(layer.weight), requires_grad=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.base(x) + switch.value * self._update(x)
@@ -243,6 +193,6 @@ def _switched(layer: Any, delta: Delta, strength: float, switch: Switch) -> nn.M
             if isinstance(layer, nn.Conv2d):
                 low = nn.functional.conv2d(x, self.down, None, layer.stride, layer.padding, layer.dilation)
                 return nn.functional.conv2d(low, self.up)
-            return nn.functional.linear(nn.functional.linear(x, self.down.flatten(1)), self.up.flatten(1))
+            return nn.functional.linear(nn.functional.linear(x, self.down), self.up)
 
     return Switched()

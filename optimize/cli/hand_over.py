@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optimize.cli import names as cli_names
-from optimize.cli.options import AsJson, console_of
+from optimize.cli.options import AsJson, Configs, console_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 Texts = list[str] | None
 Given = Annotated[
-    Path, typer.Argument(help="An artifact, e.g. exported/digits/final, or a pipeline folder of diffusers.")
+    Path,
+    typer.Argument(
+        help="An artifact, e.g. exported/digits/final, a pipeline folder of diffusers, or a checkpoint in one file."
+    ),
 ]
 Targets = Annotated[
     str,
@@ -102,6 +105,7 @@ def export(
     denoiser: Denoiser = None,
     lora: Loras = None,
     lora_as: LoraAs = "merged",
+    config: Configs = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -116,6 +120,8 @@ def export(
     Example: optimize export exported/digits/final --adopt exported/digits/kits/final-v100
 
     Example: optimize export my/flux --format onnx --onnx precision=fp16 --out exported/flux
+
+    Example: optimize export sd15.safetensors --config my/sd15-configs --format onnx --out exported/sd15
 
     Example: optimize export stable-diffusion-v1-5 --layout optimum --out exported/sd15 --lora style.safetensors:0.8
     """
@@ -137,9 +143,10 @@ def export(
     limits = {"minutes": minutes, "memory_gb": memory_gb}
     with rich_progress(console, quiet or as_json) as progress:
         if whole:
-            _pipeline(artifact, layout or "optimum", out, denoiser, lora or [], lora_as, console, as_json, progress)
+            made = {"denoiser": denoiser, "lora": lora or [], "lora_as": lora_as, "config": config}
+            _pipeline(artifact, layout or "optimum", out, made, console, as_json, progress)
             return
-        files = {"formats": formats, "kits": place, "zipped": zip, "out": out}
+        files = {"formats": formats, "kits": place, "zipped": zip, "out": out, "config": config}
         sizes = (batch, size or [])
         rows = _artifact(artifact, target, onnx or [], sizes, kernels | kept | limits, files, exported, progress)
     _tell(rows, console, as_json)
@@ -159,7 +166,7 @@ def _artifact(
     from optimize.delivery.as_engines import ENGINES, Request, parse_settings
     from optimize.delivery.as_engines import export as export_all
     from optimize.delivery.as_onnx import parse_onnx
-    from optimize.storage.cache import Store
+    from optimize.storage.cache import CACHE, Store
 
     asked = Request(
         artifact=artifact,
@@ -168,7 +175,7 @@ def _artifact(
         settings=parse_settings(*sizes, **settings),
         **files | {"formats": files["formats"] or ENGINES},
     )
-    return export_all(asked, Store(exported / ".cache"), progress)
+    return export_all(asked, Store(exported / CACHE), progress)
 
 
 def _tell(rows: list[dict[str, Any]], console: Console, as_json: bool) -> None:
@@ -198,7 +205,7 @@ def _adopt(artifact: Path, kits: list[Path], console: Console, as_json: bool) ->
 
 
 OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "tf32", "workspace_gb", "precision_lost", "minutes", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
-OF_PIPELINES = ("format", "onnx", "layout", "out", "denoiser", "lora", "lora_as")
+OF_PIPELINES = ("format", "onnx", "layout", "out", "denoiser", "lora", "lora_as", "config")
 NOTHING_MADE = "of what is made here, and --adopt makes nothing. Leave it out, or export apart."
 FOR_A_NETWORK = "for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."  # fmt: skip
 
@@ -217,9 +224,7 @@ def _pipeline(
     folder: Path,
     layout: str,
     out: Path | None,
-    denoiser: Path | None,
-    lora: list[str],
-    lora_as: str,
+    made: dict[str, Any],
     console: Console,
     as_json: bool,
     progress: Progress,
@@ -230,9 +235,7 @@ def _pipeline(
 
     if out is None:
         raise UserError("--out: a pipeline is exported to a folder of its own. Give e.g. --out exported/pipeline.")
-    manifest = export_pipeline(
-        folder, out, layout=layout, denoiser=denoiser, lora=lora, lora_as=lora_as, progress=progress
-    )
+    manifest = export_pipeline(folder, out, layout=layout, progress=progress, **made)
     if as_json:
         typer.echo(json.dumps(manifest, indent=1))
     else:

@@ -9,14 +9,15 @@ from typing import Annotated
 import typer
 
 from optimize.cli import names
-from optimize.cli.options import AsJson, Exported, PriceTable, console_of
+from optimize.cli.options import AsJson, Configs, Exported, PriceTable, console_of
 
 
 def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model folder, an artifact folder, or a recipe (file or name).", autocompletion=names.recipes
+            help="A model folder, a checkpoint in one file, an artifact folder, or a recipe (file or name).",
+            autocompletion=names.recipes,
         ),
     ],
     target: Annotated[
@@ -36,7 +37,9 @@ def plan(
     measurements: Annotated[Path | None, typer.Option(help="measurements.jsonl to calibrate by.")] = None,
     prices: PriceTable = None,
     out: Annotated[Path | None, typer.Option(help="File for the proposed recipe; one for each target.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that --out names.")] = False,
     exported: Exported = Path("exported"),
+    config: Configs = None,
     as_json: AsJson = False,
 ) -> None:
     """What works on a device, what it will take, and a recipe for a budget: predicted, before any work.
@@ -59,17 +62,20 @@ def plan(
         prices=prices,
         exported=exported,
         beside=out.parent if out else Path(),
+        config=config,
     )
-    written = write_recipes(found, out) if out else []
+    written = write_recipes(found, out, overwrite) if out else []
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
+    from rich.markup import escape
+
     from optimize.report.terminal.outlook import print_plan
 
     console = console_of()
     print_plan(found, console)
     for path in written:
-        console.print(f"Recipe: [bold]{path}[/bold]", soft_wrap=True)
+        console.print(f"Recipe: [bold]{escape(str(path))}[/bold]", soft_wrap=True)
 
 
 def bench(
@@ -159,7 +165,10 @@ def compare(
 
 def inspect(
     model: Annotated[
-        Path, typer.Argument(help="An artifact, a diffusers pipeline or one of its parts, or a config.json.")
+        Path,
+        typer.Argument(
+            help="An artifact, a diffusers pipeline or one of its parts, a checkpoint in one file, or a config.json."
+        ),
     ],
     batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
     target: Annotated[
@@ -172,27 +181,38 @@ def inspect(
     depth: Annotated[int, typer.Option(help="Names of a module's path that layers are summed by.")] = 2,
     measure: Annotated[bool, typer.Option(help="Time the network in torch eager, where it has weights.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for the report as JSON and a picture.")] = None,
+    config: Configs = None,
     as_json: AsJson = False,
 ) -> None:
     """Where a model's parameters, MACs, bytes and time go, layer by layer; no run is needed.
 
     Example: optimize inspect exported/digits/final --depth 3 --out inspected
     """
+    from rich.markup import escape
+
     from optimize.inspect.breakdown import cache_folder
     from optimize.inspect.breakdown import inspect as look
-    from optimize.report.terminal.breakdown import picture, print_breakdown
+    from optimize.report.terminal.breakdown import WRITTEN, check_out, print_breakdown, write_out
 
+    if out is not None:
+        check_out(out)
     console = console_of(stderr=as_json)
     with console.status("Looking at the layers"):
         report = look(
-            model, batch=batch, target=target, format=precision, depth=depth, measure=measure, cache=cache_folder()
+            model,
+            batch=batch,
+            target=target,
+            format=precision,
+            depth=depth,
+            measure=measure,
+            cache=cache_folder(),
+            config=config,
         )
     if out is not None:  # first, since whoever reads the table may stop early
-        drawn = picture(report, out / "layers.png")
-        (out / "layers.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_out(report, out)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
         print_breakdown(report, console)
     if out is not None:
-        console.print(f"Picture: [bold]{drawn}[/bold]", soft_wrap=True)
+        console.print(f"Picture: [bold]{escape(str(out / WRITTEN[0]))}[/bold]", soft_wrap=True)

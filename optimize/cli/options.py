@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 Exported = Annotated[Path, typer.Option(help="Folder that results go to.")]
 PriceTable = Annotated[Path | None, typer.Option("--prices", help="Price table instead of the shipped one.")]
+Configs = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="Of a checkpoint in one file: folder of its pipeline's configs; no weights are needed in it."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

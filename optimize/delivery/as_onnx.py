@@ -5,6 +5,7 @@ The file is run by ONNX Runtime and compared with the network over the noise ran
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,13 @@ from optimize.architectures.artifact import sampler_json, save_model
 from optimize.configs import describe, digest
 from optimize.diffusion.backend import open_runner, reads_weights
 from optimize.diffusion.context import Context
-from optimize.errors import ArtifactError, EnvironmentLacks, GateFailed, UserError, unknown
+from optimize.errors import EnvironmentLacks, GateFailed, UserError, unknown
 from optimize.hardware import environment
 from optimize.recipes.schema import ParityGate
 from optimize.registry import EXPORTERS
-from optimize.sources.diffusers import NETWORKS
 from optimize.storage.commit import commit
+from optimize.storage.ours import kind_of, refuse_foreign, settled
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import file_sha256, read_json
 
@@ -65,7 +67,8 @@ def _count(model: Model) -> dict[str, int]:
 
 def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """`folder/onnx/model.onnx`: the exporter's record, and `{runner: parity}`. Raises GateFailed where the file is farther
-    from the network than its narrowest format may be, EnvironmentLacks without ONNX Runtime or room."""
+    from the network than its narrowest format may be, or either gives NaN, ArtifactError where a weight is NaN,
+    EnvironmentLacks without ONNX Runtime or room."""
     from optimize.diffusion.parity import parity
 
     check_ort()
@@ -73,6 +76,11 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
     _require_memory(model)
     with open_runner(folder, RUNNER) as network:
         far = parity(model, network, LEVELS, BATCH) | {"runner": network.describe()}
+    if "not_finite" in far:
+        raise GateFailed(
+            f"onnx: {far['not_finite']}. Nothing was written. Look for what overflows there: give a checkpoint that computes "
+            "numbers over the whole noise range, keep more layers in FP32 (fp32_layers), or use a wider precision."
+        )
     format = narrowest(record)
     limit = limit_of(format)
     if not far["relative_l2"] <= limit:
@@ -121,32 +129,24 @@ def check_ort() -> None:
 
 
 def check_out(out: Path, kind: str) -> None:
-    """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline), is written to."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
-    if not isinstance(earlier, dict) or earlier.get("kind", "artifact") != kind:
-        word = "artifact" if kind == "artifact" else "exported pipeline"
-        raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline) as it was written, is
+    written to."""
+    restore(out)
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
+        if not isinstance(earlier, dict) or kind_of(earlier) != kind:
+            word = "artifact" if kind == "artifact" else "exported pipeline"
+            raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    settled(refuse_foreign, out)
 
 
-def is_network(folder: Path) -> bool:
-    """Whether a folder holds a network as diffusers saves it, and is no artifact."""
-    return not (folder / MANIFEST).is_file() and any((folder / n / "config.json").is_file() for n in NETWORKS)
-
-
-def load_network(folder: Path) -> Model:
-    """The denoiser in a folder of diffusers; ArtifactError saying what a folder must hold."""
+def load_network(path: Path, config: Path | None = None) -> Model:
+    """The denoiser in a folder of diffusers, or in a checkpoint of one file with the folder of its configs; ArtifactError
+    saying what the path is instead."""
     from optimize.diffusion.sampling import Sampler
     from optimize.sources.diffusers import DiffusersSource
 
-    if not is_network(folder):
-        reason = "no such folder" if not folder.is_dir() else "neither an artifact nor a network of diffusers"
-        asked = " or ".join(f"{n}/config.json" for n in NETWORKS)
-        raise ArtifactError(
-            f"{folder}: {reason}. Give an artifact (manifest.json), or a folder with {asked} and scheduler/ in it."
-        )
-    return DiffusersSource(folder).load(Sampler())
+    return DiffusersSource(path, config=config).load(Sampler())
 
 
 def onnx_config(fields: Mapping[str, Any], option: str = "") -> Any:

@@ -6,6 +6,7 @@ The manifest and the record are checked before anything is deserialized. Never r
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -83,7 +84,7 @@ def records(folder: Path, module: str) -> dict[Path, dict[str, Any]]:
     mine = {place: record for place, record in found.items() if record["module"] == module}
     if not mine:
         raise ArtifactError(
-            f"{folder / FOLDER}: no engine of {libraries.TITLES[module]}. Build one first: optimize export {folder} --target here"
+            f"{folder / FOLDER}: no engine of {libraries.TITLES[module]}. Build one first: optimize export {quote(str(folder))} --target here"
         )
     return mine
 

@@ -38,17 +38,18 @@ def inspect(
     measure: bool = True,
     rounds: int = 5,
     cache: Path | None = None,
+    config: Path | None = None,
 ) -> Report:
     """JSON report of the model in `path` (see `optimize.inspect.parts`) at a batch of images, grouped to `depth` module names.
 
     `{model, batch, target, format, rates, predicted: true, measured_on, parts: [{name, role, class, params, macs, size_bytes,
     memory_bytes, predicted_s, low_s, high_s, measured_s, layers: [{path, params, macs, bytes, predicted_s, bound,
     measured_s}], note}], balance}`; `measured_s` is None where nothing was measured. `format`: fp16 on a GPU and fp32
-    on the CPU where not given. `cache`: folder that keeps this CPU's rates. Raises UserError for bad input.
+    on the CPU where not given. `cache`: folder that keeps this CPU's rates. `config`: of a checkpoint in one file. Raises UserError for bad input.
     """
     if batch < 1 or depth < 1:
         raise UserError(f"inspect: batch {batch} and depth {depth} must be at least 1.")
-    found = parts(path)
+    found = parts(path, config)
     device, rates = _device(target, cache)
     asked = format or ("fp16" if device.cuda else "fp32")
     described = [_described(part, batch, depth, device, asked, rates, rounds if measure else 0) for part in found]

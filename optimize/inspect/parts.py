@@ -5,9 +5,7 @@ A part knows its network's structure at once and loads its weights only when ask
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimize.architectures.components import COMPONENTS, Config, class_name, component, skeleton, with_weights
+from optimize.architectures.original import is_single, part_weights
+from optimize.architectures.recognized import recognized
 from optimize.errors import ArtifactError, UserError, unknown
 from optimize.storage.trust import MANIFEST, checked
-from optimize.storage.weights import read_json, weights_files
+from optimize.storage.variants import weights_files, weights_of
+from optimize.storage.weights import header, read_json, refuse_pickle
 
 if TYPE_CHECKING:
     from torch import nn
 
     from optimize.diffusion.network import TensorSpec
+    from optimize.storage.variants import Weights
 
 ROLES = ("denoiser", "decoder", "text encoder", "other")
 
@@ -43,32 +45,41 @@ class Part:
     note: str = ""
 
 
-def parts(path: Path) -> list[Part]:
-    """The networks in `path`, the denoiser first. Raises UserError where there is none, or one that stands alone is of a
-    class that is not known; ArtifactError for a malformed file."""
-    if path.is_file():
+def parts(path: Path, config: Path | None = None) -> list[Part]:
+    """The networks in `path`, the denoiser first; those of a checkpoint in one file with the folder `config` of its
+    pipeline's configs. Raises UserError where there is none, or one that stands alone is of a class that is not known;
+    ArtifactError for a malformed file, and where the headers of weights do not fit their network."""
+    single = is_single(path)
+    if config is not None and not single:
+        raise UserError(
+            f"--config: {config}: for a checkpoint in one .safetensors file, and {path} is none. Leave it out."
+        )
+    if single and config is None:
+        raise ArtifactError(recognized(path))
+    if path.is_file() and not single:
+        refuse_pickle(path)
         return [_single(path.stem, path, None)]
     if (path / MANIFEST).is_file() and (path / "structure.json").is_file():
         return [_artifact(path)]
     if (path / "config.json").is_file():
         return [_single(path.name, path / "config.json", path)]
-    configs = sorted(path.glob("*/config.json")) if path.is_dir() else []
-    found = [part for config in configs if (part := _of_pipeline(config)) is not None]
+    folder = config or path
+    configs = sorted(folder.glob("*/config.json")) if folder.is_dir() else []
+    found = [part for file in configs if (part := _of_pipeline(file, path if single else None)) is not None]
     if not any(part.skeleton for part in found):
-        raise UserError(_nothing(path, found))
+        raise UserError(_nothing(folder, found))
+    if single and not any(part.load for part in found):
+        raise ArtifactError(recognized(path))
     return sorted(found, key=lambda part: ROLES.index(part.role))
 
 
 def _nothing(path: Path, found: list[Part]) -> str:
-    if not path.exists():
-        said = "no such file or folder"
-    elif found:
-        said = f"none of its networks is known ({', '.join(p.class_name for p in found)}); known are {', '.join(sorted(COMPONENTS))}"
-    else:
-        said = "no model in it"
+    if not found:
+        return recognized(path)
+    shown = ", ".join(sorted({p.class_name[:60] for p in found})[:10])
     return (
-        f"{path}: {said}. Give an artifact folder (manifest.json), a pipeline folder of diffusers (unet/config.json), "
-        "a folder with a config.json, or a config.json alone."
+        f"{path}: none of its networks is known ({shown}); known are {', '.join(sorted(COMPONENTS))}. Give an artifact folder "
+        "(manifest.json), a pipeline folder of diffusers (unet/config.json), a folder with a config.json, or a config.json alone."
     )
 
 
@@ -102,8 +113,9 @@ def _single(name: str, file: Path, folder: Path | None) -> Part:
     config = _config(file)
     given = class_name(config)
     if given not in COMPONENTS:
-        raise unknown(f"{file}: architecture", given, COMPONENTS)
-    return _known(name, config, folder)
+        said = f" {recognized(folder)}" if folder else ""
+        raise UserError(f"{unknown(f'{file}: architecture', given[:60], COMPONENTS)}{said}")
+    return _known(name, config, weights_of(folder) if folder and weights_files(folder) else None)
 
 
 def _config(file: Path) -> Config:
@@ -115,32 +127,29 @@ def _config(file: Path) -> Config:
     return config
 
 
-def _known(name: str, config: Config, folder: Path | None) -> Part:
-    entry, there = component(class_name(config)), folder is not None and bool(weights_files(folder))
-    module, inputs = skeleton(config)
-    load = partial(with_weights, config, folder) if folder and there else None
-    note = "" if there else "No weights as safetensors: nothing is measured."
+def _known(name: str, config: Config, weights: Weights | None) -> Part:
+    entry = component(class_name(config))
+    module, inputs = skeleton(config, weights)
+    load = partial(with_weights, config, weights) if weights else None
+    note = "" if weights else "No weights as safetensors: nothing is measured."
     return Part(name, entry.role, class_name(config), inputs, lambda: module, load, note=note)
 
 
-def _of_pipeline(file: Path) -> Part | None:
-    """A part of a pipeline; one of an unknown class with its parameters alone, None where it holds no network."""
+def _of_pipeline(file: Path, checkpoint: Path | None) -> Part | None:
+    """A part of a pipeline, its weights out of the checkpoint where it is in that; one of an unknown class with its
+    parameters alone, None where it holds no network."""
     config, folder = read_json(file), file.parent
-    name = class_name(config) if isinstance(config, dict) else ""
+    name = class_name(config)
+    files = weights_files(folder)
     if name in COMPONENTS:
-        return _known(folder.name, config, folder)
+        inside = part_weights(checkpoint, folder.name, name, config) if checkpoint else None
+        return _known(folder.name, config, inside or (weights_of(folder) if files else None))
     if not name:
         return None
-    weights = weights_files(folder)
     note = f"{name} is not known here: its parameters are counted, nothing else."
-    return Part(folder.name, "other", name, params=sum(map(stored_elements, weights)) if weights else None, note=note)
+    return Part(folder.name, "other", name, params=sum(map(stored_elements, files)) if files else None, note=note)
 
 
 def stored_elements(file: Path) -> int:
     """Elements of all tensors of a safetensors file, from its header alone. Raises ArtifactError where it has none."""
-    try:
-        with file.open("rb") as f:
-            header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-    except (OSError, struct.error, ValueError) as error:
-        raise ArtifactError(f"{file}: not a whole safetensors file ({error}). Copy or download it again.") from error
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return sum(math.prod(about.shape) for about in header(file).values())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from optimize.architectures.components import class_name
 from optimize.architectures.known import ARCHITECTURES
+from optimize.architectures.original import is_single, part_weights
+from optimize.architectures.recognized import recognized
 from optimize.errors import ArtifactError, UserError, unknown
+from optimize.storage.variants import Weights, weights_of
 from optimize.storage.weights import read_json
 
 INDEX = "model_index.json"
@@ -33,10 +37,12 @@ COPIED = ("scheduler", *TOKENIZERS, "feature_extractor")  # read by their librar
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline folder: its index, and which networks and other parts it has."""
+    """A pipeline folder: its index, and which networks and other parts it has. `checkpoint` is a single file that holds
+    some of its networks' weights, the folder those of the others."""
 
     folder: Path
     index: dict[str, Any]
+    checkpoint: Path | None = None
 
     def has(self, name: str) -> bool:
         """Whether the index names a part of a class (optional ones stand there as [null, null])."""
@@ -71,16 +77,52 @@ class Pipeline:
 
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part."""
-        config: dict[str, Any] = read_json(self.folder / part / "config.json")
+        config = read_json(self.folder / part / "config.json")
+        if not isinstance(config, dict):
+            raise ArtifactError(
+                f"{self.folder / part / 'config.json'}: a config is a JSON object, this is a {type(config).__name__}."
+            )
         return config
+
+    def weights(self, part: str) -> Weights:
+        """Where the weights of a part are: in the single file where it holds them, else in the part's folder."""
+        config = self.config(part)
+        single = part_weights(self.checkpoint, part, class_name(config), config) if self.checkpoint else None
+        if self.checkpoint and single is None and not any((self.folder / part).glob("*.safetensors*")):
+            raise ArtifactError(
+                f"{self.checkpoint}: it does not hold the weights of the pipeline's {part}, and neither does {self.folder / part}. Put them there."
+            )
+        return single or weights_of(self.folder / part)
+
+    def files(self, part: str, weights: bool) -> list[Path]:
+        """The files that are read for a part: its config and, if so, its weights."""
+        return [self.folder / part / "config.json", *(self.weights(part).files if weights else ())]
+
+
+def pipeline_of(path: Path, config: Path | None) -> Pipeline:
+    """The pipeline in a folder, or in a checkpoint of one file with the folder `config` of its configs. Raises what
+    `open_pipeline` does, and UserError where one is given without the other."""
+    if is_single(path):
+        if config is None:
+            raise ArtifactError(recognized(path))
+        return replace(open_pipeline(config), checkpoint=path)
+    if config is not None:
+        raise UserError(
+            f"--config: {config}: for a checkpoint in one .safetensors file, and {path} is none. Leave it out."
+        )
+    return open_pipeline(path)
 
 
 def open_pipeline(folder: Path) -> Pipeline:
     """The pipeline in a folder. Raises UserError where there is none, or one of a class that has no layout (with what can
     be done instead), ArtifactError where a part that the index names is missing."""
     if not (folder / INDEX).is_file():
-        reason = f"there is no {INDEX} in it" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {reason}. Give a pipeline folder of diffusers, as save_pretrained writes it.")
+        reason = (
+            f"{folder}: there is no {INDEX} in it. Give a pipeline folder of diffusers, as save_pretrained writes it. "
+            if folder.is_dir()
+            else ""
+        )
+        raise UserError(f"{reason}{recognized(folder)}")
     index = read_json(folder / INDEX)
     name = index.get("_class_name", "") if isinstance(index, dict) else ""
     if name not in PIPELINES:
@@ -103,7 +145,7 @@ def _refused(folder: Path, name: str) -> UserError:
     for part in ("transformer", "unet"):
         if (config := folder / part / "config.json").is_file() and class_name(read_json(config)) in ARCHITECTURES:
             return UserError(
-                f"{said} Its {part} alone can be exported: optimize export {folder} --format onnx --out exported/{folder.resolve().name}."
+                f"{said} Its {part} alone can be exported: optimize export {quote(str(folder))} --format onnx --out {quote(str(Path('exported', folder.resolve().name)))}."
             )
     return UserError(said)
 

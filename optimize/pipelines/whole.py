@@ -12,12 +12,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from optimize.architectures.adapters.foreign import short, some
 from optimize.architectures.lora import Lora, Switch, add_switch, lora_option, merge, read_lora
 from optimize.configs import digest
 from optimize.delivery.as_onnx import check_ort, check_out
 from optimize.errors import ArtifactError, GateFailed, UserError, unknown
 from optimize.pipelines import layout as graphs
-from optimize.pipelines.folder import COPIED, INDEX, Pipeline, open_pipeline
+from optimize.pipelines.folder import COPIED, INDEX, Pipeline, pipeline_of
 from optimize.pipelines.in_place import check_artifact, follow_head, place_artifact
 from optimize.progress import Progress, silent
 from optimize.storage.commit import commit, write_json
@@ -59,9 +60,11 @@ def export_pipeline(
     lora: Sequence[str] = (),
     lora_as: str = "merged",
     opset: int = 18,
+    config: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Write the pipeline in `folder` to `out` in a layout (optimum's) and return its manifest.
+    """Write the pipeline in `folder` to `out` in a layout (optimum's) and return its manifest. `folder` may be a checkpoint
+    in one file, with the folder `config` of its pipeline's configs.
 
     `denoiser`: an artifact with an exported ONNX file, for the U-Net or transformer. `lora`: files, each with an optional
     `:strength`, "merged" into the weights or kept as a "switch", an input of a U-Net called lora_scale (0 off, 1 as
@@ -75,11 +78,13 @@ def export_pipeline(
             raise unknown(option, given, allowed)
     check_out(out, "pipeline")
     check_ort()
-    pipeline = open_pipeline(folder)
-    loras = [read_lora(*lora_option(text), pipeline.config(pipeline.denoiser)) for text in lora]
+    pipeline = pipeline_of(folder, config)
+    encoders = {name: pipeline.config(name) for name in pipeline.encoders} if lora else {}
+    loras = [read_lora(*lora_option(text), pipeline.config(pipeline.denoiser), encoders) for text in lora]
     _check_loras(pipeline, loras, lora_as, denoiser)
     if denoiser:
         check_artifact(pipeline, denoiser)
+    _check_weights(pipeline, denoiser)
 
     def write(temporary: Path) -> dict[str, Any]:
         parts = _export_parts(pipeline, temporary, denoiser, loras, lora_as, opset, progress)
@@ -91,6 +96,15 @@ def export_pipeline(
     return commit(out, write)
 
 
+def _check_weights(pipeline: Pipeline, artifact: Path | None) -> None:
+    """Compare the headers of every network's weights with it, before any of them is exported."""
+    from optimize.architectures.components import skeleton
+
+    for name in pipeline.networks:
+        if artifact is None or name != pipeline.denoiser:
+            skeleton(pipeline.config(name), pipeline.weights(name))
+
+
 def _check_loras(pipeline: Pipeline, loras: list[Lora], lora_as: str, artifact: Path | None) -> None:
     if loras and lora_as == "switch" and pipeline.denoiser != "unet":
         raise UserError(
@@ -99,7 +113,10 @@ def _check_loras(pipeline: Pipeline, loras: list[Lora], lora_as: str, artifact: 
     for lora in loras:
         others = sorted(set(lora.deltas) - set(pipeline.networks))
         if others:
-            raise ArtifactError(f"{lora.path}: it is for {', '.join(others)}, which this pipeline does not have.")
+            names = some([short(name) for part in others for name in lora.names[part].values()])
+            raise ArtifactError(
+                f"{lora.path}: it is for {', '.join(others)}, which this pipeline does not have: {names}."
+            )
         if artifact is not None and pipeline.denoiser in lora.deltas:
             raise UserError(
                 f"{lora.path}: --denoiser {artifact} is exported already, so no LoRA can be merged into it. Merge it before the passes, or leave --denoiser out."
@@ -141,8 +158,11 @@ def _export_parts(
 
 def _network(pipeline: Pipeline, name: str) -> Any:
     from optimize.architectures.components import with_weights
+    from optimize.architectures.finite import require_finite_weights
 
-    return with_weights(pipeline.config(name), pipeline.folder / name)
+    network = with_weights(pipeline.config(name), pipeline.weights(name))
+    require_finite_weights(network, f"{pipeline.folder / name}")
+    return network
 
 
 def _merge(network: Any, loras: list[Lora], name: str) -> None:
@@ -221,9 +241,12 @@ def _copy(pipeline: Pipeline, out: Path) -> None:
 
 
 def _about(pipeline: Pipeline, loras: list[Lora], lora_as: str, opset: int, parts: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's fields."""
-    read = [p for name in pipeline.networks for p in sorted((pipeline.folder / name).glob("*"))]
-    files = {p.relative_to(pipeline.folder).as_posix(): file_sha256(p) for p in read if p.is_file()}
+    """The manifest's fields; of the source, the files that were read."""
+    taken = [name for name, part in parts.items() if "artifact" in part]  # whose weights were not
+    files = {
+        (p.name if p == pipeline.checkpoint else p.relative_to(pipeline.folder).as_posix()): file_sha256(p)
+        for p in sorted({p for name in pipeline.networks for p in pipeline.files(name, name not in taken)})
+    }
     used = [
         {"sha256": file_sha256(x.path), "strength": x.strength, "as": lora_as, "layers": {k: len(v) for k, v in x.deltas.items()}}
         for x in loras

@@ -116,7 +116,7 @@ def context_of(target: Target) -> dict[str, Any]:
 
 def facts_of(recipe: Recipe) -> Facts:
     """What the recipe and the configs of its source say of the model."""
-    guidance, folder = recipe.sampler.guidance, recipe.source.path
+    guidance, folder = recipe.sampler.guidance, recipe.source.config or recipe.source.path
     found: dict[str, Any] = {"guided": bool(guidance.cfg), "folded": guidance.folded}
     try:
         noise = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -153,6 +153,7 @@ def _about(recipe: Recipe, index: int) -> dict[str, Any]:
 def _paths(recipe: Recipe) -> list[str]:
     paths = {
         "source.path": recipe.source.path,
+        **({"source.config": recipe.source.config} if recipe.source.config else {}),
         "data.training": recipe.data.training,
         "data.held_out": recipe.data.held_out,
         **_judges(recipe),

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.architectures.artifact import load_model
+from optimize.architectures.original import is_single, part_weights
+from optimize.architectures.recognized import recognized
 from optimize.diffusion.followed import clip_of, followed
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule, from_diffusers
@@ -21,14 +23,17 @@ from optimize.recipes.paths import RELATIVE, builtin, examples_root
 from optimize.recipes.read import load
 from optimize.recipes.schema import Recipe
 from optimize.storage.trust import MANIFEST
-from optimize.storage.weights import read_json
+from optimize.storage.variants import weights_files, weights_of
+from optimize.storage.weights import PICKLED, read_json
 from optimize.training.reread import blind_up_to
 
 if TYPE_CHECKING:
     from optimize.roofline.layers import Layer
+    from optimize.storage.variants import Weights
 
 DENOISERS = ("unet", "transformer")  # folders of a pipeline that hold the denoiser
 RESOLVED = "recipe.resolved.yaml"
+FEWEST = "dpmpp_2m"  # the solver that needs the fewest steps of an untrained change
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,11 @@ class Subject:
     prediction: str = ""  # the head, where it is known
     positions: int | None = None
     recipe: Recipe | None = None  # whose data, judges and settings a proposal takes over
-    folder: Path | None = None  # an artifact's, or the model's
+    folder: Path | None = None  # an artifact's, or the model's; its checkpoint in one file
     id: str = ""  # an artifact's
     passes: tuple[str, ...] = ()  # what an artifact went through
     notes: tuple[str, ...] = ()  # what was assumed
+    config: Path | None = None  # of a checkpoint in one file: the folder of its configs
 
     @cached_property
     def nfe(self) -> int:
@@ -65,6 +71,11 @@ class Subject:
             return ((self.nfe, 1),)
         return tuple(part for part in ((plain - doubled, 1), (doubled, 2)) if part[0])
 
+    def sampled(self, steps: int) -> Subject:
+        """Drawn in so many steps of the solver that needs the fewest."""
+        changed = {"solver": FEWEST, "steps": steps, "timesteps": None}
+        return replace(self, sampler=self.sampler.model_copy(update=changed))
+
     def facts(self, batch: int) -> Facts:
         """What rules want to know."""
         guidance = self.sampler.guidance
@@ -81,15 +92,24 @@ class Subject:
 
 
 def open_subject(
-    name: str, steps: int | None = None, guidance: float | None = None, like: str | None = None
+    name: str,
+    steps: int | None = None,
+    guidance: float | None = None,
+    like: str | None = None,
+    config: Path | None = None,
 ) -> Subject:
     """The subject a command names. `steps` and `guidance` replace those it is sampled with; `like` is a recipe whose
-    data and judges a proposal takes over. Raises UserError for what is none of the three, naming what is missing."""
+    data and judges a proposal takes over; `config` is the folder of the configs of a checkpoint in one file. Raises
+    UserError for what is none of these, naming what is missing."""
     folder, base = Path(name), load(like) if like else None
+    if config is not None and not is_single(folder):
+        raise UserError(
+            f"--config: {config}: for a checkpoint in one .safetensors file, and {name} is none. Leave it out."
+        )
     if (folder / MANIFEST).is_file():
         found = _artifact(name, folder, base)
-    elif folder.is_dir():
-        found = _pipeline(name, folder, base or _shipped_for(folder))
+    elif folder.is_dir() or (folder.is_file() and folder.suffix.lower() in (".safetensors", ".gguf", *PICKLED)):
+        found = _pipeline(name, folder, config, base or _shipped_for(folder))
     elif name in builtin() or folder.suffix in (".yaml", ".yml"):
         found = _of_recipe(name, base)
     else:
@@ -112,9 +132,13 @@ def _sampled(found: Subject, steps: int | None, guidance: float | None) -> Subje
 
 def _of_recipe(name: str, base: Recipe | None) -> Subject:
     recipe = load(name)
-    if not recipe.source.path.is_dir():
+    if not recipe.source.path.exists():
         raise UserError(f"recipe {recipe.name}: source.path: {recipe.source.path} does not exist. {RELATIVE}")
-    found = _pipeline(name, recipe.source.path, base or recipe)
+    if recipe.source.kind != "diffusers":
+        raise UserError(
+            f"recipe {recipe.name}: source.kind: {recipe.source.kind}: a plan reads the configs of a model in diffusers layout, and this source has none. Give an artifact of its run, e.g. exported/{recipe.name}/baseline."
+        )
+    found = _pipeline(name, recipe.source.path, recipe.source.config, base or recipe)
     sampler, notes = followed(recipe.sampler, found.schedule)
     return replace(found, sampler=sampler, notes=notes)
 
@@ -145,16 +169,14 @@ def _artifact(name: str, folder: Path, base: Recipe | None) -> Subject:
     )
 
 
-def _pipeline(name: str, folder: Path, recipe: Recipe | None) -> Subject:
-    """A model folder; only configs are read."""
+def _pipeline(name: str, path: Path, configs: Path | None, recipe: Recipe | None) -> Subject:
+    """A model folder, or a checkpoint in one file with the folder of its configs; only configs are read, and the headers
+    of weights, which must fit."""
     from optimize.architectures.components import class_name, skeleton
 
-    place = next((folder / d for d in (*DENOISERS, ".") if (folder / d / "config.json").is_file()), None)
-    if place is None:
-        asked = ", ".join(f"{d}/config.json" for d in DENOISERS)
-        raise ArtifactError(f"model: {folder} has neither {asked} nor config.json. Give a folder in diffusers layout.")
-    config = read_json(place / "config.json")
-    module, inputs = skeleton(config)
+    place, config = _denoiser(path, configs)
+    folder, weights = configs or path, _weights(path, place, config)
+    module, inputs = skeleton(config, weights)
 
     def read(batch: int) -> list[Layer]:
         from optimize.diffusion.network import example_inputs
@@ -173,8 +195,34 @@ def _pipeline(name: str, folder: Path, recipe: Recipe | None) -> Subject:
         notes = (*notes, said)
     sizes = inputs[0].shape(1)[2:]
     positions = int(sizes[0] * sizes[1]) if len(sizes) == 2 else None
-    about = (schedule, class_name(config), prediction, positions, recipe, folder)
-    return Subject(name, "baseline", read, sampler, *about, notes=notes)
+    about = (schedule, class_name(config), prediction, positions, recipe, path)
+    return Subject(name, "baseline", read, sampler, *about, notes=notes, config=configs)
+
+
+def _denoiser(path: Path, configs: Path | None) -> tuple[Path, dict[str, Any]]:
+    """(folder of the denoiser's config, config); ArtifactError saying what the path is where there is none."""
+    from optimize.architectures.components import COMPONENTS, class_name
+
+    folder = configs or path
+    place = next((folder / d for d in (*DENOISERS, ".") if (folder / d / "config.json").is_file()), None)
+    if place is None:
+        raise ArtifactError(f"model: {recognized(folder)}")
+    config = read_json(place / "config.json")
+    if place == folder and (class_name(config) not in COMPONENTS or COMPONENTS[class_name(config)].role != "denoiser"):
+        raise ArtifactError(f"model: {recognized(folder)}")
+    return place, config
+
+
+def _weights(path: Path, place: Path, config: dict[str, Any]) -> Weights | None:
+    """The denoiser's weights, None where a folder has only configs."""
+    from optimize.architectures.components import class_name
+
+    if not path.is_file():
+        return weights_of(place) if weights_files(place) else None
+    found = part_weights(path, place.name, class_name(config), config)
+    if found is None:
+        raise ArtifactError(f"model: {recognized(path)}")
+    return found
 
 
 def _noise(folder: Path) -> tuple[Schedule, str, tuple[str, ...]]:

@@ -160,7 +160,7 @@ def _inception(config: FeatureNetwork, device: str) -> Network:
 
 def _dinov2(config: FeatureNetwork, device: str) -> Network:
     """The class token after the last normalization (Stein et al., arXiv 2306.04675): 224 x 224 bicubic, ImageNet's mean."""
-    network = _pretrained("AutoModel", config, device)
+    network = _pretrained(config, device)
     side = 224 if network.config.image_size >= 224 else network.config.image_size
 
     def features(images: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def _dinov2(config: FeatureNetwork, device: str) -> Network:
 
 def _clip(config: FeatureNetwork, device: str) -> Network:
     """The projected image embedding: shorter side resized bicubic, middle square, CLIP's mean."""
-    network = _pretrained("CLIPModel", config, device)
+    network = _pretrained(config, device)
     side = network.config.vision_config.image_size
 
     def features(images: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def prompt_features(config: FeatureNetwork, prompts: list[str]) -> np.ndarray:
     from transformers import AutoTokenizer
 
     folder = located(config.source, config.revision, "clip")
-    network = _pretrained("CLIPModel", config, "cpu")
+    network = _pretrained(config, "cpu")
     length = network.config.text_config.max_position_embeddings
     tokens = AutoTokenizer.from_pretrained(folder, local_files_only=True)(
         prompts, padding=True, truncation=True, max_length=length, return_tensors="pt"
@@ -199,21 +199,11 @@ def prompt_features(config: FeatureNetwork, prompts: list[str]) -> np.ndarray:
         return network.text_projection(text.pooler_output).double().numpy()
 
 
-def _pretrained(kind: str, config: FeatureNetwork, device: str) -> Any:
+def _pretrained(config: FeatureNetwork, device: str) -> Any:
     """A transformers model from a folder with config.json and model.safetensors."""
-    import transformers
+    from optimize.quality.judges.pretrained import load_pretrained
 
-    folder = located(config.source, config.revision)
-    try:
-        network = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise ArtifactError(
-            f"quality: {folder} does not hold a {config.kind} that transformers can load as safetensors: {str(error).splitlines()[0]}"
-        ) from error
-    expected = {"dinov2": ("dinov2", "dinov2_with_registers"), "clip": ("clip",)}[config.kind]
-    if network.config.model_type not in expected:
-        raise ArtifactError(f"quality: {folder} holds a {network.config.model_type}, not a {config.kind}.")
-    return network.float().to(device).eval().requires_grad_(False)
+    return load_pretrained(config.kind, located(config.source, config.revision)).to(device)
 
 
 def _imported(config: FeatureNetwork, device: str) -> Network:

@@ -33,11 +33,17 @@ def _name(value: str) -> str:
     return value
 
 
+def plain_name(text: str) -> str:
+    """A text as a recipe's name: everything that may not stand in one is a hyphen."""
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    return made if re.fullmatch(NAME, made) else "model"
+
+
 class SourceConfig(Config):
     """Where the trained model is."""
 
     path: Path
-    """The model's folder; for kind module the file of weights."""
+    """The model's folder, or its checkpoint in one .safetensors file; for kind module the file of weights."""
     kind: str = "diffusers"
     """What the path is: the name of a registered source."""
     sha256: Sha256 | None = None
@@ -46,6 +52,8 @@ class SourceConfig(Config):
     """File of tensors by input name; without it seeded ones stand in where the network is told any."""
     controlnet: bool | None = None
     """The U-Net is fed a ControlNet's residuals."""
+    config: Path | None = None
+    """Of a checkpoint in one file: the folder of the pipeline whose configs belong to it; its weights are not needed."""
     network: str | None = None
     """Kind module: import path `package.module:Class`."""
     arguments: dict[str, Any] | None = None

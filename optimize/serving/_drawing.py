@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,11 @@ from optimize.storage.weights import read_json
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from optimize.diffusion.network import Network
+
+LOOK_S = 0.2  # a request that waits looks this often whether its asker is still there
 ON_CPU = ("openvino", "onnxruntime", "torch")  # in the order of their usual speed
 ON_GPU = ("onnxruntime@cuda", "torch@cuda")
 
@@ -61,6 +65,22 @@ def _measured(folder: Path) -> list[tuple[float, str]]:
     return [(latency, spec) for spec, latency in found.items()]
 
 
+class Abandoned(Exception):
+    """Nobody waits for the images any more, or the server is being stopped."""
+
+
+class Heeding:
+    """A network that asks before each call whether there is still a reason for it; `check` raises where there is none."""
+
+    def __init__(self, network: Network, check: Callable[[], None]) -> None:
+        self.network, self.check, self.inputs = network, check, network.inputs
+
+    def __call__(self, **tensors: Tensor) -> Tensor:
+        """The network's output."""
+        self.check()
+        return self.network(**tensors)
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Samples (N,C,H,W), (N,C,L) or (N,L,C) float32, images in [-1, 1], the label of each (None for a model without
@@ -83,6 +103,7 @@ class Drawing:
         self.manifest = verify_network(self.folder)
         self.sampling = read_json(self.folder / "sampler.json")
         self._stack, self._lock = ExitStack(), threading.Lock()
+        self._stopped = threading.Event()
         self._seen: set[int] = set()  # batch sizes drawn
         given = [(runner, "as asked")] if runner else list(candidates(self.folder))
         self.runner, self.why, network = self._open(given)
@@ -106,8 +127,15 @@ class Drawing:
     def __exit__(self, *rest: Any) -> None:
         self._stack.close()
 
-    def draw(self, seeds: Sequence[int], label: int | None = None) -> Drawn:
-        """Images of the seeds, all of class `label` or each of its own; UserError for a class there is not."""
+    def stop(self) -> None:
+        """No network is called any more; drawings under way raise Abandoned."""
+        self._stopped.set()
+
+    def draw(self, seeds: Sequence[int], label: int | None = None, gone: Callable[[], bool] = lambda: False) -> Drawn:
+        """Images of the seeds, all of class `label` or each of its own; UserError for a class there is not.
+
+        `gone` tells whether who asked is gone: asked before each call of the network and while others draw, it ends the
+        drawing with Abandoned."""
         import torch
 
         from optimize.diffusion.sampling import sample
@@ -118,20 +146,44 @@ class Drawing:
         if label is not None and not 0 <= label < about.classes:
             raise UserError(f"class: {label} given, allowed 0 to {about.classes - 1}")
         told = self.model.condition(seeds) if label is None else torch.full((len(seeds),), label)
-        with self._lock, torch.inference_mode():
+
+        def check() -> None:
+            if self._stopped.is_set() or gone():
+                raise Abandoned
+
+        with self._turn(check), torch.inference_mode():
+            heeding = self.model.denoiser.with_network(Heeding(self.model.denoiser.network, check))
             noise, start = self.model.noise(seeds), perf_counter()
-            drawn, limit = sample(self.model.sampler, self.model.denoiser, noise, told), self.model.limit
+            drawn, limit = sample(self.model.sampler, heeding, noise, told), self.model.limit
             drawn = (drawn if limit is None else drawn.clamp(-limit, limit)).float()
             seconds = perf_counter() - start
             first = len(seeds) not in self._seen
             self._seen.add(len(seeds))
         return Drawn(drawn.numpy(), told.tolist() if about.kind == "class" else None, seconds, first)
 
+    @contextmanager
+    def _turn(self, check: Callable[[], None]) -> Iterator[None]:
+        """The block is entered by one at a time; while waiting, `check` may raise."""
+        check()
+        while not self._lock.acquire(timeout=LOOK_S):
+            check()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def without_place(self, text: str) -> str:
+        """A text without the paths of the artifact's folder."""
+        for place in sorted(
+            {str(self.folder), str(self.folder.absolute()), str(self.folder.resolve())}, key=len, reverse=True
+        ):
+            text = text.replace(place, "the artifact") if len(place) > 1 else text
+        return text
+
     def describe(self) -> dict[str, Any]:
-        """What is served, JSON."""
+        """What is served, JSON; not where it lies."""
         sampler, conditioning = self.model.sampler, self.model.denoiser.conditioning
         return {
-            "artifact": str(self.folder),
             "name": self.folder.parent.name if self.folder.name == "final" else self.folder.name,
             "id": self.manifest.get("id", ""),
             "runner": self.runner,

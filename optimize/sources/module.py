@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from optimize.configs import DESCRIBED, digest
 from optimize.errors import ArtifactError, UserError
 from optimize.registry import SOURCES
-from optimize.storage.weights import file_sha256, load_state, read_tensors
+from optimize.storage.accounting import load_state
+from optimize.storage.variants import read_weights
+from optimize.storage.weights import file_sha256
 
 if TYPE_CHECKING:
     from optimize.diffusion.model import Model
@@ -67,7 +69,7 @@ class ModuleSource:
                 "source: kind module needs network (package.module:Class) and inputs (name: dims; the latents first, "
                 "then the time), e.g. {sample: [B, 3, 32, 32], timestep: [B]}."
             )
-        tensors = read_tensors(self.path)
+        tensors = read_weights([self.path])
         if self.sha256 and file_sha256(self.path) != self.sha256:
             raise ArtifactError(f"source.sha256: {self.path} is not the file the recipe expects.")
         name = PREFIX + self.network

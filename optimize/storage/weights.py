@@ -1,9 +1,14 @@
-"""Reading and hashing weights: safetensors only; anything pickled, truncated or missing is one clear error."""
+"""Reading and hashing weights: safetensors only; anything pickled, truncated or missing is one clear error.
+
+Which files of a folder hold a network's weights is decided in `variants.py`, whether they fit it in `accounting.py`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +17,29 @@ from optimize.errors import ArtifactError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAMES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", "model.fp16")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+METADATA = "__metadata__"  # the entry of a header that is no tensor
+LONGEST_HEADER = 100 * 2**20  # bytes, the format's own limit
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # read, and widened to F32
+OTHERS = {  # first bytes of files that go by the name of weights, and what they are
+    b"GGUF": "a GGUF file, whose weights are quantized in blocks. They are not read: give the network's own weights, in 16 or 32 bits, as safetensors",
+    b"PK\x03\x04": "a pickled checkpoint under another name; it is never loaded. Convert it to safetensors first",
+    b"\x80": "a pickled checkpoint under another name; it is never loaded. Convert it to safetensors first",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself. Fetch it: git lfs pull",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file, by its header: dtype in the format's words, shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def floats(self) -> bool:
+        """Whether it holds floating-point numbers that are read as float32."""
+        return self.dtype in FLOATS
 
 
 def file_sha256(path: Path) -> str:
@@ -22,69 +48,107 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def header(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, read from its header alone; ArtifactError saying what is wrong with the file."""
+    parsed = _parsed(path)
+    try:
+        return {name: _stored(about) for name, about in parsed.items() if name != METADATA}
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, text by text."""
+    found = _parsed(path).get(METADATA)
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    refuse_pickle(path)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LONGEST_HEADER, path.stat().st_size - 8):
+                raise ValueError(f"it would have a header of {length} bytes")
+            parsed = json.loads(file.read(length))
+            if not isinstance(parsed, dict):
+                raise ValueError("its header is no JSON object")
+            ends = [about["data_offsets"][1] for name, about in parsed.items() if name != METADATA]
+            if 8 + length + max(ends, default=0) != path.stat().st_size:
+                raise ValueError("its data are not as long as its header says")
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    return parsed
+
+
+def _stored(about: Any) -> Stored:
+    shape = tuple(about["shape"])
+    if not isinstance(about["dtype"], str) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("a tensor without dtype or shape")
+    return Stored(about["dtype"], shape)
+
+
+def is_read(dtype: Any) -> bool:
+    """Whether a dtype of torch is one of FLOATS, which are read as float32."""
+    import torch
+
+    wide, narrow = (torch.float64, torch.float32), (torch.float16, torch.bfloat16)
+    eight = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+    return dtype in (*wide, *narrow, *eight)
+
+
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a safetensors file, read from its header alone."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: tuple(about["shape"]) for name, about in header.items() if name != "__metadata__"}
+    return {name: about.shape for name, about in header(path).items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU; raises ArtifactError saying what is wrong with the file."""
-    from safetensors import SafetensorError
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or those of these names, on the CPU; raises ArtifactError saying what is wrong
+    with the file."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     refuse_pickle(path)
     if not path.is_file():
-        raise ArtifactError(f"{path}: no such file. Give a folder that holds the weights as safetensors.")
+        raise _missing(path)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not a whole safetensors file ({error}). Copy or download it again.") from error
+        if names is None:
+            return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _damaged(path, error) from error
 
 
-def weights_files(folder: Path) -> list[Path]:
-    """The safetensors files of a part: one, in full precision where there are several, or all shards of an index."""
-    for name in NAMES:
-        if (file := folder / f"{name}.safetensors").is_file():
-            return [file]
-        if (index := folder / f"{name}.safetensors.index.json").is_file():
-            return [folder / shard for shard in sorted(set(_weight_map(index).values()))]
-    return []
+def _missing(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path}: no such file. Give a folder that holds the weights as safetensors.")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file of an index of shards; a name that leaves the folder is refused."""
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise ArtifactError(f"{index}: it has no weight_map. Copy or download it again.")
-    for shard in found.values():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ArtifactError(f"{index}: the shard {shard!r} is no file name of this folder.")
-    return found
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a network's folder, from its one file or all its shards, half precision widened to float32.
-
-    Raises ArtifactError where there are none, a shard is missing or damaged, or only a pickled file is there.
-    """
-    import torch
-
-    files = weights_files(folder)
-    if not files:
-        return read_tensors(folder / f"{NAMES[0]}.safetensors")  # says what is missing
-    found = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
-    halves = (torch.float16, torch.bfloat16)
-    return {name: t.float() if t.dtype in halves else t for name, t in found.items()}
+def _damaged(path: Path, error: Exception) -> ArtifactError:
+    """What the file is instead, by its first bytes, else what its reader says."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        start = b""
+    for mark, said in OTHERS.items():
+        if start.startswith(mark):
+            return ArtifactError(f"{path}: {said}.")
+    reason = str(error)[:200]
+    return ArtifactError(f"{path}: not a whole safetensors file ({reason}). Copy or download it again.")
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raise ArtifactError where `path` is a pickled checkpoint, or is missing while a pickled one lies beside it."""
-    if path.suffix in PICKLED:
+    """Raise ArtifactError where `path` is a pickled checkpoint or a GGUF file, or is missing while a pickled one lies
+    beside it."""
+    if path.suffix.lower() in PICKLED:
         raise ArtifactError(f"{path}: pickled checkpoints are never loaded. Convert it to safetensors first.")
+    if path.suffix.lower() == ".gguf":
+        raise ArtifactError(f"{path}: {OTHERS[b'GGUF']}.")
     if not path.exists() and path.parent.is_dir():
-        pickled = sorted(p.name for p in path.parent.iterdir() if p.suffix in PICKLED)
+        pickled = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in PICKLED)
         if pickled:
             raise ArtifactError(
                 f"{path.parent}: only a pickled checkpoint ({pickled[0]}) is there; it is never loaded. Convert it to safetensors ({path.name})."
@@ -99,14 +163,3 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{path}: not readable JSON ({error}).") from error
-
-
-def load_state(module: Any, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load tensors into a module strictly, replacing meta tensors; mismatches are one ArtifactError."""
-    try:
-        module.load_state_dict(tensors, strict=True, assign=True)
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise ArtifactError(
-            f"{path}: the weights do not fit the network: {' '.join(x.strip() for x in lines[1:3])}"
-        ) from error

@@ -65,8 +65,6 @@ def test_every_naming_merges_to_w_plus_s_b_a(
     tmp_path: Path, named: Callable[[Tensors], Tensors], scale: float, strength: float
 ) -> None:
     tensors, before, after = lora_tensors(rank=RANK), unet(), unet()
-    # kohya's converter of diffusers knows attention and not this convolution's name: only layers it knows
-    tensors = {k: v for k, v in tensors.items() if named is not kohya or "attn2" in k}
     lora = read_lora(written(tmp_path, named(tensors)), strength)
     assert merge(after, lora, "unet") == len(tensors) // 2
     changed = {k for k, v in after.state_dict().items() if not torch.equal(v, before.state_dict()[k])}
@@ -108,7 +106,7 @@ def test_a_text_encoders_layers_are_found_under_the_names_of_old_and_new_librari
 
 
 def test_merging_equals_diffusers_own_fused_network(tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="the reference wants peft (extra dev)")
+    pytest.importorskip("peft", reason="the reference wants peft")
     tensors = lora_tensors()
     path, ours, theirs = written(tmp_path, peft(tensors, "unet.")), unet(), unet()
     theirs.load_lora_adapter({k.removeprefix("unet."): v for k, v in peft(tensors).items()}, prefix=None)
@@ -125,7 +123,7 @@ def test_merging_equals_diffusers_own_fused_network(tmp_path: Path) -> None:
 def test_a_transformers_updates_are_merged_as_diffusers_fuses_them(
     tmp_path: Path, network: Callable[[], Any], prefix: str
 ) -> None:
-    pytest.importorskip("peft", reason="the reference wants peft (extra dev)")
+    pytest.importorskip("peft", reason="the reference wants peft")
     ours, theirs = network(), network()
     tensors = transformer_lora_tensors(ours)
     lora = read_lora(written(tmp_path, peft(tensors, prefix)), 0.7, named(ours))
@@ -151,13 +149,6 @@ def test_kohyas_names_for_flux_are_read_with_their_alpha(tmp_path: Path) -> None
     for i, part in enumerate("qkv"):
         delta = lora.deltas["transformer"][f"transformer_blocks.0.attn.to_{part}"]
         assert torch.allclose(delta.product(), expected[32 * i : 32 * (i + 1)], atol=1e-5)
-
-
-def test_a_file_for_another_family_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="not a LoRA that diffusers reads"):
-        read_lora(written(tmp_path, kohya(lora_tensors())), 1.0, named(flux()))
-    with pytest.raises(ArtifactError, match="Only plain LoRA"):
-        read_lora(written(tmp_path, kohya(lora_tensors())), 1.0, named(sd3()))
 
 
 def test_a_switch_is_the_base_bit_for_bit_at_0_and_merged_at_1_and_half_way_between(tmp_path: Path) -> None:
@@ -199,21 +190,6 @@ def test_a_lora_that_does_not_fit_names_the_first_layers(tmp_path: Path) -> None
         merge(unet(block_out_channels=(16, 32), cross_attention_dim=64), lora, "unet")
 
 
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {"unet.a.lora_A.weight": torch.zeros(1, 2)},
-        {"unet.a.weight": torch.zeros(1)},
-        {"lora_unet_a.hada_w1_a": torch.zeros(1)},
-        {**peft(text_lora_tensors(), "unet."), "unet.a.dora_scale": torch.zeros(1)},
-        {},
-    ],
-)
-def test_anything_but_plain_lora_is_refused_by_name(tmp_path: Path, tensors: Tensors) -> None:
-    with pytest.raises(ArtifactError, match=r"Only plain LoRA|not a LoRA that diffusers reads"):
-        read_lora(written(tmp_path, tensors))
-
-
 def test_a_file_that_is_missing_pickled_or_broken_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such file"):
         read_lora(tmp_path / "gone.safetensors")
@@ -231,5 +207,7 @@ def test_the_option_takes_a_strength_after_the_last_colon(tmp_path: Path) -> Non
     odd = tmp_path / "x:1"
     odd.write_bytes(b"")
     assert lora_option(str(odd)) == (odd, 1.0)
-    with pytest.raises(UserError, match=r'--lora: "much" is no number. Give FILE or FILE:strength'):
-        lora_option("a.safetensors:much")
+    for wrong in ("much", "nan", "-inf", "1e999", ""):
+        with pytest.raises(UserError, match=rf'--lora: "{wrong}" is no number. Give FILE or FILE:strength'):
+            lora_option(f"a.safetensors:{wrong}")
+    assert lora_option(f"{'a' * 5000}:2") == (Path("a" * 5000), 2.0)

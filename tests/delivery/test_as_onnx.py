@@ -163,8 +163,8 @@ def test_fields_of_the_command_line() -> None:
 
 
 def test_a_folder_that_holds_no_network_is_told_what_it_must_hold(tiny_folder: Path, tmp_path: Path) -> None:
-    for folder, said in ((tmp_path / "gone", "no such folder"), (tmp_path, "neither an artifact nor a network")):
-        with pytest.raises(ArtifactError, match=f"{said}.*manifest.json.*unet/config.json or transformer/config.json"):
+    for folder, said in ((tmp_path / "gone", "no such file or folder"), (tmp_path, "no model in it")):
+        with pytest.raises(ArtifactError, match=f"{said}.*unet/config.json or transformer/config.json.*manifest.json"):
             load_network(folder)
     with pytest.raises(
         UserError, match=r"--out: a network becomes an artifact in a folder of its own. Give e.g. --out"

@@ -34,7 +34,7 @@ def test_a_folder_without_an_index_is_one_clear_error(copy: Path) -> None:
     (copy / "model_index.json").unlink()
     with pytest.raises(UserError, match=r"there is no model_index.json in it. Give a pipeline folder of diffusers"):
         open_pipeline(copy)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         open_pipeline(copy / "gone")
 
 

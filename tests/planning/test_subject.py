@@ -69,7 +69,9 @@ def test_what_is_neither_folder_nor_recipe_says_what_may_be_given(tmp_path: Path
     with pytest.raises(UserError, match="no such file"):
         open_subject("nowhere.yaml")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtifactError, match=r"has neither unet/config.json, transformer/config.json nor config.json"):
+    with pytest.raises(
+        ArtifactError, match=r"no model in it. Give the pipeline's folder \(unet/config.json or transformer/config.json"
+    ):
         open_subject(str(tmp_path / "empty"))
 
 

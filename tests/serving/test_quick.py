@@ -30,7 +30,8 @@ from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.exporters.onnx import Onnx
 from optimize.hardware.environment import device_class
 from optimize.serving import _drawing, quick
-from optimize.serving._drawing import Drawing, candidates
+from optimize.serving._drawing import Abandoned, Drawing, candidates
+from optimize.serving._pictures import pixels
 from optimize.sources.diffusers import DiffusersSource
 from optimize.storage.commit import commit
 
@@ -80,7 +81,7 @@ def test_images_are_the_librarys_for_the_same_seeds(url: str, run: Path) -> None
     assert [(i["seed"], i["class"]) for i in answer["images"]] == [(7, 7), (8, 8), (9, 9)]
     with open_runner(run / "final", "onnxruntime") as runner:
         expected = load_model(run / "final").with_network(runner).sample([7, 8, 9]).numpy()
-    for image, wanted in zip(answer["images"], quick.pixels(expected)):
+    for image, wanted in zip(answer["images"], pixels(expected)):
         assert np.array_equal(decoded(base64.b64decode(image["png"])), wanted[:, :, 0])
 
 
@@ -160,9 +161,9 @@ def test_what_a_runner_raises_is_told_to_the_one_who_asked(url: str, monkeypatch
 def test_latents_are_scaled_to_be_seen_and_samples_of_two_dims_are_grey() -> None:
     latents = np.zeros((2, 4, 2, 2), np.float32)
     latents[0, 0, 0, 0], latents[1, 2, 1, 1] = -8.0, 0.5
-    seen = quick.pixels(latents, None)
+    seen = pixels(latents, None)
     assert seen.shape == (2, 2, 2, 4) and seen[0, 0, 0, 0] == 0 and seen[1, 1, 1, 2] == 255 and seen[0, 1, 1, 1] == 128
-    line = quick.pixels(np.array([[[0.5, -0.5, 0.0]]], np.float32), 0.5)
+    line = pixels(np.array([[[0.5, -0.5, 0.0]]], np.float32), 0.5)
     assert line.shape == (1, 1, 3, 1) and line[0, 0, :, 0].tolist() == [255, 0, 128]
 
 
@@ -200,6 +201,81 @@ def test_concurrent_requests_get_their_own_images(url: str) -> None:
     assert len(set(found.values())) == 6
 
 
+class Slow:
+    """A network that waits at its first call to be let go, and counts its calls."""
+
+    def __init__(self, network: Any) -> None:
+        self.network, self.inputs, self.calls = network, network.inputs, 0
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, **tensors: Any) -> Any:
+        self.calls += 1
+        self.begun.set()
+        assert self.go.wait(20)
+        return self.network(**tensors)
+
+
+@pytest.fixture
+def slow(run: Path) -> Iterator[tuple[Drawing, Slow, int]]:
+    with Drawing(run, "onnxruntime") as drawing, quick.open_server(drawing, port=0) as server:
+        network = Slow(drawing.model.denoiser.network)
+        drawing.model = drawing.model.with_network(network)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield drawing, network, server.server_address[1]
+        network.go.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_who_leaves_gives_up_the_drawing_and_the_place_in_the_queue(slow: tuple[Drawing, Slow, int]) -> None:
+    """Two evaluations an image: the first is under way when the asker of 64 leaves, the second is not begun."""
+    _, network, port = slow
+    line = b"GET /v1/images?count=64 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    drawn = socket.create_connection(("127.0.0.1", port))
+    drawn.sendall(line)
+    assert network.begun.wait(20)
+    waits = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+    for one in waits:
+        one.sendall(line)
+    for one in (drawn, *waits):
+        one.close()
+    assert get(f"http://127.0.0.1:{port}/v1/model")[0] == 200  # the loop has been round, and knows that they left
+    network.go.set()
+    assert get(f"http://127.0.0.1:{port}/v1/images?count=2")[0] == 200
+    assert network.calls == 1 + 2
+
+
+def test_a_server_that_is_being_stopped_begins_no_further_evaluation(slow: tuple[Drawing, Slow, int]) -> None:
+    drawing, network, _ = slow
+    raised: list[BaseException] = []
+
+    def draw() -> None:
+        try:
+            drawing.draw([0])
+        except Abandoned as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    assert network.begun.wait(20)
+    drawing.stop()
+    network.go.set()
+    thread.join(20)
+    assert raised and network.calls == 1
+
+
+def test_strangers_are_not_told_where_the_artifact_lies(url: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(run.parent) not in get(f"{url}/v1/model")[2].decode()
+
+    def fail(self: Drawing, *arguments: Any) -> Any:
+        raise OSError(f"cannot read {self.folder.resolve()}/onnx/model.onnx")
+
+    monkeypatch.setattr(Drawing, "draw", fail)
+    said = json.loads(get(f"{url}/v1/images")[2])["error"]
+    assert said == "drawing failed: OSError: cannot read the artifact/onnx/model.onnx"
+
+
 def test_a_port_in_use_or_a_bad_address_is_one_message(run: Path) -> None:
     with Drawing(run, "onnxruntime") as drawing, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -208,6 +284,8 @@ def test_a_port_in_use_or_a_bad_address_is_one_message(run: Path) -> None:
             quick.open_server(drawing, port=taken.getsockname()[1])
         with pytest.raises(UserError, match="--port: 70000 given, allowed 0 to 65535"):
             quick.open_server(drawing, port=70000)
+        with pytest.raises(UserError, match="--port: -1 given, allowed 0 to 65535"):
+            quick.open_server(drawing, port=-1)
         with pytest.raises(UserError, match=r"--host: no\.such\.host\.invalid is no address of this machine"):
             quick.open_server(drawing, host="no.such.host.invalid")
         with pytest.raises(EnvironmentLacks, match=r"192.0.2.1:0 cannot be opened"):  # an address kept for documents
@@ -274,7 +352,19 @@ def test_an_altered_artifact_is_not_loaded(
 
 
 def test_the_command_serves_on_a_free_port_and_ends_when_told(run: Path) -> None:
-    command = [sys.executable, "-m", "optimize", "serve", str(run), "--port", "0", "--runner", "onnxruntime"]
+    command = [
+        sys.executable,
+        "-m",
+        "optimize",
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--runner",
+        "onnxruntime",
+        "--allow-host",
+        "box.example",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -282,6 +372,9 @@ def test_the_command_serves_on_a_free_port_and_ends_when_told(run: Path) -> None
         found = re.search(r"final on onnxruntime \(as asked\): (http://127\.0\.0\.1:\d+)$", line)
         assert found, line
         assert len(json.loads(get(found[1] + "/v1/images?count=2")[2])["images"]) == 2
+        asked = urllib.request.Request(found[1] + "/v1/model", headers={"Host": "box.example:80"})
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            assert answer.status == 200
         process.terminate()
         assert process.wait(timeout=30) == 0
     finally:
@@ -294,6 +387,7 @@ def test_wrong_input_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
         (("nowhere",), "is no folder"),
         ((".",), "neither an artifact nor a run"),
         (("nowhere", "--triton", "models"), "is no folder"),
+        (("nowhere", "--allow-host", "http://x"), '--allow-host: "http://x" is no name or address'),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "optimize", "serve", *arguments],

@@ -148,7 +148,7 @@ def copy(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_missing_checkpoint_is_one_clear_error(copy: Path) -> None:
-    with pytest.raises(ArtifactError, match="no folder"):
+    with pytest.raises(ArtifactError, match="no such file or folder"):
         source(copy / "nowhere")
     (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ArtifactError, match="no such file"):

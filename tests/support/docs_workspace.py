@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save_file
+from support.original_names import write_checkpoint
 from support.tiny_model import make_tiny_folder
 from support.tiny_pipelines import lora_tensors, write_pipeline, write_transformer_pipeline
 
@@ -30,7 +31,7 @@ def make_workspace(folder: Path) -> Path:
     _write_data(folder / "my")
     for judge in ("features", "classifier"):
         (folder / "my" / judge).symlink_to(ROOT / "examples/digits" / judge)
-    write_pipeline(folder / "my/stable-diffusion")
+    write_checkpoint(folder / "my/style-model.safetensors", write_pipeline(folder / "my/stable-diffusion"))
     write_transformer_pipeline(folder / "my/flux", "flux")
     _write_pixart(folder / "my/pixart")
     tensors = {

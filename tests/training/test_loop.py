@@ -18,9 +18,10 @@ from torch import nn
 
 from optimize import rng
 from optimize.diffusion.context import Data
-from optimize.errors import EnvironmentLacks, OptimizeError, UserError
+from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
 from optimize.training import loop
 from optimize.training.loop import Share, TrainingConfig, draw, train
+from optimize.training.whole_state import refuse_incomplete
 
 CONFIG = TrainingConfig(steps=12, batch=8, learning_rate=0.02, warmup=2, ema=0.9, precision="fp32", checkpoint_s=0)
 INPUTS, OUTPUTS = 6, 3
@@ -287,3 +288,13 @@ def test_the_state_holds_nothing_but_tensors_and_json(tmp_path: Path) -> None:
     run(tmp_path)
     names = sorted(p.name for p in next(tmp_path.glob("step-*")).iterdir())
     assert names == ["manifest.json", "state.safetensors", "training.json"]
+
+
+def test_a_checkpoint_that_is_not_the_whole_state_is_refused_by_names() -> None:
+    own = {"weights/a": torch.zeros(2), "ema/a": torch.zeros(2)}
+    refuse_incomplete(own | {"adam/a/step": torch.zeros(())}, own, ["a"], Path("step-1"))
+    wrong = {"weights/a": torch.zeros(3), "adam/b/step": torch.zeros(())}
+    with pytest.raises(
+        ArtifactError, match=r"1 missing \(ema/a\); 1 unexpected \(adam/b/step\); 1 of another shape \(weights/a\)"
+    ):
+        refuse_incomplete(wrong, own, ["a"], Path("step-1"))

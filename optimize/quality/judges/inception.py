@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optimize.storage.weights import load_state, read_tensors
+from optimize.storage.accounting import load_state
+from optimize.storage.variants import read_weights
 
 SIDE, FEATURES = 299, 2048
 
@@ -50,10 +51,7 @@ class FidInception(nn.Module):
         file = path / "model.safetensors" if path.is_dir() else path
         with torch.device("meta"):
             network = cls()
-        kept = {k: v for k, v in read_tensors(file).items() if not k.startswith("fc.")}
-        wanted = network.state_dict()
-        counters = {k: torch.zeros((), dtype=torch.int64) for k in wanted if k.endswith("num_batches_tracked")}
-        load_state(network, counters | kept, file)  # conversions often drop the counters, which inference never reads
+        load_state(network, read_weights([file]), file)
         return network.eval().requires_grad_(False)
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from optimize.errors import ArtifactError
-from optimize.storage.weights import load_state, read_tensors
+from optimize.storage.accounting import load_state
+from optimize.storage.variants import read_weights
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation for images in [-1, 1]
 CUTS = {"alex": (0, 2, 5, 8, 10, 12), "vgg": (0, 4, 9, 16, 23, 30)}  # where torchvision's layers are cut into slices
@@ -61,7 +62,7 @@ class Lpips(nn.Module):
     def load(cls, path: Path) -> Lpips:
         """From `path`, a safetensors file or a folder with model.safetensors. Raises ArtifactError for other weights."""
         file = path / "model.safetensors" if path.is_dir() else path
-        tensors = read_tensors(file)
+        tensors = read_weights([file])
         first = tensors.get("net.slice1.0.weight")
         backbone = FIRST.get(tuple(first.shape)) if first is not None else None
         if backbone is None:
@@ -69,8 +70,7 @@ class Lpips(nn.Module):
                 f"{file}: not the weights of LPIPS on AlexNet or VGG16. Save `lpips.LPIPS(net='alex').state_dict()` as safetensors."
             )
         network = cls(backbone)
-        kept = {k: v for k, v in tensors.items() if not k.startswith(("lins.", "scaling_layer."))}
-        load_state(network, kept, file)
+        load_state(network, tensors, file)
         return network.eval().requires_grad_(False)
 
 

@@ -30,11 +30,11 @@ GATES: Layout = ((("what",), ("what",)), BOTH)
 
 def print_comparison(found: dict[str, Any], console: Console) -> None:
     """Print latency, size, quality and gates, as far as there is something to say, and rows of one side only."""
-    console.print(f"a: {found['a']}\nb: {found['b']}", highlight=False, soft_wrap=True)
+    console.print(f"a: {found['a']}\nb: {found['b']}", highlight=False, soft_wrap=True, markup=False)
     bases = list(dict.fromkeys(line["basis"] for line in found["latency"]))
     _table(console, "latency an image (a / b: above 1, b is faster)", _latency_rows(found["latency"], bases), LATENCY)
     for i, basis in enumerate(bases, 1):
-        console.print(f"({i}) {basis}", highlight=False, soft_wrap=True)
+        console.print(f"({i}) {basis}", highlight=False, soft_wrap=True, markup=False)
     _table(console, "sizes that changed", [_size_row(x) for x in found["size"]], SIZES)
     changed = [x for x in found["quality"] if x["verdict"] == "changed"]
     _table(console, "quality that changed (b - a)", [_quality_row(x) for x in changed], QUALITY)
@@ -43,7 +43,7 @@ def print_comparison(found: dict[str, Any], console: Console) -> None:
     _table(console, "gates and targets whose outcome changed", [_gate_row(x) for x in found["gates"]], GATES)
     for side in ("a", "b"):
         if rows := found[f"only_in_{side}"]:
-            console.print(f"only in {side}: {', '.join(rows)}", highlight=False, soft_wrap=True)
+            console.print(f"only in {side}: {', '.join(rows)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _table(console: Console, title: str, rows: list[dict[str, str]], narrow: Layout) -> None:

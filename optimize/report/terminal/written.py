@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from optimize.report.terminal.tables import Layout, plain, print_layout
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ def print_exported(manifest: dict[str, Any], out: Path, console: Console) -> Non
         console.print(
             f"~ left out, since the layout has no place for it: {', '.join(manifest['left_out'])}", markup=False
         )
-    console.print(f"Pipeline: [bold]{out}[/bold]", soft_wrap=True)
+    console.print(f"Pipeline: [bold]{escape(str(out))}[/bold]", soft_wrap=True)
 
 
 def _texts(name: str, part: dict[str, Any], files: dict[str, Any]) -> dict[str, str]:
