@@ -19,6 +19,7 @@ from optimize.errors import ArtifactError, cut
 from optimize.registry import PASSES
 from optimize.storage.accounting import load_state
 from optimize.storage.commit import write_json
+from optimize.storage.disk import save_tensors
 from optimize.storage.trust import checked, verify
 from optimize.storage.weights import read_json, read_tensors
 
@@ -34,14 +35,12 @@ CONDITIONS = "conditions.safetensors"
 def save_model(folder: Path, model: Model) -> None:
     """Write model.safetensors, structure.json, sampler.json and, where there are, conditions.safetensors into `folder`
     (inside a `commit`)."""
-    from safetensors.torch import save_file
-
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.module.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors")
+    save_tensors(tensors, folder / "model.safetensors")
     write_json(folder / "structure.json", model.structure.to_json())
     write_json(folder / "sampler.json", sampler_json(model))
     if model.conditions:
-        save_file({k: v.cpu().contiguous().clone() for k, v in model.conditions.items()}, folder / CONDITIONS)
+        save_tensors({k: v.cpu().contiguous().clone() for k, v in model.conditions.items()}, folder / CONDITIONS)
 
 
 def sampler_json(model: Model) -> dict[str, Any]:

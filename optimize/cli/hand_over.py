@@ -166,7 +166,7 @@ def _artifact(
     from optimize.delivery.as_engines import ENGINES, Request, parse_settings
     from optimize.delivery.as_engines import export as export_all
     from optimize.delivery.as_onnx import parse_onnx
-    from optimize.storage.cache import Store
+    from optimize.storage.cache import CACHE, Store
 
     asked = Request(
         artifact=artifact,
@@ -175,7 +175,7 @@ def _artifact(
         settings=parse_settings(*sizes, **settings),
         **files | {"formats": files["formats"] or ENGINES},
     )
-    return export_all(asked, Store(exported / ".cache"), progress)
+    return export_all(asked, Store(exported / CACHE), progress)
 
 
 def _tell(rows: list[dict[str, Any]], console: Console, as_json: bool) -> None:

@@ -37,6 +37,7 @@ def plan(
     measurements: Annotated[Path | None, typer.Option(help="measurements.jsonl to calibrate by.")] = None,
     prices: PriceTable = None,
     out: Annotated[Path | None, typer.Option(help="File for the proposed recipe; one for each target.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that --out names.")] = False,
     exported: Exported = Path("exported"),
     config: Configs = None,
     as_json: AsJson = False,
@@ -63,7 +64,7 @@ def plan(
         beside=out.parent if out else Path(),
         config=config,
     )
-    written = write_recipes(found, out) if out else []
+    written = write_recipes(found, out, overwrite) if out else []
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
@@ -191,8 +192,10 @@ def inspect(
 
     from optimize.inspect.breakdown import cache_folder
     from optimize.inspect.breakdown import inspect as look
-    from optimize.report.terminal.breakdown import picture, print_breakdown
+    from optimize.report.terminal.breakdown import WRITTEN, check_out, print_breakdown, write_out
 
+    if out is not None:
+        check_out(out)
     console = console_of(stderr=as_json)
     with console.status("Looking at the layers"):
         report = look(
@@ -206,11 +209,10 @@ def inspect(
             config=config,
         )
     if out is not None:  # first, since whoever reads the table may stop early
-        drawn = picture(report, out / "layers.png")
-        (out / "layers.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_out(report, out)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
         print_breakdown(report, console)
     if out is not None:
-        console.print(f"Picture: [bold]{escape(str(drawn))}[/bold]", soft_wrap=True)
+        console.print(f"Picture: [bold]{escape(str(out / WRITTEN[0]))}[/bold]", soft_wrap=True)

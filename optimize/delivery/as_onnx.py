@@ -5,6 +5,7 @@ The file is run by ONNX Runtime and compared with the network over the noise ran
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ from optimize.hardware import environment
 from optimize.recipes.schema import ParityGate
 from optimize.registry import EXPORTERS
 from optimize.storage.commit import commit
+from optimize.storage.ours import kind_of, refuse_foreign, settled
 from optimize.storage.plain import parse_yaml
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import file_sha256, read_json
 
@@ -64,7 +67,8 @@ def _count(model: Model) -> dict[str, int]:
 
 def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """`folder/onnx/model.onnx`: the exporter's record, and `{runner: parity}`. Raises GateFailed where the file is farther
-    from the network than its narrowest format may be, EnvironmentLacks without ONNX Runtime or room."""
+    from the network than its narrowest format may be, or either gives NaN, ArtifactError where a weight is NaN,
+    EnvironmentLacks without ONNX Runtime or room."""
     from optimize.diffusion.parity import parity
 
     check_ort()
@@ -72,6 +76,11 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
     _require_memory(model)
     with open_runner(folder, RUNNER) as network:
         far = parity(model, network, LEVELS, BATCH) | {"runner": network.describe()}
+    if "not_finite" in far:
+        raise GateFailed(
+            f"onnx: {far['not_finite']}. Nothing was written. Look for what overflows there: give a checkpoint that computes "
+            "numbers over the whole noise range, keep more layers in FP32 (fp32_layers), or use a wider precision."
+        )
     format = narrowest(record)
     limit = limit_of(format)
     if not far["relative_l2"] <= limit:
@@ -120,13 +129,15 @@ def check_ort() -> None:
 
 
 def check_out(out: Path, kind: str) -> None:
-    """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline), is written to."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
-    if not isinstance(earlier, dict) or earlier.get("kind", "artifact") != kind:
-        word = "artifact" if kind == "artifact" else "exported pipeline"
-        raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline) as it was written, is
+    written to."""
+    restore(out)
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
+        if not isinstance(earlier, dict) or kind_of(earlier) != kind:
+            word = "artifact" if kind == "artifact" else "exported pipeline"
+            raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    settled(refuse_foreign, out)
 
 
 def load_network(path: Path, config: Path | None = None) -> Model:

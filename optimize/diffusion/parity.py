@@ -1,7 +1,12 @@
-"""Parity: how far one network is from another on the same inputs, over the whole noise range."""
+"""Parity: how far one network is from another on the same inputs, over the whole noise range and at its edges.
+
+A network whose own output is not finite is no reference: what a runtime makes of it, however finite, is no result.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from optimize import rng
@@ -12,20 +17,34 @@ if TYPE_CHECKING:
 
     from optimize.diffusion.model import Model
 
+EDGES = (
+    0.0,
+    1.0,
+)  # latents of one value everywhere: there a norm or a sum may be zero, and an epsilon all that is left
+FARTHEST = 3.4028234663852886e38  # stands for a distance that is no number: JSON has none of those
+
 
 def parity(
     reference: Model, other: Network, levels: int = 10, batch: int = 8, seed: int = 0, times: list[float] | None = None
 ) -> dict[str, Any]:
-    """`{levels: [{t, max_abs, relative_l2}], max_abs, relative_l2}`, the last two the worst over levels.
+    """`{levels: [{t, max_abs, relative_l2}], edges: [{t, relative_l2}], max_abs, relative_l2}`, the last two the worst over
+    levels and edges, and `not_finite`, a sentence, where a network gives NaN or infinities.
 
     Inputs at native time t are `alpha_t x + sigma_t eps` with seeded x = clipped noise, eps normal, B = `batch`; `times` defaults to `levels`
-    times from nearly clean to noisiest. relative_l2 = |a - b| / |b| over the batch; a NaN counts as infinite.
+    times from nearly clean to noisiest. relative_l2 = |a - b| / |b| over the batch; a NaN counts as infinite. At the
+    first and the last time latents of one value are tried as well, their distance relative to the largest |b| seen.
     """
-    rows = [_level(reference, other, t, batch, seed) for t in times or noise_levels(reference, levels)]
+    times = times or noise_levels(reference, levels)
+    seen = [_level(reference, other, t, batch, seed) for t in times]
+    rows, scale = [row for row, _, _ in seen], max(size for _, size, _ in seen)
+    edges = [_edge(reference, other, z, t, scale) for t in (times[0], times[-1]) for z in _edges(reference, batch)]
+    said = [text for _, _, text in seen if text] + [text for _, text in edges if text]
     return {
         "levels": rows,
+        "edges": [row for row, _ in edges],
         "max_abs": max(r["max_abs"] for r in rows),
-        "relative_l2": max(r["relative_l2"] for r in rows),
+        "relative_l2": max(r["relative_l2"] for r in (*rows, *(row for row, _ in edges))),
+        **({"not_finite": said[0]} if said else {}),
     }
 
 
@@ -38,25 +57,63 @@ def noise_levels(model: Model, levels: int) -> list[float]:
     return [float(t) for t in np.linspace(low, schedule.noisiest, levels).round(0 if schedule.kind == "vp" else 6)]
 
 
-def _level(reference: Model, other: Network, t: float, batch: int, seed: int) -> dict[str, float]:
+def _level(reference: Model, other: Network, t: float, batch: int, seed: int) -> tuple[dict[str, float], float, str]:
+    """The row of one noise level, the root mean square of the reference's output there, and what is not finite."""
+    feed = noised_inputs(reference, t, batch, seed)
+    a, b = _both(reference, other, feed)
+    row = {"t": t, "max_abs": _number(float((b - a).abs().max())), "relative_l2": _number(relative_l2(b, a))}
+    return row, _rms(a), _not_finite(a, "the network itself", t) or _not_finite(b, "the file as it is run", t)
+
+
+def _edges(model: Model, batch: int) -> Iterator[Tensor]:
+    """Latents of one value, every sample its own; as few batches as hold all of them."""
     import torch
 
-    feed = noised_inputs(reference, t, batch, seed)
+    for first in range(0, len(EDGES), batch):
+        values = [EDGES[(first + i) % len(EDGES)] for i in range(batch)]
+        yield torch.tensor(values).view(-1, *[1] * len(model.shape)).expand(batch, *model.shape).contiguous()
+
+
+def _edge(reference: Model, other: Network, z: Tensor, t: float, scale: float) -> tuple[dict[str, float], str]:
+    """The row of one batch of edges; samples for which the network itself gives no numbers are no reference."""
+    import torch
+
+    a, b = _both(reference, other, _fed(reference, z, t))
+    sound = torch.isfinite(a.flatten(1)).all(1)
+    a, b = a[sound], b[sound]
+    if not len(a):
+        return {"t": t, "relative_l2": 0.0}, ""
+    largest = max(_rms(a), scale)
+    far = _rms(b - a) / largest if largest else float((b - a).abs().max())
+    return {"t": t, "relative_l2": _number(far)}, _not_finite(b, "for latents of one value the file as it is run", t)
+
+
+def _both(reference: Model, other: Network, feed: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    import torch
+
     with torch.inference_mode():
-        a, b = reference.denoiser.network(**feed).double(), other(**feed).double()
-    difference = relative_l2(b, a)
-    largest = float((b - a).abs().max())
-    big = float(torch.finfo(torch.float32).max)
-    return {
-        "t": t,
-        "max_abs": largest if largest == largest else big,
-        "relative_l2": difference if difference == difference else big,
-    }
+        return reference.denoiser.network(**feed).double(), other(**feed).double()
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def _number(value: float) -> float:
+    return value if math.isfinite(value) else FARTHEST
+
+
+def _not_finite(x: Tensor, who: str, t: float) -> str:
+    import torch
+
+    bad = int((~torch.isfinite(x)).sum())
+    return f"{who} gives NaN or infinities at time {t:g} ({bad} of {x.numel()} values)" if bad else ""
 
 
 def relative_l2(found: Tensor, wanted: Tensor) -> float:
-    """|found - wanted| / |wanted| over all elements; NaN where either holds one."""
-    return float((found - wanted).norm() / wanted.norm())
+    """|found - wanted| / |wanted| over all elements, 0 where they are equal; NaN where either holds one."""
+    gap = float((found - wanted).norm())
+    return gap / float(wanted.norm() or math.nan) if gap else 0.0
 
 
 def noised_inputs(model: Model, t: float, batch: int, seed: int, first: int = 0) -> dict[str, Tensor]:
@@ -67,5 +124,9 @@ def noised_inputs(model: Model, t: float, batch: int, seed: int, first: int = 0)
     x = torch.from_numpy(rng.normal(shape, "parity", seed, "x")).clamp(-1, 1)
     e = torch.from_numpy(rng.normal(shape, "parity", seed, "e"))
     schedule = model.denoiser.schedule
-    z = float(schedule.alpha(t)) * x + float(schedule.sigma(t)) * e
-    return model.denoiser.feed(z, t, model.condition(range(first, first + batch)))
+    return _fed(model, float(schedule.alpha(t)) * x + float(schedule.sigma(t)) * e, t, first)
+
+
+def _fed(model: Model, z: Tensor, t: float, first: int = 0) -> dict[str, Tensor]:
+    """Network inputs for these latents, conditioned as the samples of seeds `first` and after."""
+    return model.denoiser.feed(z, t, model.condition(range(first, first + len(z))))

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from optimize.architectures.finite import require_finite_weights
 from optimize.configs import Config
+from optimize.exporters._compared import same_results
 from optimize.onnx.file import EMBEDDED_BYTES, save
 from optimize.onnx.precision import LOWEST_OPSET, lower
 from optimize.onnx.symbols import opened
@@ -79,7 +81,8 @@ class Onnx(Config):
         """Write `folder/onnx/model.onnx`; returns the record, see `export_network`.
 
         Raises EnvironmentLacks where onnx or onnxscript, disk or memory is missing, UserError for a network that cannot
-        be traced as asked."""
+        be traced as asked, ArtifactError for one whose weights hold NaN, GateFailed where cleaning changed the graph."""
+        require_finite_weights(model.module, "onnx")
         rounding = _rounding(model)
         module = _plain(model.module, rounding.table)
         with context.progress("export onnx", 3) as advance:
@@ -131,7 +134,8 @@ class Onnx(Config):
         from optimize.onnx.qdq import quantize_layers
 
         nodes, doubles = {"traced": len(made.graph.graph)}, g.narrow_doubles(made.graph)
-        simplify(made.graph)
+        with same_results(made.graph, feeds):
+            simplify(made.graph)
         nodes["cleaned"] = len(made.graph.graph)
         lowered = self.precision != "fp32"
         about = self._lowered(made.graph, module, feeds) if lowered else {"precision": "fp32"}

@@ -24,7 +24,8 @@ NOTE = "optimize.computes_in"  # a 16-bit graph's own note
 
 def narrow_doubles(model: ir.Model) -> int:
     """Float64 becomes float32, in place; returns how many values. Networks compute positions in it, out of caution: no
-    GPU runtime takes it, and positions of a picture are far from needing it."""
+    GPU runtime takes it, and positions of a picture are far from needing it. A constant that is not zero stays so, and a
+    finite one finite: epsilons and masks are such."""
     import onnx_ir as ir
 
     double, single = ir.DataType.DOUBLE, ir.DataType.FLOAT
@@ -32,16 +33,23 @@ def narrow_doubles(model: ir.Model) -> int:
     for value in values:
         value.type = ir.TensorType(single)
     for value in [v for v in model.graph.initializers.values() if v.dtype == double]:
-        numbers = array(value).astype(np.float32)
+        numbers = _single(array(value))
         value.const_value, value.type = ir.tensor(numbers, name=value.name), ir.TensorType(single)
     for node in model.graph:
         to, given = node.attributes.get("to"), node.attributes.get("value")
         if node.op_type == "Cast" and to is not None and to.as_int() == int(double):
             node.attributes["to"] = ir.AttrInt64("to", int(single))
         if given is not None and given.type == ir.AttributeType.TENSOR and given.as_tensor().dtype == double:
-            numbers = given.as_tensor().numpy().astype(np.float32)
+            numbers = _single(given.as_tensor().numpy())
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(numbers))
     return len(values)
+
+
+def _single(x: np.ndarray) -> np.ndarray:
+    """The nearest float32 numbers that are normal; zero, infinite or NaN only where the double is."""
+    about = np.finfo(np.float32)
+    size = np.where((x != 0) & np.isfinite(x), np.abs(x).clip(float(about.tiny), float(about.max)), np.abs(x))
+    return np.asarray(np.copysign(size, x), np.float32)
 
 
 @contextmanager

@@ -25,6 +25,9 @@ SUMS = {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceProd", 
 WAVES = {"Sin", "Cos"}
 MADE = {"Range", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "EyeLike"}
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LayerNormalization", "Attention"}
+GUARDS = {"Add", "Max", "Clip"}  # keep a divisor from zero
+MOVES = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity"}  # put numbers elsewhere, as they are
+LARGEST = {"fp16": 65504.0, "bf16": 3.3895314e38}
 ANY_TYPE = {"Cast", "Shape", "Size"}  # take a tensor of any type as it is
 # islands: layer -> largest |activation|, or None where the user asked for it
 Islands = Mapping[str, float | None]
@@ -128,7 +131,7 @@ def _kept(model: ir.Model, dtype: Half, islands: Islands) -> dict[ir.Node, str]:
         ("sine", lambda n: n in waves),
         ("sums", lambda n: n.op_type in SUMS or _squares(n)),
         ("operator", lambda n: not _has_form(n, version, dtype)),
-        ("constant", lambda n: any(_unfit(v, n, dtype) for v in n.inputs)),
+        ("constant", lambda n: any(_unfit(v, n, dtype) for v in n.inputs) or _by_an_epsilon(n, dtype)),
     )
     found = ((n, next((reason for reason, holds in tests if holds(n)), "")) for n in nodes)
     kept = {n: reason for n, reason in found if reason}
@@ -184,16 +187,27 @@ def _unfit(value: ir.Value | None, node: ir.Node, dtype: Half) -> bool:
     """Whether a constant is beyond the type's range, or a small one becomes zero; of a scale, becomes imprecise."""
     import numpy as np
 
-    if dtype == "bf16" or value is None or not is_float(value) or value.const_value is None:
+    if value is None or not is_float(value) or value.const_value is None:
         return False
     numbers = value.const_value.numpy()
-    if _largest(numbers) > 65504.0:
+    if _largest(numbers) > LARGEST[dtype]:
         return True
+    if dtype == "bf16":
+        return False
     scale = node.op_type.endswith("QuantizeLinear")
     if numbers.size > 16 and not scale:
         return False
     few = np.abs(numbers[np.isfinite(numbers)])
     return bool(((few > 0) & (few < (6.2e-5 if scale else 3.0e-8))).any())
+
+
+def _by_an_epsilon(node: ir.Node, dtype: Half) -> bool:
+    """A quotient whose divisor is kept from zero by a constant that 16 bits cannot hold: narrowed, it would be zero."""
+    source = node.inputs[1].producer() if node.op_type == "Div" and node.inputs[1] is not None else None
+    while source is not None and source.op_type in MOVES and source.inputs[0] is not None:
+        source = source.inputs[0].producer()
+    guards = source is not None and source.op_type in GUARDS
+    return guards and source is not None and any(_unfit(v, source, dtype) for v in source.inputs)
 
 
 def _largest(numbers: np.ndarray) -> float:

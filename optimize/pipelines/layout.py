@@ -275,7 +275,10 @@ def _positional(part: Part, names: list[str]) -> nn.Module:
 
 
 def distance(part: Part, session: Any, seed: int, batch: int) -> float:
-    """The largest relative L2 difference of an output between the network and its exported file, on seeded inputs."""
+    """The largest relative L2 difference of an output between the network and its exported file, on seeded inputs; infinite
+    where either gives NaN."""
+    import math
+
     import torch
 
     feed = feed_of(part, seed, batch)
@@ -284,7 +287,8 @@ def distance(part: Part, session: Any, seed: int, batch: int) -> float:
     for expected, value in zip(run(part, feed), got):
         assert prod(expected.shape) == value.size
         difference = torch.from_numpy(value).double() - expected.double()
-        worst = max(worst, float(difference.norm() / expected.double().norm().clamp_min(1e-12)))
+        far = float(difference.norm() / expected.double().norm().clamp_min(1e-12))
+        worst = max(worst, far if math.isfinite(far) else math.inf)  # max would pass a NaN over
     return worst
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,12 +32,13 @@ COMPUTED = ("fp32", "tf32", "fp16", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What may become of a model: `nfe` evaluations an image (None: as it is sampled today), a share of the MACs
-    removed, and the format it computes in."""
+    """What may become of a model: a student of `nfe` evaluations an image, or `steps` of a better solver (None: as it is
+    sampled today), a share of the MACs removed, and the format it computes in."""
 
     nfe: int | None = None
     share: float = 0.0
     format: str = "fp32"
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,21 @@ class Forecaster:
         self.subject, self.batch = subject, batch
         self.layers = lru_cache(maxsize=8)(subject.read)
 
+    def at(self, batch: int) -> Forecaster:
+        """The same of another batch of images, with the layers that were read already."""
+        other = copy(self)
+        other.batch = batch
+        return other
+
     def forecast(
         self, target: Target, candidate: Candidate, rates: Rates | None = None, calibration: Calibration | None = None
     ) -> Forecast:
         """Of one batch of images on a target. Raises UserError where the target does not compute in the format."""
         calibration = calibration or Calibration()
+        subject = self.subject.sampled(candidate.steps) if candidate.steps else self.subject
         parts = [
             (count, self.call(target, candidate, fan * self.batch, rates))
-            for count, fan in self.subject.calls(candidate.nfe)
+            for count, fan in subject.calls(candidate.nfe)
         ]
         seconds = calibration.ratio * sum(count * p.seconds for count, p in parts)
         low, high = (calibration.ratio * sum(count * getattr(p, end) for count, p in parts) for end in ("low", "high"))
@@ -107,7 +116,7 @@ class Forecaster:
             high = min(high, seconds * calibration.factor(high / seconds))
         largest = max((p for _, p in parts), key=lambda p: p.memory_bytes)
         about = f"{counted(calibration.samples)} on {calibration.runner}" if calibration.samples else ""
-        nfe = candidate.nfe or self.subject.nfe
+        nfe = candidate.nfe or subject.nfe
         sizes = (largest.memory_bytes, largest.size_bytes)
         return Forecast(candidate, self.batch, nfe, seconds, low, high, *sizes, largest.rates, about)
 
@@ -118,10 +127,14 @@ class Forecaster:
             return _as_fp32(found, target, candidate.format, rates)
         return predict(found, target, format=candidate.format, rates=rates)
 
+    def usable(self, target: Target, measured: Sequence[Measurement]) -> list[Measurement]:
+        """The measurements of this subject on this class."""
+        return [m for m in measured if m.done and m.call_s and _is_of(m, self.subject) and _is_on(m, target)]
+
     def calibrate(self, target: Target, measured: Sequence[Measurement], rates: Rates | None = None) -> Calibration:
         """From measurements of this subject on this class; others are counted in the notes and not used."""
         mine = [m for m in measured if m.done and m.call_s and _is_of(m, self.subject)]
-        used = [m for m in mine if _is_on(m, target)]
+        used = self.usable(target, mine)
         notes = _unused(measured, mine, used, target)
         ratios: dict[str, list[float]] = {}
         for m in used:

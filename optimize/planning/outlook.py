@@ -24,10 +24,11 @@ from optimize.measure.record import Measurement
 from optimize.measure.statistics import Interval
 from optimize.measure.wording import bytes_text, digits
 from optimize.planning import offers, propose
+from optimize.planning.advice import advise, steps_of
 from optimize.planning.forecast import Calibration, Candidate, Forecast, Forecaster, read_measurements
 from optimize.planning.propose import Budget, Option, Proposal
 from optimize.planning.refusals import context_of, verdicts
-from optimize.planning.subject import Subject, open_subject
+from optimize.planning.subject import FEWEST, Subject, open_subject
 from optimize.recipes.paths import as_seen_from
 from optimize.recipes.read import parse
 from optimize.recipes.schema import plain_name
@@ -46,6 +47,7 @@ SHOWN = {  # passes that are judged where no recipe names its own: name -> field
     "quantize": {},
 }
 TO_FILL_IN = "FILL-IN"
+NO_ADVICE: dict[str, Any] = {"proposed": [], "unproven": []}
 
 
 def plan_for(
@@ -100,14 +102,26 @@ def budget_of(latency_ms: float | None, size_mb: float | None, max_quality_loss:
         raise UserError("budget: " + " ".join(said)) from None
 
 
-def write_recipes(plan: dict[str, Any], out: Path) -> list[Path]:
-    """Write each target's proposed recipe: to `out`, or with several targets to `out` with the target in its name."""
+def write_recipes(plan: dict[str, Any], out: Path, overwrite: bool = False) -> list[Path]:
+    """Write each target's proposed recipe: to `out`, or with several targets to `out` with the target in its name.
+    UserError where another file is there, unless it is to be overwritten; nothing is written then."""
     recipes = {t["name"]: t["proposal"]["recipe"] for t in plan["targets"] if t["proposal"] and t["proposal"]["recipe"]}
     several = len(plan["targets"]) > 1
     paths = {name: out.with_stem(f"{out.stem}-{name}") if several else out for name in recipes}
     for name, text in recipes.items():
+        _check_recipe(paths[name], text, overwrite)
+    for name, text in recipes.items():
         write_text_atomically(paths[name], text)
     return list(paths.values())
+
+
+def _check_recipe(path: Path, text: str, overwrite: bool) -> None:
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder. Give a file, e.g. {path / 'proposed.yaml'}.")
+    if os.path.lexists(path) and not overwrite and (not path.is_file() or path.read_bytes() != text.encode()):
+        raise UserError(
+            f"--out: {path} is there already and holds something else; it is left alone. Give another file, or --overwrite."
+        )
 
 
 def _attempt(read: Callable[[], T], problems: list[str]) -> T | None:
@@ -208,10 +222,40 @@ class _Planner:
             calibration = self.forecaster.calibrate(target, self.measured, rates)
             today = {f: self._forecast(target, Candidate(format=f), rates, calibration) for f in formats}
         except OptimizeError as error:
-            return {"today": {}, "reason": f"nothing is predicted: {error}", "notes": [], "proposal": None}
+            return {
+                "today": {},
+                "reason": f"nothing is predicted: {error}",
+                "notes": [],
+                "advice": NO_ADVICE,
+                "proposal": None,
+            }
         proposed = self._propose(target, formats, rates, calibration)
         notes = [*calibration.notes, *self._holes(target), *_too_large(target, today)]
-        return {"today": {f: self._shown(target, x) for f, x in today.items()}, "notes": notes, "proposal": proposed}
+        shown = {f: self._shown(target, x) for f, x in today.items()}
+        return {
+            "today": shown,
+            "notes": notes,
+            "advice": self._advice(target, formats, rates, calibration),
+            "proposal": proposed,
+        }
+
+    def _advice(
+        self, target: Target, formats: dict[str, str], rates: Rates | None, calibration: Calibration
+    ) -> dict[str, Any]:
+        """What makes it faster, the free things first."""
+
+        def foretell(candidate: Candidate, batch: int) -> Forecast | None:
+            if not self._may(target, candidate):
+                return None
+            found = self.forecaster.at(batch).forecast(target, candidate, rates, calibration)
+            return found if fits(target, found) else None
+
+        measured = self.forecaster.usable(target, self.measured)
+        return advise(self.subject, self.forecaster.batch, self._makeable(formats), foretell, measured)
+
+    def _makeable(self, formats: dict[str, str]) -> tuple[str, ...]:
+        """The formats that a pass or an exporter of this version makes."""
+        return tuple(f for f in formats if f not in NARROW or f in offers.made_formats())
 
     def _rates(self, target: Target) -> Rates | None:
         if target.cuda:
@@ -244,10 +288,10 @@ class _Planner:
         if self.subject.passes:
             reason = "passes start from an untouched model; plan the recipe, the baseline or the model's own folder"
             return {"recipe": None, "meets": False, "needed": [reason]}
-        makeable = tuple(f for f in formats if f not in NARROW or f in offers.made_formats())
+        steps = steps_of(self.subject)
         options = [
             Option(found, *self._run(target, formats, c), *propose.losses(c))
-            for c in propose.candidates(self.subject.nfe, self.facts.guided, makeable)
+            for c in propose.candidates(self.subject.nfe, self.facts.guided, self._makeable(formats), steps)
             if self._may(target, c) and fits(target, found := self._forecast(target, c, rates, calibration))
         ]
         made = propose.propose(options, self.budget)
@@ -347,7 +391,11 @@ def _header(option: Option, target: Target, missing: Sequence[str]) -> str:
     lines = [
         f"Proposed by `optimize plan` for {target.title}. Predicted, not measured: a batch of {found.batch} in "
         f"{times[0]} ms ({times[1]} to {times[2]}), {bytes_text(found.size_bytes)},",
-        f"{found.nfe} network evaluations an image; {propose.loss_text(option.loss, option.worst)}.",
+        f"{found.nfe} network evaluations an image; {propose.loss_text(option.loss, option.worst, found.candidate.steps)}.",
     ]
+    if found.candidate.steps:
+        lines.append(
+            f"It trains nothing: its fair search finds out whether {found.candidate.steps} steps of {FEWEST} pass the gates."
+        )
     lines += [f"Fill in before it runs: {', '.join(missing)}."] if missing else []
     return "".join(f"# {line}\n" for line in lines)

@@ -1,21 +1,22 @@
-"""Target and budget in, recipe out: the passes predicted to meet the budget at the least predicted loss of quality.
+"""Target and budget in, recipe out: what is predicted to meet the budget at the least predicted loss of quality.
 
-Losses are published figures of other models, as the rise of FID over the untouched model's: a prior for choosing, which
+An option is considered only where it beats what is simpler by more than its own interval. Losses are published figures of other models, as the rise of FID over the untouched model's: a prior for choosing, which
 the run's own gates then judge.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import Field
 
 from optimize.configs import Config
-from optimize.planning.forecast import Candidate, Forecast
+from optimize.planning.forecast import COMPUTED, Candidate, Forecast
 from optimize.planning.offers import exports_for
+from optimize.planning.subject import FEWEST
 
 SHARES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the MACs to remove
 CALLS = (16, 8, 4, 2, 1)  # network evaluations of a student
@@ -29,6 +30,7 @@ LOSS_OF_SHARE = (0.48, 0.70)
 # FLUX.1-dev FID: BF16 20.3, INT8 20.4 (SVDQuant's table); 16 bits lose nothing that is published
 LOSS_OF_FORMAT = {"int8": (1.005, 1.05), "fp8": (1.0, 1.05)}
 TAKEN = ("seed", "source", "sampler", "data", "quality", "pinned", "fair", "prices")  # from the recipe it starts from
+UNKNOWN = "quality unknown until the gates judge it"
 DEFAULT_LOSS = 0.3  # allowed where no budget is given at all: the FD gate's usual 1.3
 
 
@@ -64,7 +66,7 @@ class Option:
     def passes(self) -> int:
         """How many passes it takes."""
         c = self.found.candidate
-        return 2 * bool(c.share) + bool(c.nfe) + (c.format in ("int8", "fp8"))
+        return 2 * bool(c.share) + bool(c.nfe) + (c.format in LOSS_OF_FORMAT)
 
 
 @dataclass(frozen=True)
@@ -87,39 +89,79 @@ def losses(candidate: Candidate) -> tuple[float, float]:
     )
 
 
-def loss_text(expected: float, worst: float) -> str:
-    """A predicted loss in words."""
+def loss_text(expected: float, worst: float, steps: int | None = None) -> str:
+    """A predicted loss in words; nothing is published of fewer steps of another solver that holds for any model."""
+    if steps:
+        return UNKNOWN
     if worst < 0.005:
         return "no loss of FID is published for as much"
     return f"FID {1 + expected:.2f} times the untouched model's (at worst {1 + worst:.2f})"
 
 
-def candidates(nfe: int, guided: bool, formats: Sequence[str]) -> Iterable[Candidate]:
-    """Everything that may be proposed for a model of `nfe` evaluations today: fewer calls, or as many as unguided steps
-    (guidance folded in), thinner networks, and the formats that work."""
+def candidates(nfe: int, guided: bool, formats: Sequence[str], steps: Sequence[int] = ()) -> Iterable[Candidate]:
+    """Everything that may be proposed for a model of `nfe` evaluations today: fewer steps, fewer calls of a student, or as
+    many as unguided steps (guidance folded in), thinner networks, and the formats that work."""
     folded = (nfe // 2,) if guided and nfe // 2 <= 64 else ()
     calls = sorted({n for n in (*folded, *CALLS) if n < nfe}, reverse=True)
-    return [Candidate(nfe=n, share=s, format=f) for n in (None, *calls) for s in SHARES for f in formats]
+    drawn = [{}, *({"steps": n} for n in steps), *({"nfe": n} for n in calls)]
+    return [Candidate(share=s, format=f, **how) for how in drawn for s in SHARES for f in formats]
+
+
+def fewer_steps(steps: int) -> tuple[int, ...]:
+    """Steps of the better solver worth trying without any training; none where there is little to gain."""
+    return tuple(n for n in (20, 10) if n < steps)[:1]
+
+
+def worthwhile(options: Sequence[Option], budget: Budget) -> list[Option]:
+    """The options that beat each simpler one among them by more than their own interval, or that a size is asked for."""
+    known = {o.found.candidate: o for o in options}
+    return [o for o in options if all(beats(o, other, budget) for other in _simpler(o.found.candidate, known))]
+
+
+def beats(option: Option, other: Option, budget: Budget) -> bool:
+    """Whether an option is faster than another at the end of its own interval, or smaller where that one is too large."""
+    mine, theirs = option.found, other.found
+    too_large = budget.size_mb is not None and theirs.size_bytes / 1e6 > budget.size_mb
+    return mine.high < theirs.seconds or (too_large and mine.size_bytes < theirs.size_bytes)
+
+
+def _simpler(c: Candidate, known: Mapping[Candidate, Option]) -> Iterator[Option]:
+    """The same without one of its changes."""
+    others = [replace(c, share=0.0)] if c.share else []
+    if c.nfe or c.steps:
+        others += [
+            o for o in known if o.nfe is None and (o.share, o.format) == (c.share, c.format) and (c.nfe or not o.steps)
+        ]
+    if c.format != "fp32":
+        plain = COMPUTED if c.format in LOSS_OF_FORMAT else ("fp32",)
+        others += [replace(c, format=f) for f in plain]
+    yield from (known[o] for o in others if o in known and o != c)
 
 
 def propose(options: Sequence[Option], budget: Budget) -> Proposal:
-    """The option of least loss that meets the budget; without a budget the fastest within the allowed loss. Where none
-    meets it, the nearest within the allowed loss, and what would be needed."""
+    """The option of least loss that meets the budget, without training where that is possible; without a budget the
+    simplest that the fastest within the allowed loss does not beat. Where none meets it, the nearest within the allowed
+    loss, and what would be needed."""
     limit = budget.max_quality_loss
     if limit is None and budget.empty:
         limit = DEFAULT_LOSS
-    allowed = [o for o in options if limit is None or o.loss <= limit]
+    worthy = worthwhile(options, budget)
+    allowed = [o for o in worthy if limit is None or o.loss <= limit]
     if not allowed:
         return Proposal(None, False, False, ("there is nothing that works on this target to choose from",))
     if budget.empty:
-        best = min(allowed, key=lambda o: (o.found.seconds, o.loss))
-        return Proposal(best, True, True)
+        fastest = min(allowed, key=lambda o: (o.found.seconds, o.loss))
+        near = [o for o in allowed if o.found.seconds <= fastest.found.high]
+        return Proposal(min(near, key=lambda o: (o.passes, round(o.loss, 6), o.found.seconds)), True, True)
     meeting = [o for o in allowed if budget.excess(o.found) <= 1]
     if meeting:
-        best = min(meeting, key=lambda o: (round(o.loss, 6), o.passes, o.found.seconds))
+        best = min(
+            meeting,
+            key=lambda o: (bool(o.passes), round(o.loss, 6), o.passes, bool(o.found.candidate.steps), o.found.seconds),
+        )
         return Proposal(best, True, _certain(best, budget))
     best = min(allowed, key=lambda o: (budget.excess(o.found), o.loss))
-    return Proposal(best, False, False, tuple(_needed(best, options, budget)))
+    return Proposal(best, False, False, tuple(_needed(best, worthy, budget)))
 
 
 def _certain(option: Option, budget: Budget) -> bool:
@@ -159,6 +201,8 @@ def recipe_of(
     bench = {**base.get("benchmark", {}), "batch": sorted({1, option.found.batch}), "runners": runners}
     taken = {k: base[k] for k in TAKEN if k in base}
     steps = list(_passes(option.found.candidate, settings, on_gpu))
+    if option.found.candidate.steps and not taken.get("fair"):  # what finds out whether so few steps pass the gates
+        taken["fair"] = {"solvers": [FEWEST], "steps": [option.found.candidate.steps]}
     head = {"version": 1, "name": name, **taken, "target": target}
     exports = exports_for(runners[-1], option.found.candidate.format, bench["batch"])
     return {**head, "passes": steps, "exports": exports, "benchmark": bench, "gates": gates}

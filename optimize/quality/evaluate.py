@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimize import rng
-from optimize.errors import OptimizeError, UserError
+from optimize.errors import GateFailed, UserError
 from optimize.quality import accuracy, bootstrap, distribution, drift, frechet, prompts, shards
 from optimize.quality.distribution import Drawn, Scans
 from optimize.quality.features import Network, extract, located, open_network
@@ -105,7 +105,7 @@ class Evaluator:
         class_accuracy (with `per_class` and `min`) and class_accuracy_min where there are labels; clip_score; psnr_db,
         ssim and lpips to `baseline`, the images of the same seeds; endpoint_error to `endpoint`, nearly exact solutions of
         the first seeds; and `difference`, this minus baseline under the same resampling, `per_class` included. FD of too
-        few images carries a `note`. Raises UserError for images that cannot be compared, OptimizeError for NaN.
+        few images carries a `note`. Raises UserError for images that cannot be compared, GateFailed for NaN.
         """
         subject = self.judge(images, labels)
         reference = None if baseline is None else self._same_seeds(subject, baseline)
@@ -304,7 +304,7 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         raise UserError(f"quality: {len(images)} images given; a distribution needs at least 2, and 1,000 to say much")
     bad = int((~images.isfinite()).flatten(1).any(1).sum())
     if bad:
-        raise OptimizeError(
+        raise GateFailed(
             f"quality: {bad} of {len(images)} images hold NaN or infinities; the network or its sampler is broken"
         )
     largest = float(images.abs().max())

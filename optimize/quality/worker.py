@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optimize.errors import OptimizeError
 from optimize.quality.metrics import FeatureNetwork
 from optimize.quality.shards import parts
+from optimize.storage.disk import save_tensors
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -29,7 +30,6 @@ def work(file: Path) -> None:
     """This process's share of a job."""
     import torch
     from accelerate import PartialState
-    from safetensors.torch import save_file
 
     job = json.loads(file.read_text())
     if job["do"] == "images":
@@ -39,7 +39,7 @@ def work(file: Path) -> None:
     try:
         made = shared(job, state, file.parent)
         if state.is_main_process:
-            save_file({"made": made.contiguous()}, file.with_name("made.safetensors"))
+            save_tensors({"made": made.contiguous()}, file.with_name("made.safetensors"))
         state.wait_for_everyone()
     except OptimizeError as error:
         said = {"kind": type(error).__name__, "message": str(error)}
@@ -81,14 +81,16 @@ def gathered(compute: Compute, batches: list[tuple[int, int]], state: PartialSta
 
 @contextmanager
 def _images(job: dict[str, Any], state: PartialState, folder: Path) -> Iterator[Compute]:
-    """Draws the images of seeds start..stop-1."""
-    from optimize.architectures.artifact import model_around
+    """Draws the images of seeds start..stop-1; watched by the torch network where another runner draws."""
+    from optimize.architectures.artifact import load_model, model_around
+    from optimize.architectures.finite import Watched
     from optimize.diffusion.backend import open_runner
     from optimize.diffusion.sampling import Sampler
 
     artifact, sampler = Path(job["folder"]), Sampler(**job["sampler"])
+    witness = None if job["runner"] == "torch" else load_model(artifact).denoiser.network
     with open_runner(artifact, job["runner"], **job["options"]) as network:
-        model = model_around(artifact, network)
+        model = model_around(artifact, Watched(network, witness, f"quality: {artifact.name[:10]} on {job['runner']}"))
         yield lambda start, stop: model.sample(range(start, stop), stop - start, sampler)
 
 

@@ -169,7 +169,8 @@ class HostCalls:
         """An unbound call, which checks names and shapes and shows the output's."""
         import torch
 
-        inputs = {n: tensors[n].detach().clone(memory_format=torch.contiguous_format) for n in self._names}
+        with torch.inference_mode(False):  # else a later call outside it could not write to them
+            inputs = {n: tensors[n].detach().clone(memory_format=torch.contiguous_format) for n in self._names}
         output = torch.from_numpy(self._session.run(None, {n: t.numpy() for n, t in inputs.items()})[0])
         binding = self._session.io_binding()
         for name, own in inputs.items():

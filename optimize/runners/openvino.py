@@ -129,7 +129,8 @@ def _bound(request: Any, like: Any, port: Any) -> Tensor:
 
     memory = np.zeros(like.shape, dtype=like.data.dtype)
     request.set_tensor(port, openvino.Tensor(memory, shared_memory=True))
-    return torch.from_numpy(memory)
+    with torch.inference_mode(False):  # else a later call outside it could not write to it
+        return torch.from_numpy(memory)
 
 
 def _spec(port: Any) -> TensorSpec:

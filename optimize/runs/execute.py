@@ -6,6 +6,7 @@ it stopped when the same command is given again.
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -15,18 +16,19 @@ from typing import Any
 from optimize.configs import digest
 from optimize.diffusion.sampling import Sampler
 from optimize.diffusion.schedule import Schedule
+from optimize.errors import GateFailed
 from optimize.hardware import environment
 from optimize.measure.record import Measurement
 from optimize.planning import refusals
 from optimize.progress import Progress, silent
 from optimize.recipes.schema import Recipe
-from optimize.runs import fair, given, stages, summary
+from optimize.runs import fair, given, place, stages, summary
 from optimize.runs.gates import quality_gates
 from optimize.runs.stages import Variant
 from optimize.runs.suite import fastest_fp32, runners_of, suite, time_all
 from optimize.runs.summary import Findings
-from optimize.storage.cache import Stage, Store, code_hash
-from optimize.storage.commit import sweep, write_json_atomically, write_text_atomically
+from optimize.storage import ledger
+from optimize.storage.cache import CACHE, Stage, Store, code_hash
 from optimize.storage.plain import yaml_text
 from optimize.storage.weights import file_sha256
 
@@ -41,8 +43,13 @@ def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = 
     refusals.check(recipe)
     data = given.samples_of(recipe)
     out = exported / recipe.name
-    sweep(out)
-    here = _Run(recipe, Store(exported / ".cache"), progress)
+    place.check(recipe, out)
+    with Store(exported / CACHE) as store:
+        return _carried_out(_Run(recipe, store, progress), out)
+
+
+def _carried_out(here: _Run, out: Path) -> dict[str, Any]:
+    recipe, progress = here.recipe, here.progress
     source = stages.source_stage(here.store, recipe, progress)
     given.check_fit(recipe, data, source)
     half_split = here.half_split()
@@ -76,7 +83,7 @@ class _Run:
 
     def export(self, made: list[Stage]) -> list[Variant]:
         """Export every stage; the source's is the baseline."""
-        names = ["baseline", *_distinct([p.name for p in self.recipe.passes])]
+        names = place.variant_names(self.recipe)
         return [
             stages.export_stage(
                 self.store, self.recipe, name, stage, runners_of(self.recipe, i, len(made)), self.progress
@@ -85,7 +92,8 @@ class _Run:
         ]
 
     def qualities(self, variants: list[Variant]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Quality of the baseline, of every stage through the FP32 runner, and of the last two through every runner."""
+        """Quality of the baseline, of every stage through the FP32 runner, and of the last two through every runner;
+        `{"failed": why}` where what is drawn is not finite, or would not be where NaN survives."""
         found = {}
         for i, variant in enumerate(variants):
             first = fastest_fp32(self.recipe)
@@ -97,10 +105,10 @@ class _Run:
         self, baseline: Variant, quality: dict[tuple[str, str], dict[str, Any]], half_split: dict[str, Any]
     ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """The fair configuration and every candidate that was tried."""
-        if self.recipe.fair is None:
-            return None, []
         spec, schedule = fastest_fp32(self.recipe), Schedule.from_json(baseline.sampling["schedule"])
         reference = quality["baseline", spec]
+        if self.recipe.fair is None or "failed" in reference:
+            return None, []
 
         def judge(sampler: Sampler) -> tuple[dict[str, Any], dict[str, Any]]:
             found = self._quality(baseline, spec, sampler, baseline, replicates=20, purpose="fair search")
@@ -157,7 +165,17 @@ class _Run:
         replicates: int | None = None,
         purpose: str = "images",
     ) -> dict[str, Any]:
-        """Quality of `sampler` on one runner, with its paired difference to the baseline."""
+        """Quality of `sampler` on one runner, with its paired difference to the baseline; `{"failed": why}` for images
+        that are not judged, since the network gives NaN or infinities."""
+        try:
+            return self._figures(variant, spec, sampler, baseline, replicates, purpose)
+        except GateFailed as error:
+            log.error("%s", error)
+            return {"failed": str(error)}
+
+    def _figures(
+        self, variant: Variant, spec: str, sampler: Sampler, baseline: Variant, replicates: int | None, purpose: str
+    ) -> dict[str, Any]:
         config = self.recipe.quality
         replicates = replicates or config.replicates
         first = fastest_fp32(self.recipe)
@@ -221,65 +239,64 @@ class _Run:
         return self.judges["content"]
 
     def publish(self, result: dict[str, Any], found: Findings, out: Path) -> dict[str, Any]:
-        """Write variants, samples, measurements, summary and report below `out`."""
-        for variant in found.variants:
-            stages.publish(variant, variant.name, out)
-        stages.publish(found.variants[-1], "final", out)
-        result["samples"] = self._samples(found, out)
-        anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
-        said = self.recipe.sampler.model_dump(mode="json", exclude_unset=True)  # the rest is the scheduler's to say
-        text = yaml_text(_plain(anywhere.to_json() | {"sampler": said}))
-        write_text_atomically(out / "recipe.resolved.yaml", text)
-        lines = [m.to_json() for m in found.measurements]
-        write_text_atomically(out / "measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines))
-        write_json_atomically(out / "summary.json", result)
-        write_reports(result, out)
+        """Write variants, samples, measurements, summary and report below `out`; one run at a time does."""
+        with ledger.opened(out, place.FILES, place.earlier) as put:
+            for variant in found.variants:
+                stages.publish(variant, variant.name, out)
+            stages.publish(found.variants[-1], place.FINAL, out)
+            result["samples"] = self._samples(found, out, put)
+            anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
+            said = self.recipe.sampler.model_dump(mode="json", exclude_unset=True)  # the rest is the scheduler's to say
+            text = yaml_text(_plain(anywhere.to_json() | {"sampler": said}))
+            put("recipe.resolved.yaml", text.encode())
+            lines = [m.to_json() for m in found.measurements]
+            put("measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines).encode())
+            put("summary.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+            _write_reports(result, out, put)
         return result
 
-    def _samples(self, found: Findings, out: Path) -> list[str]:
+    def _samples(self, found: Findings, out: Path, put: ledger.Put) -> list[str]:
         """Grids of the same seeds side by side."""
         first = fastest_fp32(self.recipe)
         rows = {v.name: (v, first, _sampler(v)) for v in found.variants}
         if found.fair:
             fair = {"fair": (found.variants[0], first, Sampler(**found.fair["sampler"]))}
             rows = {"baseline": rows["baseline"]} | fair | rows
+        broken = {name for (name, spec), quality in found.quality.items() if spec == first and "failed" in quality}
+        rows = {n: row for n, row in rows.items() if n not in broken}
+        if not rows:
+            return []
         drawn = {n: self._images(v, s, sampler, self.recipe.quality.images) for n, (v, s, sampler) in rows.items()}
-        target = out / "samples" / "grid.png"
-        stamp = target.with_suffix(".id")
+        target, stamp = out / place.GRID, out / place.STAMP
         identity = digest({n: s.id for n, s in drawn.items()})
         if not (target.exists() and stamp.exists() and stamp.read_text() == identity):
-            from optimize.quality.grid import grid
+            from optimize.quality.grid import grid_png
 
-            target.parent.mkdir(parents=True, exist_ok=True)
-            grid({n: stages.images(s)[:20] for n, s in drawn.items()}, target, 20)
-            write_text_atomically(stamp, identity)
-        return ["samples/grid.png"]
+            put(place.GRID, grid_png({n: stages.images(s)[:20] for n, s in drawn.items()}))
+            put(place.STAMP, identity.encode())
+        return [place.GRID]
 
 
 def write_reports(result: dict[str, Any], out: Path) -> None:
-    """report.md and report.html from a summary."""
+    """report.md and report.html of a run's folder from its summary; ArtifactError where somebody else wrote one."""
+    with ledger.opened(out, place.REPORTS, place.earlier) as put:
+        _write_reports(result, out, put)
+
+
+def _write_reports(result: dict[str, Any], out: Path, put: ledger.Put) -> None:
     from optimize.report.html import render_html
     from optimize.report.markdown import render_markdown
 
-    write_text_atomically(out / "report.md", render_markdown(result))
-    write_text_atomically(out / "report.html", render_html(result, out))
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Names made unique by a number where a pass is used twice."""
-    return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]
+    for name, text in zip(place.REPORTS, (render_markdown(result), render_html(result, out))):
+        put(name, text.encode())
 
 
 def _json_line(value: Any) -> str:
-    import json
-
     return json.dumps(value, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:
     """JSON values only (paths become text), so that YAML needs no tags."""
-    import json
-
     return json.loads(json.dumps(value, default=str))
 
 

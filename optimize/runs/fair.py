@@ -64,8 +64,10 @@ def _row(sampler: Sampler, schedule: Schedule, quality: dict[str, Any], gates: d
         "spacing": sampler.spacing,
         "guided": bool(sampler.guidance.cfg),
         "nfe": sampler.nfe(schedule),
-        "fd": quality["fd"],
+        "fd": quality.get("fd"),
         "class_accuracy_min": quality.get("class_accuracy", {}).get("min"),
         "passes": hold(gates),
-        "reason": "; ".join(f"{n} {g['value']:.3f} over {g['limit']:.3f}" for n, g in gates.items() if not g["holds"]),
+        "reason": "; ".join(
+            g.get("note") or f"{n} {g['value']:.3f} over {g['limit']:.3f}" for n, g in gates.items() if not g["holds"]
+        ),
     }

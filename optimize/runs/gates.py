@@ -16,7 +16,10 @@ def check(value: float | None, limit: float, at_most: bool = True) -> dict[str, 
 def quality_gates(
     gates: Gates, quality: dict[str, Any], baseline: dict[str, Any], half_split: dict[str, Any]
 ) -> dict[str, Any]:
-    """The FD gate and, where the model knows classes, the class-accuracy gate of a quality against the baseline's."""
+    """The FD gate and, where the model knows classes, the class-accuracy gate of a quality against the baseline's; the gate
+    `finite` alone where either could not be judged (`{"failed": why}`)."""
+    if failed := quality.get("failed") or baseline.get("failed"):
+        return {"finite": {"value": "no", "limit": "yes", "holds": False, "note": failed}}
     slack = half_split["value"] if gates.fd.slack == "half_split" else 0.0
     found = {"fd": check(quality["fd"]["value"], gates.fd.max_ratio * baseline["fd"]["value"] + slack)}
     if "class_accuracy" in baseline:
@@ -42,7 +45,9 @@ def parity_gate(gates: Gates, parity: dict[str, Any] | None, precision: str) -> 
     """The parity gate of one exported variant on one runner; precision is a row's, e.g. fp32, bf16, int8, int8+bf16."""
     limits = gates.parity.to_json()
     limit = max(limits[p] for p in precision.split("+"))
-    return check(parity["relative_l2"] if parity else None, limit)
+    found = check(parity["relative_l2"] if parity else None, limit)
+    broken = (parity or {}).get("not_finite")
+    return found | {"value": None, "holds": False, "note": broken} if broken else found
 
 
 def hold(gates: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.architectures.artifact import load_model, save_model
+from optimize.architectures.finite import Watched
 from optimize.diffusion.backend import open_runner, spec_parts
 from optimize.diffusion.context import Context, Data, Keep
 from optimize.diffusion.schedule import Schedule
@@ -23,8 +24,10 @@ from optimize.quantization.fake_quant import formats
 from optimize.recipes.paths import content
 from optimize.recipes.schema import Recipe
 from optimize.registry import SOURCES
+from optimize.runs.rounded import as_stored
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
+from optimize.storage.disk import save_tensors
 from optimize.storage.samples import samples_in
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json, read_tensors
@@ -270,6 +273,7 @@ def _parity_stage(
         from optimize.diffusion.parity import parity
 
         found, model = {}, open_model(artifact)
+        stored = artifact.manifest.get("exports", {}).get("onnx", {}).get("precision", "fp32")
         with progress(f"parity {name}", len(runners)) as advance:
             for spec in runners:
                 try:
@@ -278,7 +282,7 @@ def _parity_stage(
                 except EnvironmentLacks as error:
                     found[spec] = {"refused": str(error)}
                 advance(1, spec)
-        return found
+        return as_stored(found, artifact.folder, stored, model)
 
     return json_stage(store, "parity", key | _numerics(), compute)
 
@@ -308,7 +312,7 @@ def images_stage(
     """Images of seeds 0..count-1 drawn with `sampler` through a runner of the variant; read them with `images`.
 
     They do not depend on the number of processes, so it is no part of the key; neither is `purpose`, a word for the
-    progress.
+    progress. Raises GateFailed where the runner, or the torch network beside it, gives NaN or infinities on the way.
     """
     key = {
         "artifact": variant.id,
@@ -316,13 +320,11 @@ def images_stage(
         "sampler": sampler.to_json(),
         "count": count,
         "batch": batch,
-        "code": code_hash("optimize.diffusion.model"),
+        "code": [code_hash(f"optimize.{m}") for m in ("diffusion.model", "architectures.finite")],
         **environment.gpu(),
     }
 
     def compute(folder: Path, work: Path) -> dict[str, Any]:
-        from safetensors.torch import save_file
-
         nfe = sampler.nfe(Schedule.from_json(variant.sampling["schedule"]))
         title = f"{purpose}: {variant.name} on {spec}, {sampler.solver} × {sampler.steps}, {nfe} NFE"
         with progress(title, count) as advance:
@@ -333,8 +335,10 @@ def images_stage(
                 advance(count)
             else:
                 with open_spec(variant.folder, spec) as network:
-                    drawn = variant.model.with_network(network).sample(range(count), batch, sampler, advance)
-        save_file({"images": drawn.contiguous()}, folder / "images.safetensors")
+                    witness = None if spec_parts(spec)[0] == "torch" else variant.model.denoiser.network
+                    watched = Watched(network, witness, f"quality: {variant.name} on {spec}")
+                    drawn = variant.model.with_network(watched).sample(range(count), batch, sampler, advance)
+        save_tensors({"images": drawn.contiguous()}, folder / "images.safetensors")
         return {"artifact": variant.id}
 
     return store.stage("images", key, compute)

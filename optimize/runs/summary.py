@@ -59,14 +59,15 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
     final = _final(found, rows)
     rows += [final] if final else []
     gates, targets = (final["gates"], final["targets"]) if final else ({}, {})
-    path = _path(found, final) if final else []
+    done = final is not None and final["status"] == "done"
+    path = _path(found, final) if final is not None and done else []
     factors = _factors(path) if path else {}
     return {
         "schema": SCHEMA,
         "recipe": found.recipe.name,
         "environment": environment.environment(),
-        "gates_passed": bool(final) and hold(gates),
-        "targets_met": bool(final) and hold(targets),
+        "gates_passed": done and hold(gates),
+        "targets_met": done and hold(targets),
         "gates": gates,
         "targets": targets,
         "half_split_fd": found.half_split,
@@ -110,23 +111,23 @@ def _refused(found: Findings, variant: Variant, spec: str) -> dict[str, Any]:
 def _row(found: Findings, m: Measurement) -> dict[str, Any]:
     name, spec, batch = split_key(m.key)
     variant = found.variants[0] if name == "fair" else next(v for v in found.variants if v.name == name)
-    quality = _quality(found, name, spec)
-    parity = variant.parity[spec]
+    quality, parity = _quality(found, name, spec), variant.parity[spec]
+    broken = (quality or {}).get("failed") or parity.get("not_finite", "")
     row = {
         **_about(found, name, variant, spec),
         "device": device_class(m),
         "runner_options": m.variant.options,
         "batch": batch,
-        "status": m.status,
-        "reason": m.reason,
+        "status": "failed" if broken else m.status,
+        "reason": broken or m.reason,
         "predicted": False,
-        "quality": quality,
+        "quality": None if broken else quality,
         "parity": {k: parity[k] for k in ("max_abs", "relative_l2")},
         "lowered": parity["runner"]["lowered"],
         "gates": {},
         "targets": {},
-    }
-    return row | _times(found, m) if m.done else row
+    } | ({"not_finite": broken} if broken else {})
+    return row | _times(found, m) if m.done and not broken else row
 
 
 def _about(found: Findings, name: str, variant: Variant, spec: str) -> dict[str, Any]:
@@ -139,6 +140,7 @@ def _about(found: Findings, name: str, variant: Variant, spec: str) -> dict[str,
         "runner": spec_parts(spec)[0],
         "device": "cpu",
         "precision": _precision(variant, spec),
+        "head": variant.sampling["parameterization"]["prediction"],
         **_sampler(found, name, variant),
         **variant.artifact.manifest["count"],
         "size_bytes": _size(variant, spec),
@@ -235,19 +237,24 @@ def _size(variant: Variant, spec: str) -> int:
 
 
 def _final(found: Findings, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The last variant on its fastest runner at the largest batch, among the rows whose gates hold (else the fastest)."""
-    last = found.variants[-1]
-    mine = [r for r in rows if r["variant"] == last.name and r["batch"] == found.batch and r["status"] == "done"]
-    judged = [r | {"variant": "final", "gates": _gates(found, r)} for r in mine if r["quality"]]
+    """The last variant on its fastest runner at the largest batch, among the rows whose gates hold (else the fastest); one
+    that gives NaN, with the gates that says so, where no row is judged."""
+    mine = [r for r in rows if r["variant"] == found.variants[-1].name and r["batch"] == found.batch]
+    judged = [_judged(found, r) for r in mine if r["status"] == "done" and r["quality"]]
     if not judged:
-        return None
+        return next((_judged(found, r) for r in mine if "not_finite" in r), None)
     best = max(judged, key=lambda r: (hold(r["gates"]), r["images_per_s"]))
     return best | {"targets": _targets(found, best)}
 
 
+def _judged(found: Findings, row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"variant": "final", "gates": _gates(found, row)}
+
+
 def _gates(found: Findings, row: dict[str, Any]) -> dict[str, Any]:
     """Quality of this row, and the parity of every export of every variant on every runner."""
-    gates = quality_gates(found.recipe.gates, row["quality"], _baseline_quality(found), found.half_split)
+    quality = row["quality"] or {"failed": row["reason"]}
+    gates = quality_gates(found.recipe.gates, quality, _baseline_quality(found), found.half_split)
     for variant in found.variants:
         for spec in variant.runners:
             parity = variant.parity[spec]

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from optimize.planning.forecast import Candidate, Forecast
-from optimize.planning.propose import Budget, Option, _up, candidates, loss_text, losses, propose, recipe_of
+from optimize.planning.propose import (
+    Budget,
+    Option,
+    _up,
+    candidates,
+    fewer_steps,
+    loss_text,
+    losses,
+    propose,
+    recipe_of,
+    worthwhile,
+)
 
 UNTOUCHED = Candidate()
 EIGHT, TWO, ONE = (Candidate(nfe=n) for n in (8, 2, 1))
@@ -48,6 +59,62 @@ def test_the_least_loss_that_meets_the_budget_is_proposed(budget: Budget, chosen
     found = propose(OPTIONS if not budget.empty else OPTIONS[:2], budget)
     assert found.option is not None and found.option.found.candidate == chosen
     assert (found.meets, found.certain, found.needed) == (True, certain, ())
+
+
+def test_what_gains_less_than_its_own_interval_is_not_proposed() -> None:
+    """28.8 ms against 29.0: a share of the MACs for 0.7 %."""
+    thin = option(Candidate(share=0.2), 28.8)
+    for budget in (Budget(), Budget(latency_ms=28.9), Budget(latency_ms=28.9, max_quality_loss=1)):
+        found = propose([option(UNTOUCHED, 29.0), thin], budget)
+        assert found.option is not None and found.option.found.candidate == UNTOUCHED
+    assert not propose([option(UNTOUCHED, 29.0), thin], Budget(latency_ms=28.9)).meets
+    sure = option(Candidate(share=0.2), 28.8, spread=1.001)
+    assert propose([option(UNTOUCHED, 29.0), sure], Budget(latency_ms=28.9)).option is sure
+
+
+def test_every_change_of_an_option_must_pay() -> None:
+    both = option(Candidate(nfe=2, share=0.5), 3)
+    options = [option(UNTOUCHED, 100), option(TWO, 4), option(Candidate(share=0.5), 60), both]
+    assert {o.found.candidate for o in worthwhile(options, Budget())} == {UNTOUCHED, TWO, Candidate(share=0.5)}
+
+
+def test_what_a_size_asks_for_need_not_be_faster() -> None:
+    small = option(Candidate(share=0.5), 99, mb=5)
+    found = propose([option(UNTOUCHED, 100), small], Budget(size_mb=6))
+    assert found.option is small and found.meets
+
+
+def test_without_training_comes_before_with_it() -> None:
+    """A student of eight evaluations loses nothing that is published, and takes training all the same."""
+    steps = option(Candidate(steps=20), 40)
+    options = [option(UNTOUCHED, 100), steps, option(EIGHT, 16)]
+    assert propose(options, Budget(latency_ms=50)).option is steps
+    slower = propose(options, Budget(latency_ms=20))
+    assert slower.option is not None and slower.option.found.candidate == EIGHT
+    untouched = propose(options, Budget(latency_ms=200))
+    assert untouched.option is not None and untouched.option.found.candidate == UNTOUCHED
+
+
+def test_without_a_budget_the_simplest_that_the_fastest_does_not_beat_is_proposed() -> None:
+    options = [option(UNTOUCHED, 100), option(EIGHT, 5.5), option(TWO, 4)]
+    found = propose(options, Budget())
+    assert found.option is not None and found.option.found.candidate == EIGHT  # 5.5 lies within 2.7 to 6
+
+
+@pytest.mark.parametrize(
+    ("today", "offered"), [(1000, (20,)), (50, (20,)), (20, (10,)), (11, (10,)), (10, ()), (2, ())]
+)
+def test_fewer_steps_are_offered_where_there_are_many(today: int, offered: tuple[int, ...]) -> None:
+    assert fewer_steps(today) == offered
+
+
+def test_a_recipe_of_fewer_steps_trains_nothing_and_searches_for_what_passes() -> None:
+    chosen = option(Candidate(steps=20), 40)
+    made = recipe_of(chosen, {"sampler": {"steps": 50}}, "x", "cpu", Budget(), on_gpu=False)
+    assert made["passes"] == [] and made["sampler"] == {"steps": 50}
+    assert made["fair"] == {"solvers": ["dpmpp_2m"], "steps": [20]}
+    own = recipe_of(chosen, {"fair": {"steps": [4]}}, "x", "cpu", Budget(), on_gpu=False)
+    assert own["fair"] == {"steps": [4]}
 
 
 def test_without_a_budget_the_fastest_within_the_usual_loss_is_proposed() -> None:

@@ -81,6 +81,17 @@ def test_any_batch_size_runs_and_samples_do_not_depend_on_it(artifacts: dict[str
     assert torch.equal(whole, kept)  # a result is the caller's own, not a buffer of the backend
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_calls_inside_and_outside_inference_mode_may_follow_each_other(
+    artifacts: dict[str, Path], backend: str
+) -> None:
+    with open_runner(artifacts["fp32"], backend, threads=1) as runner:
+        feed = example_inputs(runner.inputs, 2, classes=10)
+        with torch.inference_mode():
+            inside = runner(**feed).clone()
+        assert torch.equal(runner(**feed), inside) and torch.equal(runner(**feed), inside)
+
+
 def test_a_runner_samples_in_place_of_the_network(models: dict[str, Model], artifacts: dict[str, Path]) -> None:
     with open_runner(artifacts["fp32"], "openvino", threads=1) as runner:
         images = models["fp32"].with_network(runner).sample(range(3))

@@ -43,6 +43,10 @@ class KitFiles:
                 raise ArtifactError(f"{place}: a symbolic link; it is not read. Bring the file itself.")
         return place.stat().st_size if place.is_file() else None
 
+    def names(self) -> list[str]:
+        """Every file of a zip."""
+        return sorted(self._members or ())
+
     def blocks(self, name: str) -> Iterator[bytes]:
         """The bytes of a file that is there, some at a time."""
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from optimize.measure import wording
 from optimize.planning.propose import loss_text
+from optimize.planning.subject import FEWEST
 from optimize.report.terminal.tables import print_parts
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ SHORT = {
     "openvino": "OpenVINO",
 }
 NOT_HERE = "°"
+WIDTH = 80
 LEGEND = f"✓ works  ~ will not pay  ✗ impossible  {NOT_HERE} works there, but no pass, exporter or runner of this version does it"
 
 HEADING = "Predicted, as it is sampled today: ms a batch (90 % interval), memory, file, cost of 1,000 images"
@@ -42,8 +45,25 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(_text(HEADING, "bold"), soft_wrap=True)
         _print_predictions(plan, console)
     for target in plan["targets"]:
-        for line in proposal_lines(target):
+        for line in (*advice_lines(target), *proposal_lines(target)):
             console.print(_text(line), soft_wrap=True)
+
+
+def advice_lines(target: dict[str, Any]) -> list[str]:
+    """What to do, the free things first, at most 80 columns wide."""
+    found = target.get("advice") or {}
+    lines = [f"{target['title']}: what makes an image faster, free things first"] if found.get("proposed") else []
+    for i, one in enumerate(found.get("proposed", ()), 1):
+        lines += wrap(f"{i:3} {one['kind']}: {one['what']}", WIDTH, subsequent_indent=" " * 4)
+        source = "measured" if one["measured"] else "predicted"
+        times = f"{wording.digits(one['before_ms'])} to {_interval(one, ('ms', 'low_ms', 'high_ms'))} ms an image"
+        about = f"{wording.digits(one['gain'])}× faster, {times}, {source}; {one['risk']}"
+        lines += wrap(about, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    if found.get("unproven"):
+        named = ", ".join(one["what"] for one in found["unproven"])
+        said = f"not proposed, since its gain lies within the interval of its own prediction: {named}"
+        lines += wrap(f"{target['title']}: {said}", WIDTH, subsequent_indent=" " * 4)
+    return lines
 
 
 def _print_matrix(target: dict[str, Any], console: Console) -> None:
@@ -121,12 +141,12 @@ def proposal_lines(target: dict[str, Any]) -> list[str]:
     found = proposal["forecast"]
     verdict = "is predicted to meet the budget" if proposal["meets"] else "comes nearest, and misses the budget"
     if not proposal.get("asked", True):
-        verdict = "is predicted to be the fastest within the usual loss, since no budget was given"
+        verdict = "is proposed, since nothing within the allowed loss is faster by more than its interval"
     if proposal["meets"] and not proposal["certain"]:
         verdict += ", though not at the end of its interval"
     made = f"{target['title']}: {_candidate(found)} {verdict}: "
     made += f"{_interval(found, ('latency_ms', 'low_ms', 'high_ms'))} ms, {wording.bytes_text(found['size_bytes'])}, "
-    made += f"{loss_text(proposal['loss'], proposal['worst_loss'])}; predicted"
+    made += f"{loss_text(proposal['loss'], proposal['worst_loss'], found['candidate'].get('steps'))}; predicted"
     lines = [made + (f", calibrated by {found['calibrated']}" if found["calibrated"] else ""), *notes]
     if not proposal["runner"]:
         lines.append(
@@ -139,7 +159,8 @@ def proposal_lines(target: dict[str, Any]) -> list[str]:
 def _candidate(found: dict[str, Any]) -> str:
     c = found["candidate"]
     parts = [f"{100 * c['share']:.0f} % of the MACs pruned"] if c["share"] else []
-    parts += [f"distilled to {c['nfe']} evaluations"] if c["nfe"] else []
+    parts += [f"distilled to {c['nfe']} evaluation{'s' * (c['nfe'] != 1)}"] if c["nfe"] else []
+    parts += [f"{c['steps']} steps of {FEWEST}"] if c.get("steps") else []
     return ", ".join([*parts, c["format"].upper()])
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from support.plans import cell, target
 
-from optimize.report.terminal.outlook import mark, print_plan, proposal_lines
+from optimize.report.terminal.outlook import advice_lines, mark, print_plan, proposal_lines
 
 
 def printed(*targets: dict[str, Any], width: int = 120) -> str:
@@ -99,7 +99,45 @@ def test_no_figure_is_cut_off_at_usual_widths(width: int) -> None:
     assert text.count("5.00 (2.50–10.0)") == 6 and "…" not in text
 
 
-def test_without_a_budget_none_is_met() -> None:
+def test_without_a_budget_no_line_speaks_of_one() -> None:
     about = target("a10")
     (line, *_) = proposal_lines(about | {"proposal": about["proposal"] | {"asked": False}})
-    assert "the fastest within the usual loss, since no budget was given" in line and "meet the budget" not in line
+    assert "nothing within the allowed loss is faster by more than its interval" in line and "budget" not in line
+
+
+def test_fewer_steps_are_named_with_what_is_not_known_of_them() -> None:
+    about = target("a10")
+    found = about["proposal"]["forecast"] | {"candidate": {"nfe": None, "share": 0.0, "format": "fp16", "steps": 20}}
+    (line, *_) = proposal_lines(about | {"proposal": about["proposal"] | {"forecast": found}})
+    assert line.startswith("A10: 20 steps of dpmpp_2m, FP16 is") and "quality unknown until the gates judge it" in line
+    one = about["proposal"]["forecast"] | {"candidate": {"nfe": 1, "share": 0.0, "format": "fp16"}}
+    assert (
+        "distilled to 1 evaluation, FP16"
+        in proposal_lines(about | {"proposal": about["proposal"] | {"forecast": one}})[0]
+    )
+
+
+def advice(kind: str, what: str, gain: float = 2.5) -> dict[str, Any]:
+    times = {"before_ms": 437.0, "ms": 437 / gain, "low_ms": 100.0, "high_ms": 300.0}
+    return {
+        "kind": kind,
+        "what": what,
+        "gain": gain,
+        "risk": "quality unknown until the gates judge it",
+        "measured": False,
+    } | times
+
+
+def test_advice_is_numbered_says_gain_and_risk_and_fits_80_columns() -> None:
+    found = {
+        "proposed": [advice("free", "20 steps of dpmpp_2m instead of 50 of ddim"), advice("pass", "distill " * 12)],
+        "unproven": [advice("pass", "prune 40 % of the MACs"), advice("pass", "quantize to INT8")],
+    }
+    lines = advice_lines(target("a10") | {"advice": found})
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[0] == "A10: what makes an image faster, free things first"
+    assert lines[1] == "  1 free: 20 steps of dpmpp_2m instead of 50 of ddim"
+    assert lines[2].startswith("    2.50× faster, 437 to 175 (100–300) ms an image, predicted; quality")
+    text = " ".join(" ".join(lines).split())
+    assert "not proposed, since its gain lies within the interval of its own prediction: prune 40 % of the MACs" in text
+    assert advice_lines(target("a10")) == [] and "budget" not in text
