@@ -45,10 +45,10 @@ def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = 
     out = exported / recipe.name
     place.check(recipe, out)
     with Store(exported / CACHE) as store:
-        return _carried_out(_Run(recipe, store, progress), out)
+        return _carried_out(_Run(recipe, store, progress), data, out)
 
 
-def _carried_out(here: _Run, out: Path) -> dict[str, Any]:
+def _carried_out(here: _Run, data: given.Given, out: Path) -> dict[str, Any]:
     recipe, progress = here.recipe, here.progress
     source = stages.source_stage(here.store, recipe, progress)
     given.check_fit(recipe, data, source)
