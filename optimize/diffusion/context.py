@@ -59,7 +59,7 @@ def conditioned(data: Data, model: Model) -> Data:
 
 def _fitted(data: Data, model: Model) -> Data:
     """The data as float32 with int64 labels, after both were found to be what the model takes."""
-    from optimize.storage.samples import check_shape, in_memory
+    from optimize.storage.dataset import check_shape, in_memory
 
     found = in_memory(data.images, data.labels, data.where, "latents" if model.limit is None else "images")
     check_shape(found, model.shape, model.limit is None)

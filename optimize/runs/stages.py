@@ -27,8 +27,8 @@ from optimize.registry import SOURCES
 from optimize.runs.rounded import as_stored
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
+from optimize.storage.dataset import samples_in
 from optimize.storage.disk import save_tensors
-from optimize.storage.samples import samples_in
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json, read_tensors
 
@@ -88,7 +88,7 @@ class Variant:
 
 def load_data(path: Path, field: str) -> Data:
     """Samples, labels and conditions of a safetensors file; UserError where it does not hold `images`, which lie in [-1, 1],
-    or `latents` (see `optimize.storage.samples`). All other tensors are conditions by input name, a row a sample."""
+    or `latents` (see `optimize.storage.dataset`). All other tensors are conditions by input name, a row a sample."""
     found = samples_in(path, field)
     tensors = read_tensors(path)
     conditions = {name: tensors[name] for name in found.further}

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import yaml
 
 from optimize.errors import ArtifactError, OptimizeError, UserError, cut, shown
-from optimize.storage.shapes import SHAPES, Shape, misshapen
+from optimize.plain.shapes import SHAPES, Shape, misshapen
 
 LARGEST = 64 * 2**20  # bytes of a JSON file
 LARGEST_YAML = 2**20  # bytes of a YAML file
@@ -31,7 +31,7 @@ INFINITE = {"lambda_min_clipped": -math.inf}  # what diffusers writes into sched
 
 def read_json(path: Path, kind: type | None = None, shape: type[Shape] | None = None) -> Any:
     """The value in a JSON file, which is of this kind (an object where none is said), and of this shape, or of its file's
-    (see `storage/shapes.py`); ArtifactError where the file is missing or anything else."""
+    (see `plain/shapes.py`); ArtifactError where the file is missing or anything else."""
     kind = kind or (object if path.name in ANYTHING else dict)
     value = parse_json(read_text(path, LARGEST, ArtifactError, "readable JSON"), f"{path}", kind)
     wanted = shape or SHAPES.get(path.name)
