@@ -19,7 +19,6 @@ from optimize.hardware.targets import Target, targets
 from optimize.measure.cost import load_prices
 from optimize.planning.subject import DENOISERS
 from optimize.quality.features import imported
-from optimize.quality.metrics import FeatureNetwork
 from optimize.recipes.paths import RELATIVE
 from optimize.recipes.schema import Recipe
 from optimize.storage.weights import file_sha256, read_json
@@ -169,24 +168,15 @@ def _prices(recipe: Recipe) -> list[str]:
 
 def _judges(recipe: Recipe) -> dict[str, Path]:
     """Paths of what judges, as far as they are local; hub ids are fetched when they are needed."""
-    quality = recipe.quality
-    found = {f: Path(n.source) for f, n in _networks(recipe).items() if n.kind != "import" and not n.on_hub}
-    if quality.lpips and not FeatureNetwork(kind="inception", source=quality.lpips).on_hub:
-        found["quality.lpips"] = Path(quality.lpips)
-    return found | ({"quality.classifier": quality.classifier} if quality.classifier else {})
-
-
-def _networks(recipe: Recipe) -> dict[str, FeatureNetwork]:
-    """Every feature network of a recipe by its field."""
-    quality = recipe.quality
-    found = {"quality.features": quality.features, **{f"quality.further.{k}": n for k, n in quality.further.items()}}
-    return found | ({"quality.clip": quality.clip} if quality.clip else {})
+    networks = recipe.quality.networks().items()
+    found = {f: Path(n.source) for f, n in networks if n.kind != "import" and not n.on_hub}
+    return found | ({"quality.classifier": recipe.quality.classifier} if recipe.quality.classifier else {})
 
 
 def _imports(recipe: Recipe) -> list[str]:
     """Import paths that lead to no callable."""
     problems = []
-    for field, network in _networks(recipe).items():
+    for field, network in recipe.quality.networks().items():
         if network.kind == "import":
             try:
                 imported(network.source)
