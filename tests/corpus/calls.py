@@ -89,9 +89,13 @@ def _surroundings(arguments: Sequence[str], cwd: Path, out: io.TextIOBase, err: 
     log, interrupt = logging.getLogger("optimize"), signal.getsignal(signal.SIGINT)
     handlers, level, variables = list(log.handlers), log.level, dict(os.environ)
     try:
-        with contextlib.chdir(cwd), mock.patch.object(sys, "argv", ["optimize", *arguments]):
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _stood_in():
-                yield
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.chdir(cwd))
+            stack.enter_context(mock.patch.object(sys, "argv", ["optimize", *arguments]))
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            stack.enter_context(_stood_in())
+            yield
     finally:
         signal.signal(signal.SIGINT, interrupt)
         for handler in [h for h in log.handlers if h not in handlers]:

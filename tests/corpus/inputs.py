@@ -112,12 +112,12 @@ def void(_: object) -> None:
 
 def _artifact(base: Base, path: Path) -> None:
     """The model as a finished artifact with its ONNX file."""
+    from optimize.architectures.artifact import save_model
     from optimize.diffusion.context import Context
     from optimize.diffusion.sampling import Sampler
     from optimize.exporters.onnx import Onnx
     from optimize.sources.diffusers import DiffusersSource
     from optimize.storage.commit import commit
-    from optimize.architectures.artifact import save_model
 
     model = DiffusersSource(base.part("model")).load(Sampler(steps=2))
 

@@ -11,25 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
 from support.command import optimize
-from support.engines import fake, half_file, installed, int8_file, order, run
+from support.engines import fake, half_file, installed, order, run
 from support.fake_trt import FakeCuda
 from support.kits import artifact_of, built, kit_of
 
 from optimize.cli import hand_over
 from optimize.delivery.as_engines import adopt
 from optimize.diffusion.backend import open_runner
-from optimize.engines import script
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.kits import adopt as adoption
-from optimize.engines.kits import compose, read
+from optimize.engines.kits import read
 from optimize.errors import ArtifactError, OptimizeError, UserError
-from optimize.hardware.targets import target
 from optimize.serving._repository import engines, records_of
-from optimize.storage.commit import commit
 from optimize.storage.trust import inspect_trust, require, verify
 from optimize.storage.weights import file_sha256, read_json
 
