@@ -270,6 +270,10 @@ def test_a_file_that_somebody_changed_or_put_there_is_not_overwritten(tmp_path: 
     (tmp_path / "report.md").unlink()
     with ledger.opened(tmp_path, ("report.md",)) as put:
         put("report.md", b"ours")
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    with ledger.opened(tmp_path, ("report.md",)) as put:
+        put("report.md", b"ours")  # as it is: nothing is written
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
     (tmp_path / "report.md").write_text("ours, and a note")
     with pytest.raises(ArtifactError, match="or it was changed since"):
         ledger.refuse_edited(tmp_path, ("report.md",))
