@@ -68,7 +68,8 @@ def _of_file(path: Path) -> str:
 def single_file(path: Path) -> str:
     """That a checkpoint in one file needs a folder of configs, and whose, as far as its names say."""
     kind, repository = _family(path)
-    whose = f". By its names it is of the kind {kind}: hf download {repository} --include '*.json' '*.txt' '*.model' --local-dir configs, then --config configs" if repository else ""  # fmt: skip
+    known = f"of the kind {kind}: download all but the weights of {repository}, and give that folder"
+    whose = f". By its names it is {known}" if repository else ""
     return (
         "a checkpoint in one file, which does not hold the configs of its networks, and nothing is fetched. Give the folder of the "
         f"pipeline it belongs to, whose weights are not needed (unet/config.json or transformer/config.json, scheduler/scheduler_config.json): --config FOLDER, in a recipe source.config{whose}"

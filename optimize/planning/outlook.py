@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from optimize.architectures.known import ARCHITECTURES
@@ -36,6 +35,7 @@ from optimize.recipes.schema import plain_name
 from optimize.registry import PASSES
 from optimize.roofline.rates import Rates
 from optimize.storage.commit import write_text_atomically
+from optimize.storage.plain import yaml_text
 
 T = TypeVar("T")
 PREFERRED = ("tensorrt", "tensorrt-rtx", "openvino", "torch", "onnxruntime-cuda", "onnxruntime-cpu")
@@ -335,7 +335,7 @@ class _Planner:
             for entry in values["passes"]:
                 if "quantize" in entry:
                     entry["quantize"]["linear"] = "weight_only"
-        text = _header(option, target, missing) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        text = _header(option, target, missing) + yaml_text(values)
         parse(text, f"proposed recipe {name}")
         return text, missing
 

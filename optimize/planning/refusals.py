@@ -9,7 +9,7 @@ from typing import Any
 
 from optimize.diffusion import parameterization
 from optimize.diffusion.backend import reads_weights
-from optimize.diffusion.followed import followed
+from optimize.diffusion.followed import clip_of, followed
 from optimize.diffusion.schedule import from_diffusers
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware import environment
@@ -19,10 +19,10 @@ from optimize.hardware.targets import Target, targets
 from optimize.measure.cost import load_prices
 from optimize.planning.subject import DENOISERS
 from optimize.quality.features import imported
-from optimize.quality.metrics import FeatureNetwork
 from optimize.recipes.paths import RELATIVE
 from optimize.recipes.schema import Recipe
 from optimize.storage.weights import file_sha256, read_json
+from optimize.training.reread import blind_up_to
 
 log = logging.getLogger(__name__)
 EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # exporter -> the way that runs its files
@@ -120,9 +120,11 @@ def facts_of(recipe: Recipe) -> Facts:
     try:
         noise = read_json(folder / "scheduler" / "scheduler_config.json")
         schedule = from_diffusers(noise)
-        found["nfe"] = followed(recipe.sampler, schedule)[0].nfe(schedule)
-        found["epsilon"] = parameterization.from_diffusers(noise).prediction == "epsilon"
-        found["alpha_end"] = float(schedule.alpha(schedule.noisiest))
+        sampler = followed(recipe.sampler, schedule)[0]
+        found["nfe"] = sampler.nfe(schedule)
+        found["blind_nfe"] = blind_up_to(parameterization.from_diffusers(noise).prediction, schedule)
+        found["preserving"] = schedule.kind == "vp"
+        found["clipped"] = clip_of(sampler, schedule) is not None
         network = next((folder / d for d in DENOISERS if (folder / d).is_dir()), folder / DENOISERS[0])
         size = read_json(network / "config.json").get("sample_size")
         found["positions"] = size**2 if isinstance(size, int) else None
@@ -169,24 +171,15 @@ def _prices(recipe: Recipe) -> list[str]:
 
 def _judges(recipe: Recipe) -> dict[str, Path]:
     """Paths of what judges, as far as they are local; hub ids are fetched when they are needed."""
-    quality = recipe.quality
-    found = {f: Path(n.source) for f, n in _networks(recipe).items() if n.kind != "import" and not n.on_hub}
-    if quality.lpips and not FeatureNetwork(kind="inception", source=quality.lpips).on_hub:
-        found["quality.lpips"] = Path(quality.lpips)
-    return found | ({"quality.classifier": quality.classifier} if quality.classifier else {})
-
-
-def _networks(recipe: Recipe) -> dict[str, FeatureNetwork]:
-    """Every feature network of a recipe by its field."""
-    quality = recipe.quality
-    found = {"quality.features": quality.features, **{f"quality.further.{k}": n for k, n in quality.further.items()}}
-    return found | ({"quality.clip": quality.clip} if quality.clip else {})
+    networks = recipe.quality.networks().items()
+    found = {f: Path(n.source) for f, n in networks if n.kind != "import" and not n.on_hub}
+    return found | ({"quality.classifier": recipe.quality.classifier} if recipe.quality.classifier else {})
 
 
 def _imports(recipe: Recipe) -> list[str]:
     """Import paths that lead to no callable."""
     problems = []
-    for field, network in _networks(recipe).items():
+    for field, network in recipe.quality.networks().items():
         if network.kind == "import":
             try:
                 imported(network.source)

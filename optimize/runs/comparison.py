@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optimize.errors import UserError
+from optimize.errors import ArtifactError, UserError
 from optimize.measure import bench, wording
 from optimize.measure.record import Measurement, paired, speedup, unlike
 from optimize.measure.statistics import Interval
 from optimize.report import figures
+from optimize.storage.shapes import Summary, misshapen
 from optimize.storage.weights import read_json
 
 NOTHING = "no difference shown"
@@ -86,7 +87,7 @@ def load(path: Path) -> Report:
         rows = _summary_lines(about) if about else {}
         rows |= _measured_lines(measured, rows) if measured.is_file() else {}
     elif path.suffix == ".json":
-        about = read_json(path)
+        about = read_json(path, object)
         rows = _summary_lines(about)
     else:
         about, rows = {}, _measured_lines(path, {})
@@ -112,6 +113,8 @@ def _summary_lines(summary: Any) -> dict[str, Line]:
         raise UserError(
             "compare: that JSON file is no summary.json (it has no rows). Give the one optimize run writes."
         )
+    if wrong := misshapen(summary, Summary):
+        raise ArtifactError(f"compare: that summary.json is not of this version: {wrong}")
     found = {}
     for row in figures.rows(summary):
         key = f"{row.get('variant')}/{figures.runner(row)}/{row.get('batch')}"

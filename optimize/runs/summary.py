@@ -12,7 +12,7 @@ from optimize.hardware import environment
 from optimize.measure.cost import Prices, load_prices
 from optimize.measure.record import Measurement, device_class, policy_text, speedup
 from optimize.recipes.schema import QualityConfig, Recipe
-from optimize.runs.gates import check, hold, parity_gate, quality_gates
+from optimize.runs.gates import check, hold, parity_gate, quality_gates, slack_notes
 from optimize.runs.stages import Variant
 from optimize.runs.suite import EAGER, fastest_fp32, fp32_runners, split_key
 from optimize.storage.cache import Store
@@ -71,6 +71,7 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
         "gates": gates,
         "targets": targets,
         "half_split_fd": found.half_split,
+        "notes": slack_notes(found.recipe.gates, _baseline_quality(found), found.half_split),
         "judges": judges(found.recipe.quality),
         "factors": factors,
         "factor_intervals": _factor_intervals(path, factors),
@@ -139,6 +140,7 @@ def _about(found: Findings, name: str, variant: Variant, spec: str) -> dict[str,
         "runner": spec_parts(spec)[0],
         "device": "cpu",
         "precision": _precision(variant, spec),
+        "head": variant.sampling["parameterization"]["prediction"],
         **_sampler(found, name, variant),
         **variant.artifact.manifest["count"],
         "size_bytes": _size(variant, spec),

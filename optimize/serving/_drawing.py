@@ -143,8 +143,8 @@ class Drawing:
         about = self.model.denoiser.conditioning
         if label is not None and about.kind != "class":
             raise UserError("class: this model is not class-conditional; leave it out")
-        if label is not None and not 0 <= label < about.classes:
-            raise UserError(f"class: {label} given, allowed 0 to {about.classes - 1}")
+        if label is not None and label not in map(about.label, range(about.classes)):
+            raise UserError(f"class: {label} given, allowed {about.labels}")
         told = self.model.condition(seeds) if label is None else torch.full((len(seeds),), label)
 
         def check() -> None:

@@ -47,6 +47,8 @@ PLUMBING = {
     "optimize.registry",
     "optimize.progress",
     "optimize.storage.weights",
+    "optimize.storage.plain",
+    "optimize.storage.shapes",
     "optimize.storage.variants",
     "optimize.storage.accounting",
     "optimize.storage.trust",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import ArtifactError
+from optimize.storage.plain import read_json as read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,16 +105,20 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: about.shape for name, about in header(path).items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU; raises ArtifactError saying what is wrong with the file."""
-    from safetensors import SafetensorError
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or those of these names, on the CPU; raises ArtifactError saying what is wrong
+    with the file."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     refuse_pickle(path)
     if not path.is_file():
         raise _missing(path)
     try:
-        return load_file(path)
+        if names is None:
+            return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
 
@@ -148,13 +154,3 @@ def refuse_pickle(path: Path) -> None:
             raise ArtifactError(
                 f"{path.parent}: only a pickled checkpoint ({pickled[0]}) is there; it is never loaded. Convert it to safetensors ({path.name})."
             )
-
-
-def read_json(path: Path) -> Any:
-    """Parsed JSON of a file; raises ArtifactError where it is missing or malformed."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path}: not readable JSON ({error}).") from error

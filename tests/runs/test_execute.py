@@ -38,7 +38,7 @@ def recipe(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ImageClassifier(ImageClassifierConfig(widths=(4, 8), feature_dim=8)).save(folder / name)
     value: dict[str, Any] = {
         "name": "tiny",
-        "source": {"path": str(tiny_folder)},
+        "source": {"path": str(tiny_folder), "null_class": 10},
         "sampler": {"steps": 4, "guidance": {"cfg": 0.5}, "clip": 1.0},
         "data": {k: str(folder / f"{k}.safetensors") for k in ("training", "held_out")},
         "passes": [
