@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from itertools import count
 
-from optimize.storage import swap
+from optimize.disk import swap
 
 CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "link")
 

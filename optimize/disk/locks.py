@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from optimize.storage.disk import writing
+from optimize.disk.full import writing
 
 log = logging.getLogger(__name__)
 LOCK = ".lock-"
