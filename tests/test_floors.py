@@ -19,7 +19,6 @@ PACKAGE = ROOT / "optimize"
 FRONT = {"__init__.py": "the interface", "__main__.py": "the program"}
 ORDER = (
     "",
-    "disk",
     "storage",
     "hardware",
     "diffusion/scheduler_config",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimize.disk.full import save_tensors
 from optimize.errors import ArtifactError
 from optimize.registry import PASSES
 from optimize.storage.accounting import load_state
 from optimize.storage.commit import write_json
+from optimize.storage.disk import save_tensors
 from optimize.storage.trust import checked, verify
 from optimize.storage.weights import read_json, read_tensors
 

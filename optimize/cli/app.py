@@ -316,7 +316,7 @@ def main() -> None:
 
 def _of_a_full_disk(error: Exception) -> Exception:
     """What a writer that knows of no full disk said about one, as the error it is; other errors as they are."""
-    from optimize.disk.full import FULL, explained, number_of
+    from optimize.storage.disk import FULL, explained, number_of
 
     number = number_of(error)
     place = getattr(error, "filename", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from optimize.disk.full import explained, number_of, writing
+from optimize.storage.disk import explained, number_of, writing
 
 FORM = "%(asctime)s %(levelname)s %(name)s %(message)s"
 

@@ -18,7 +18,6 @@ from optimize.configs import described
 from optimize.delivery.as_onnx import RUNNER as CHECKED_BY
 from optimize.delivery.as_onnx import export_model, limit_of, load_network, merged, write_onnx
 from optimize.diffusion.context import Context
-from optimize.disk.swap import restore
 from optimize.engines import libraries
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.kits import adopt as adoption
@@ -38,6 +37,7 @@ from optimize.runs import stages
 from optimize.storage.cache import Store, code_hash
 from optimize.storage.commit import commit
 from optimize.storage.ours import settled
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json
 

@@ -16,7 +16,6 @@ from optimize.architectures.artifact import sampler_json, save_model
 from optimize.configs import described, digest
 from optimize.diffusion.backend import open_runner, reads_weights
 from optimize.diffusion.context import Context
-from optimize.disk.swap import restore
 from optimize.errors import EnvironmentLacks, GateFailed, UserError, cut, unknown
 from optimize.hardware import environment
 from optimize.recipes.schema import ParityGate
@@ -24,6 +23,7 @@ from optimize.registry import EXPORTERS
 from optimize.storage.commit import commit
 from optimize.storage.ours import kind_of, refuse_foreign, settled
 from optimize.storage.plain import parse_yaml
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import file_sha256, read_json
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from optimize.configs import digest
-from optimize.disk.full import writing
 from optimize.engines import libraries, memory
 from optimize.engines.builder import Job, Shapes
 from optimize.engines.graph import GraphFacts
@@ -24,6 +23,7 @@ from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware.memory import available
 from optimize.storage.commit import write_json
+from optimize.storage.disk import writing
 from optimize.storage.weights import file_sha256, read_json
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimize.disk.full import writing
 from optimize.errors import EnvironmentLacks
 from optimize.hardware.memory import available, gb
+from optimize.storage.disk import writing
 
 if TYPE_CHECKING:
     import onnx_ir as ir

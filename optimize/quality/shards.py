@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize import errors
-from optimize.disk.full import explained, save_tensors, writing
 from optimize.errors import OptimizeError
 from optimize.quality.metrics import FeatureNetwork
+from optimize.storage.disk import explained, save_tensors, writing
 from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.disk.full import save_tensors
 from optimize.errors import OptimizeError
 from optimize.quality.metrics import FeatureNetwork
 from optimize.quality.shards import parts
+from optimize.storage.disk import save_tensors
 
 if TYPE_CHECKING:
     from accelerate import PartialState

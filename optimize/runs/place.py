@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from optimize.disk.full import writing
-from optimize.disk.swap import sweep
 from optimize.errors import ArtifactError
 from optimize.recipes.schema import Recipe
 from optimize.storage import ledger
+from optimize.storage.disk import writing
 from optimize.storage.ours import MOVE, refuse_foreign, settled
+from optimize.storage.swap import sweep
 
 FINAL, LOG = "final", "run.log"
 GRID, STAMP = "samples/grid.png", "samples/grid.id"

@@ -14,7 +14,6 @@ from optimize.architectures.finite import Watched
 from optimize.diffusion.backend import open_runner, spec_parts
 from optimize.diffusion.context import Context, Data, Keep
 from optimize.diffusion.schedule import Schedule
-from optimize.disk.full import save_tensors
 from optimize.errors import ArtifactError, EnvironmentLacks, UserError
 from optimize.hardware import environment
 from optimize.hardware.devices import here
@@ -27,6 +26,7 @@ from optimize.registry import SOURCES
 from optimize.runs.rounded import as_stored
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
+from optimize.storage.disk import save_tensors
 from optimize.storage.samples import samples_in
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json, read_tensors

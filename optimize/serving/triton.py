@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from optimize.architectures.artifact import verify_network
-from optimize.disk.swap import restore
 from optimize.errors import UserError, shown
 from optimize.serving._drawing import find_artifact
 from optimize.serving._repository import Serving, write_repository
 from optimize.storage.commit import commit
 from optimize.storage.ours import refuse_foreign, settled
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import read_json
 

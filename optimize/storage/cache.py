@@ -25,12 +25,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from optimize.configs import digest
-from optimize.disk.full import writing
-from optimize.disk.locks import held
-from optimize.disk.swap import discard, sweep
 from optimize.errors import ArtifactError
 from optimize.storage.commit import fill, write_json
+from optimize.storage.disk import writing
+from optimize.storage.locks import held
 from optimize.storage.ours import MOVE
+from optimize.storage.swap import discard, sweep
 from optimize.storage.trust import MANIFEST, added, read_manifest, verify
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ PLUMBING = {
     "optimize.storage.trust",
     "optimize.storage.commit",
     "optimize.storage.cache",
-    "optimize.disk.full",
+    "optimize.storage.disk",
     "optimize.storage.garbage",
     "optimize.storage.ledger",
-    "optimize.disk.locks",
+    "optimize.storage.locks",
     "optimize.storage.ours",
-    "optimize.disk.swap",
+    "optimize.storage.swap",
     "optimize.hardware.environment",
     "optimize.diffusion.context",
     "optimize.architectures.artifact",

@@ -1,7 +1,7 @@
 """Whole-or-nothing folders and files: written under a temporary name, synced, and exchanged when whole.
 
-`commit` is the only way a folder lands on disk. One process at a time writes a name (`disk/locks.py`); a killed one leaves
-nothing but temporary names, which the next one, or `sweep`, puts right (`disk/swap.py`).
+`commit` is the only way a folder lands on disk. One process at a time writes a name (`locks.py`); a killed one leaves
+nothing but temporary names, which the next one, or `sweep`, puts right (`swap.py`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optimize.disk.full import writing
-from optimize.disk.locks import held
-from optimize.disk.swap import beside, put, remove, sync, tidy
+from optimize.storage.disk import writing
+from optimize.storage.locks import held
 from optimize.storage.ours import refuse_foreign
+from optimize.storage.swap import beside, put, remove, sync, tidy
 from optimize.storage.trust import MANIFEST, SCHEMA
 from optimize.storage.weights import file_sha256
 

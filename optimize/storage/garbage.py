@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from optimize.disk.full import TEMPORARY, writing
-from optimize.disk.locks import LOCK, held
-from optimize.disk.swap import discard, sweep
 from optimize.errors import ArtifactError, UserError
 from optimize.storage.cache import NAME, WORK, WORK_MARK, is_of_a_store, used_now
+from optimize.storage.disk import TEMPORARY, writing
+from optimize.storage.locks import LOCK, held
+from optimize.storage.swap import discard, sweep
 from optimize.storage.trust import added, read_manifest
 
 LISTED = 10  # names of what is left alone

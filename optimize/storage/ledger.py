@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from optimize.disk.full import writing
-from optimize.disk.locks import held
 from optimize.errors import ArtifactError
 from optimize.storage.commit import write_bytes_atomically, write_json_atomically
+from optimize.storage.disk import writing
+from optimize.storage.locks import held
 from optimize.storage.ours import MOVE
 from optimize.storage.weights import file_sha256, read_json
 

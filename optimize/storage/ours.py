@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from optimize.disk.full import writing
-from optimize.disk.locks import held
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError
+from optimize.storage.disk import writing
+from optimize.storage.locks import held
 from optimize.storage.trust import MANIFEST, differences, read_manifest
 
 T = TypeVar("T")

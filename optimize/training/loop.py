@@ -25,12 +25,12 @@ from optimize import rng
 from optimize.configs import MOST, Config, Count, digest
 from optimize.diffusion.context import Data
 from optimize.diffusion.denoiser import moved
-from optimize.disk.full import save_tensors
-from optimize.disk.swap import discard, sweep
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware.environment import instructions
 from optimize.progress import Progress, silent
 from optimize.storage.commit import commit, write_json
+from optimize.storage.disk import save_tensors
+from optimize.storage.swap import discard, sweep
 from optimize.storage.trust import verify
 from optimize.storage.weights import read_json, read_tensors
 from optimize.training import objectives

@@ -209,7 +209,7 @@ def test_a_line_that_the_storage_warns_of_is_on_stderr_and_in_the_log(
     before = [list(logger.handlers) for logger in loggers]
     try:
         log_to(tmp_path / "deep" / "run.log")
-        logging.getLogger("optimize.disk.locks").warning("this one waits")
+        logging.getLogger("optimize.storage.locks").warning("this one waits")
         logging.getLogger("optimize.planning").warning("printed elsewhere")
     finally:
         for logger, handlers in zip(loggers, before):
@@ -218,6 +218,6 @@ def test_a_line_that_the_storage_warns_of_is_on_stderr_and_in_the_log(
     assert capsys.readouterr().err == "~ this one waits\n"
     lines = (tmp_path / "deep" / "run.log").read_text().splitlines()
     assert [line.split(" ", 3)[3] for line in lines] == [
-        "optimize.disk.locks this one waits",
+        "optimize.storage.locks this one waits",
         "optimize.planning printed elsewhere",
     ]

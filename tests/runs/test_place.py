@@ -13,13 +13,13 @@ import pytest
 from support.command import optimize
 from support.kills import kill_everywhere
 
-from optimize.disk.swap import sweep
 from optimize.errors import ArtifactError
 from optimize.recipes.read import load
 from optimize.runs import place, stages
 from optimize.runs.execute import run
 from optimize.storage.cache import CACHE, Store
 from optimize.storage.commit import commit
+from optimize.storage.swap import sweep
 from optimize.storage.trust import verify
 
 

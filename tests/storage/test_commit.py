@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from support.kills import kill_everywhere
 
-from optimize.disk import swap
-from optimize.disk.locks import held
-from optimize.disk.swap import sweep
 from optimize.errors import ArtifactError, EnvironmentLacks
-from optimize.storage import ledger
+from optimize.storage import ledger, swap
 from optimize.storage.commit import commit, write_text_atomically
+from optimize.storage.locks import held
+from optimize.storage.swap import sweep
 from optimize.storage.trust import verify
 
 

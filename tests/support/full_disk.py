@@ -21,7 +21,6 @@ def writers() -> dict[str, Callable[[Path], object]]:
     import torch
 
     from optimize.cli.log import RunLog
-    from optimize.disk.full import save_tensors
     from optimize.engines.kits import compose
     from optimize.onnx.file import save
     from optimize.quality.grid import grid
@@ -29,6 +28,7 @@ def writers() -> dict[str, Callable[[Path], object]]:
     from optimize.storage import ledger
     from optimize.storage.cache import Store
     from optimize.storage.commit import commit, write_json, write_text_atomically
+    from optimize.storage.disk import save_tensors
     from optimize.training.loop import TrainingConfig, train
 
     tensor, text = torch.rand(2**20), "x" * 2**22

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from itertools import count
 
-from optimize.disk import swap
+from optimize.storage import swap
 
 CHANGES = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "link")
 

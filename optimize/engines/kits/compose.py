@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.disk.full import writing
-from optimize.disk.locks import held
-from optimize.disk.swap import beside, discard, remove, sync, tidy
 from optimize.engines.kits.kept import refuse_changed_zip, zip_of
 from optimize.engines.libraries import TITLES, sm_text
 from optimize.hardware.targets import Target
 from optimize.storage.commit import hash_files, write_json
+from optimize.storage.disk import writing
+from optimize.storage.locks import held
+from optimize.storage.swap import beside, discard, remove, sync, tidy
 
 if TYPE_CHECKING:
     from optimize.diffusion.model import Model

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from optimize.architectures.filled import filled
 from optimize.configs import Config, described
-from optimize.disk.full import save_tensors
 from optimize.errors import ArtifactError
 from optimize.storage.commit import write_text_atomically
+from optimize.storage.disk import save_tensors
 from optimize.storage.variants import weights_in
 from optimize.storage.weights import read_json
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from optimize.disk.full import TEMPORARY
-from optimize.disk.locks import LOCK, held
+from optimize.storage.disk import TEMPORARY
+from optimize.storage.locks import LOCK, held
 
 EARLIER = re.compile(r"\.tmp-(old-)?(.+)-(\d+)")  # of versions that named the process
 AT_CWD, EXCHANGE = -100, 2  # Linux: AT_FDCWD, RENAME_EXCHANGE

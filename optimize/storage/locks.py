@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from optimize.disk.full import writing
+from optimize.storage.disk import writing
 
 log = logging.getLogger(__name__)
 LOCK = ".lock-"

@@ -20,8 +20,8 @@ import torch
 import optimize
 from optimize.cli.app import _of_a_full_disk
 from optimize.cli.log import RunLog
-from optimize.disk.full import number_of, save_tensors, writing
 from optimize.errors import ArtifactError, EnvironmentLacks
+from optimize.storage.disk import number_of, save_tensors, writing
 
 LEFT = {  # what may stay: a whole file beside the one that found no room, and marks
     "kit as a zip": ["kit/model.onnx", "kit/model.onnx.data"],
@@ -70,7 +70,7 @@ def test_nobody_else_writes_tensors() -> None:
     found = {
         p.relative_to(package).as_posix() for p in package.rglob("*.py") if re.search(r"\bsave_file\(", p.read_text())
     }
-    assert found == {"disk/full.py", "quality/features.py"}  # there in a line that is advised
+    assert found == {"storage/disk.py", "quality/features.py"}  # there in a line that is advised
 
 
 def raised(error: BaseException) -> str:
