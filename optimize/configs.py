@@ -91,7 +91,9 @@ def odd(value: Any, depth: int = 0) -> str:
         return "" if -LAST - 1 <= value <= 2 * LAST + 1 else "Input should be a number of at most 64 bits"
     if depth > DEEPEST:
         return f"Input should be nested at most {DEEPEST} deep"
-    inner: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    inner: Iterable[Any] = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    )
     return next((wrong for v in inner if (wrong := odd(v, depth + 1))), "")
 
 

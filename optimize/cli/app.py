@@ -110,16 +110,19 @@ def report(
 
     Example: optimize report exported/digits
     """
+    from optimize.plain.shapes import as_shaped
     from optimize.runs.execute import write_reports
     from optimize.storage.weights import read_json
 
     summary = read_json(folder / "summary.json")
-    write_reports(summary, folder)
+    with as_shaped(folder / "summary.json"):
+        write_reports(summary, folder)
     if as_json:
         files = {kind: str(folder / f"report.{kind}") for kind in ("html", "md")}
         typer.echo(json.dumps(summary | {"files": files}, indent=1))
     else:
-        _show(summary, folder, console_of())
+        with as_shaped(folder / "summary.json"):
+            _show(summary, folder, console_of())
 
 
 def verify(

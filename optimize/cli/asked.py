@@ -65,7 +65,9 @@ def check(value: Any, names: Sequence[str]) -> None:
 def told(error: Exception) -> Exception:
     """What the system says of a file, or of memory, as an error of ours; other errors as they are."""
     if isinstance(error, MemoryError):
-        return EnvironmentLacks("out of memory. Close other programs, ask for smaller batches, or use a larger machine.")
+        return EnvironmentLacks(
+            "out of memory. Close other programs, ask for smaller batches, or use a larger machine."
+        )
     if isinstance(error, OptimizeError) or not isinstance(error, OSError) or error.errno is None:
         return error
     place = f"{cut(str(error.filename))}: " if error.filename else ""

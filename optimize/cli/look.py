@@ -28,7 +28,9 @@ def plan(
     size_mb: Annotated[float | None, typer.Option(help="Budget: megabytes of the network's file.")] = None,
     max_quality_loss: Annotated[float | None, typer.Option(help="Budget: rise of FID, 0.3 is 1.3 times.")] = None,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Images drawn at once.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps of today, instead of the recipe's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Sampling steps of today, instead of the recipe's.")
+    ] = None,
     cfg: Annotated[float | None, typer.Option(min=0, help="Guidance weight of today; 0 is none.")] = None,
     like: Annotated[
         str | None,
@@ -91,11 +93,15 @@ def bench(
     io: Annotated[str, typer.Option(help="host, device, or both: where inputs and outputs are.")] = "host",
     cuda_graphs: Annotated[str, typer.Option(help="off, on, or both.")] = "off",
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Turns of every row; slow images sit some out.")] = 20,
-    seconds: Annotated[float, typer.Option(min=0.001, max=3600, help="Timed work in a turn, of calls and of images.")] = 0.1,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, max=3600, help="Timed work in a turn, of calls and of images.")
+    ] = 0.1,
     warm_up: Annotated[float, typer.Option(min=0, max=3600, help="Seconds of warm-up at most, for each kind.")] = 0.6,
     sampler: Annotated[str | None, typer.Option(help="Solver instead of the artifact's own.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps instead of the artifact's own.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=4096, help="CPU threads of a row; all cores by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="CPU threads of a row; all cores by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the order of turns.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Measurements file (.jsonl) to append the rows to.")] = None,
     as_json: AsJson = False,
