@@ -7,7 +7,7 @@ gives a folder of configs. Every tensor of a part that is read must arrive in it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from optimize.architectures.bounded import WRONG
 from optimize.architectures.entry import Config
 from optimize.errors import ArtifactError
 from optimize.storage.accounting import in_memory, listed, refuse_scales
-from optimize.storage.variants import Weights, read_weights
-from optimize.storage.weights import Stored, header, metadata
+from optimize.storage.variants import Weights, as_float32
+from optimize.storage.weights import Stored, header, metadata, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ def part_weights(file: Path, part: str, name: str, config: Config) -> Weights | 
         file,
         (file,),
         lambda: in_memory(convert({given: _hollow(file, stored[given]) for given in names.values()})),
-        lambda: {own: t.contiguous() for own, t in convert(read_weights((file,))).items()},
+        lambda: {own: t.contiguous() for own, t in convert(_read(file, names.values())).items()},
     )
 
 
@@ -107,6 +107,11 @@ def _of_part(part: str, stored: Mapping[str, Stored]) -> tuple[str, str, dict[st
             return kind, prefix, found
     alone = part in NETWORKS and not any(name.startswith((*OTHERS, *DENOISERS)) for name in stored)
     return (DENOISING, "", {n: n for n in stored if not SCHEDULE.fullmatch(n)}) if alone else None
+
+
+def _read(file: Path, names: Iterable[str]) -> Tensors:
+    """Tensors of a file by name, floats as float32; the other parts of the file stay on disk."""
+    return {name: as_float32(tensor) for name, tensor in read_tensors(file, names).items()}
 
 
 def _hollow(file: Path, about: Stored) -> Tensor:

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a gate failed, 2 the user's input is wrong, 3 the environm
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import shutil
 import signal
@@ -21,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from optimize.cli import names as cli_names
+from optimize.cli.asked import Asked, brief, told
 from optimize.cli.hand_over import export
 from optimize.cli.look import bench, compare, inspect, plan
 from optimize.cli.options import AsJson, Exported, PriceTable, console_of
@@ -47,13 +47,16 @@ def run(
     loaded = load(recipe)
     loaded = loaded.model_copy(update={"prices": prices}) if prices else loaded
     from optimize.cli.bars import rich_progress
+    from optimize.cli.log import log_to
     from optimize.planning.refusals import will_not_pay
+    from optimize.runs import place
     from optimize.runs.execute import run as run_recipe
 
     console = console_of(stderr=as_json)
     for line in will_not_pay(loaded):
         console.print(f"~ {line}", style="yellow", markup=False, highlight=False)
-    _log_to(exported / loaded.name / "run.log")
+    place.check(loaded, exported / loaded.name)  # before its log is touched
+    log_to(exported / loaded.name / place.LOG)
     with rich_progress(console, quiet or as_json) as progress:
         summary = run_recipe(loaded, exported, progress)
     if as_json:
@@ -152,7 +155,7 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes any free one.")] = 8000,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="A further name that browsers may call this server by. Repeat for more."),
@@ -186,15 +189,17 @@ def serve(
 
 
 def gc(exported: Exported = Path("exported")) -> None:
-    """Remove intermediate artifacts (exported/.cache); published variants stay.
+    """Remove intermediate artifacts (in exported/.cache); published variants stay, and so does whatever a run is using.
 
     Example: optimize gc
     """
-    cache = exported / ".cache"
-    size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) if cache.is_dir() else 0
-    if cache.is_dir():
-        shutil.rmtree(cache)
-    typer.echo(f"{cache}: {size / 2**20:.1f} MiB removed")
+    from optimize.storage.cache import CACHE
+    from optimize.storage.garbage import collect
+
+    found = collect(exported / CACHE)
+    typer.echo(f"{exported / CACHE}: {found.bytes / 2**20:.1f} MiB removed")
+    for line in found.told():
+        typer.echo(line)
 
 
 def schema(
@@ -222,23 +227,6 @@ def schema(
         typer.echo(f"{kind:<10} {', '.join(names)}")
 
 
-def _log_to(path: Path) -> None:
-    """Send this package's log, one line a step, to a file."""
-    from optimize.errors import EnvironmentLacks
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path)
-    except OSError as error:
-        raise EnvironmentLacks(
-            f"--exported: {path} cannot be written ({error.strerror}). Choose a folder you may write to."
-        ) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logger = logging.getLogger("optimize")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-
-
 INTERRUPTED = 130  # exit code of what Ctrl-C ended: 128 + SIGINT
 # what the same command does again, where it does not begin again
 GOES_ON = {
@@ -257,7 +245,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """The command's result; raises Interrupted."""
         try:
-            return super().invoke(ctx)
+            with brief():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise Interrupted(ctx.invoked_subcommand or "") from stop
 
@@ -302,10 +291,10 @@ app = typer.Typer(
 )
 app.callback()(options)
 for command in (run, plan, export, serve, bench, compare, report, inspect, verify):
-    app.command()(command)
-app.command("list")(list_)
-app.command()(schema)
-app.command()(gc)
+    app.command(cls=Asked)(command)
+app.command("list", cls=Asked)(list_)
+app.command(cls=Asked)(schema)
+app.command(cls=Asked)(gc)
 
 
 def main() -> None:
@@ -320,10 +309,20 @@ def main() -> None:
     except Exception as error:
         if heard:  # native code that is interrupted may raise an error of its own, such as a file cut short
             _stopped("")
+        error = told(_of_a_full_disk(error))
         if not isinstance(error, OptimizeError):
             raise
         typer.secho(f"error: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
+
+
+def _of_a_full_disk(error: Exception) -> Exception:
+    """What a writer that knows of no full disk said about one, as the error it is; other errors as they are."""
+    from optimize.storage.disk import FULL, explained, number_of
+
+    number = number_of(error)
+    place = getattr(error, "filename", None)
+    return explained(Path(place if isinstance(place, str) else "."), number, error) if number in FULL else error
 
 
 def _listening() -> list[int]:

@@ -57,7 +57,7 @@ Level = Annotated[int, typer.Option(min=0, max=5, help="How long TensorRT looks 
 Tf32 = Annotated[bool, typer.Option(help="FP32 layers may round their inputs to TF32.")]
 Workspace = Annotated[float, typer.Option(min=0.001, help="Scratch memory of a kernel on the GPU.")]
 Lost = Annotated[str, typer.Option(help="error, or warn: keep an engine that computes wider than its graph asks.")]
-Minutes = Annotated[float, typer.Option(min=0.001, help="A build may take at most.")]
+Minutes = Annotated[float, typer.Option(min=0.001, max=10_000, help="A build may take at most.")]
 MemoryGb = Annotated[float | None, typer.Option(min=0.001, help="A build may take at most.")]
 Kits = Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")]
 Kit = Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")]
@@ -166,7 +166,7 @@ def _artifact(
     from optimize.delivery.as_engines import ENGINES, Request, parse_settings
     from optimize.delivery.as_engines import export as export_all
     from optimize.delivery.as_onnx import parse_onnx
-    from optimize.storage.cache import Store
+    from optimize.storage.cache import CACHE, Store
 
     asked = Request(
         artifact=artifact,
@@ -175,7 +175,7 @@ def _artifact(
         settings=parse_settings(*sizes, **settings),
         **files | {"formats": files["formats"] or ENGINES},
     )
-    return export_all(asked, Store(exported / ".cache"), progress)
+    return export_all(asked, Store(exported / CACHE), progress)
 
 
 def _tell(rows: list[dict[str, Any]], console: Console, as_json: bool) -> None:

@@ -22,11 +22,12 @@ from optimize.engines import libraries
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.kits import adopt as adoption
 from optimize.engines.kits import compose
+from optimize.engines.kits.kept import refuse_brought_back
 from optimize.engines.make import ENGINE, Order
 from optimize.engines.opened import FOLDER
-from optimize.engines.place import classes, link_or_copy, order_for, place_engine, profiles_for
+from optimize.engines.place import classes, link_or_copy, order_for, place_engine, profiles_for, refuse_here
 from optimize.engines.settings import EngineSettings
-from optimize.errors import OptimizeError, UserError
+from optimize.errors import ArtifactError, OptimizeError, UserError
 from optimize.hardware.targets import Target
 from optimize.measure.bench import numbers
 from optimize.onnx.vetted import ONNX_FILE
@@ -35,6 +36,8 @@ from optimize.registry import EXPORTERS
 from optimize.runs import stages
 from optimize.storage.cache import Store, code_hash
 from optimize.storage.commit import commit
+from optimize.storage.ours import settled
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json
 
@@ -64,17 +67,20 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
     of diffusers becomes an artifact with its ONNX file first.
 
     Raises UserError for a wrong artifact, target, format or size before any engine; what one engine lacks is its row's reason."""
+    restore(asked.artifact)
     if not (asked.artifact / MANIFEST).is_file():
         return _from_diffusers(asked, store, progress)
-    manifest = verify(asked.artifact)
+    settled(verify, asked.artifact)
     formats = _formats(asked)
     found = classes(asked.targets)
+    _check_kits(asked, found)
     has_onnx = (asked.artifact / ONNX_FILE).is_file()
     others = [f for f in formats if f not in ENGINES] + ([] if has_onnx or "onnx" in formats else ["onnx"])
     rows: list[Row] = []
     context = kept_in(store, progress)
 
     def write(folder: Path) -> dict[str, Any]:
+        manifest = verify(asked.artifact)  # now that nobody else can replace it
         _take_over(asked.artifact, folder)
         records, parity = dict(manifest.get("exports", {})), manifest.get("parity", {})
         for name in others:
@@ -99,7 +105,8 @@ def adopt(artifact: Path, kits: Sequence[Path]) -> list[Row]:
     """Engines that build kits (folders or zips) made elsewhere, into the artifact the kits were made of; a row each.
 
     Raises what `engines.adopt.examine` does before anything is written; the artifact gets all of them or none."""
-    manifest = verify(artifact)
+    restore(artifact)
+    before = settled(verify, artifact)
     facts = read_graph(artifact / ONNX_FILE)
     found = [adoption.examine(path, artifact / ONNX_FILE, facts, limit_of(narrowest(facts))) for path in kits]
     names = [f.order.name for f in found]
@@ -109,6 +116,11 @@ def adopt(artifact: Path, kits: Sequence[Path]) -> list[Row]:
     rows: list[Row] = []
 
     def write(folder: Path) -> dict[str, Any]:
+        manifest = verify(artifact)
+        if manifest["files"].get(ONNX_FILE) != before["files"].get(ONNX_FILE):
+            raise ArtifactError(
+                f"{artifact}: another command has replaced {ONNX_FILE} meanwhile. Give the command again."
+            )
         _take_over(artifact, folder)
         made: dict[str, dict[str, Any]] = {}
         for one in found:
@@ -230,7 +242,7 @@ def _engine(
 def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Row:
     """A build kit for one target; a refusal where no TensorRT can build this graph for it."""
     row: Row = {"target": target.name, "sm": target.sm_text, "what": "kit", "module": "tensorrt"}
-    place = (asked.kits or asked.artifact.parent) / f"{asked.artifact.name}-{target.name}"
+    place = _kit_place(asked, target)
     try:
         if target.sm is None or target.tensorrt is None:
             raise UserError(f"target {target.name}: TensorRT has no kernels for it. Use ONNX Runtime.")
@@ -240,11 +252,32 @@ def _kit(asked: Request, target: Target, facts: GraphFacts, shape: Sequence[int]
                 target.sm, frozenset(facts.formats), asked.settings.flags, asked.settings.hardware_compatible
             )
         )
+        refuse_brought_back(place, asked.zipped)
         commit(place, lambda temporary: _write_kit(temporary, asked, target, order, folder))
         path = compose.zip_folder(place) if asked.zipped else place
     except OptimizeError as error:
         return row | {"status": "refused", "reason": str(error), "exit_code": error.exit_code}
     return row | {"status": "done", "path": str(path), "expected": facts.expected}
+
+
+def _kit_place(asked: Request, target: Target) -> Path:
+    return (asked.kits or asked.artifact.parent) / f"{asked.artifact.name}-{target.name}"
+
+
+def _check_kits(asked: Request, found: Sequence[Target]) -> None:
+    """Raise, before anything is built, where a kit that will be written would take the place of one that was brought
+    back, or of something else."""
+    if asked.kits is None or "tensorrt" not in asked.formats:
+        return
+    if asked.kits.resolve().is_relative_to(asked.artifact.resolve()):
+        raise UserError(
+            f"--kits: {asked.kits} is in the artifact {asked.artifact}, whose files are all in its manifest. Give a folder beside it."
+        )
+    for target in found:
+        try:
+            refuse_here(asked.settings, [target.name], "tensorrt")
+        except OptimizeError:  # TensorRT cannot build for it here, which is what kits are for
+            refuse_brought_back(_kit_place(asked, target), asked.zipped)
 
 
 def _order(target: Target, settings: EngineSettings, facts: GraphFacts, shape: Sequence[int], folder: Path) -> Order:

@@ -5,6 +5,7 @@ The file is run by ONNX Runtime and compared with the network over the noise ran
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from optimize.diffusion.backend import open_runner, reads_weights
 from optimize.diffusion.context import Context
 from optimize.errors import EnvironmentLacks, GateFailed, UserError, cut, unknown
 from optimize.hardware import environment
+from optimize.plain.text import parse_yaml
 from optimize.recipes.schema import ParityGate
 from optimize.registry import EXPORTERS
 from optimize.storage.commit import commit
-from optimize.storage.plain import parse_yaml
+from optimize.storage.ours import kind_of, refuse_foreign, settled
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import file_sha256, read_json
 
@@ -66,7 +69,7 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
     """`folder/onnx/model.onnx`: the exporter's record, and `{runner: parity}`. Raises GateFailed where the file is farther
     from the network than its narrowest format may be, or either gives NaN, ArtifactError where a weight is NaN,
     EnvironmentLacks without ONNX Runtime or room."""
-    from optimize.diffusion.parity import parity
+    from optimize.diffusion.parity import parity, worst
 
     check_ort()
     record = config.export(model, folder, context)
@@ -80,9 +83,9 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
         )
     format = narrowest(record)
     limit = limit_of(format)
-    if not far["relative_l2"] <= limit:
+    if not worst(far) <= limit:
         raise GateFailed(
-            f"onnx: the exported file is {far['relative_l2']:.2g} (relative L2) from the network; at most {limit:g} is let "
+            f"onnx: the exported file is {worst(far):.2g} (relative L2) from the network; at most {limit:g} is let "
             f"through in {format}. Nothing was written. Keep more layers in FP32 (fp32_layers), or use a wider precision."
         )
     return record, {RUNNER: far}
@@ -126,13 +129,15 @@ def check_ort() -> None:
 
 
 def check_out(out: Path, kind: str) -> None:
-    """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline), is written to."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
-    if not isinstance(earlier, dict) or earlier.get("kind", "artifact") != kind:
-        word = "artifact" if kind == "artifact" else "exported pipeline"
-        raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    """Only a new or empty folder, or an earlier export of the same kind (artifact or pipeline) as it was written, is
+    written to."""
+    restore(out)
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
+        if not isinstance(earlier, dict) or kind_of(earlier) != kind:
+            word = "artifact" if kind == "artifact" else "exported pipeline"
+            raise UserError(f"--out: {out} exists and is no {word}; it is left alone. Give a new folder.")
+    settled(refuse_foreign, out)
 
 
 def load_network(path: Path, config: Path | None = None) -> Model:

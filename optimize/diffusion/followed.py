@@ -40,6 +40,17 @@ def followed(sampler: Sampler, schedule: Schedule, packed: bool = False) -> tupl
     return sampler.model_copy(update=changes), notes
 
 
+def clip_of(sampler: Sampler, schedule: Schedule) -> float | None:
+    """What |x^| is held within while images are drawn: the sampler's clip; of the scheduler's own loop, its config's, whose
+    thresholding ends within 1."""
+    config = schedule.diffusers
+    if sampler.solver != OWN or not config.get("_class_name"):
+        return sampler.clip
+    if classes.value(config, "thresholding"):
+        return 1.0
+    return float(classes.value(config, "clip_sample_range") or 1.0) if classes.value(config, "clip_sample") else None
+
+
 def _check_own(sampler: Sampler) -> None:
     for name in ("timesteps", "clip"):
         if getattr(sampler, name) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -54,7 +55,8 @@ def build(trt: Any, job: Job) -> tuple[bytes, dict[str, Any]]:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{module_name(trt)} built no engine: {messages.said()}")
-    keep_timing_cache(config, job["timing_cache"])
+    if not keep_timing_cache(config, job["timing_cache"]):
+        cache += ", not kept"
     facts = {"seconds": round(time.perf_counter() - start, 3), "layers": network.num_layers, "timing_cache": cache}
     return bytes(plan), facts
 
@@ -186,12 +188,18 @@ def use_timing_cache(config: Any, path: str) -> str:
     return "new" if fresh is not None and config.set_timing_cache(fresh, False) else "none"
 
 
-def keep_timing_cache(config: Any, path: str) -> None:
-    """Write what was measured, whole or not at all."""
+def keep_timing_cache(config: Any, path: str) -> bool:
+    """Write what was measured, whole or not at all; False where the disk does not take it, for which no engine is lost."""
     cache = config.get_timing_cache() if path else None
     data = cache.serialize() if cache is not None else None
     if data is not None:
         temporary = Path(f"{path}.tmp-{os.getpid()}")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(bytes(data))
-        temporary.replace(path)
+        try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(bytes(data))
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            return False
+    return True

@@ -23,6 +23,7 @@ from optimize.engines.settings import EngineSettings
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware.memory import available
 from optimize.storage.commit import write_json
+from optimize.storage.disk import writing
 from optimize.storage.weights import file_sha256, read_json
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,9 @@ def _built(order: Order, place: Path, what: str, limit: int, cache: str) -> dict
         if memory.ran_out(said_by):
             raise EnvironmentLacks(f"{what}: {said_by} Lower workspace_gb (--workspace-gb), or build on a larger GPU.")
         raise UserError(f"{what}: {said_by}")
+    if code == 3:
+        with writing(place):
+            raise OSError(_end(log_file))
     if code:
         raise OptimizeError(f"{what}: the build ended with code {code}: {_end(log_file)}")
     facts: dict[str, Any] = read_json(place / "facts.json")

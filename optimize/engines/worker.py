@@ -1,6 +1,7 @@
 """One build in a process of its own, so that its memory is its own:  python -m optimize.engines.worker JOB.json FOLDER
 
-Writes model.engine and facts.json into the folder, or error.json where TensorRT refuses. Exit codes 0 and 2.
+Writes model.engine and facts.json into the folder, or error.json where TensorRT refuses. Exit codes 0 and 2, and 3 where
+the disk does not take them, which is said on stderr.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ def main(job_file: str, folder: str) -> int:
     except EngineError as error:
         (out / "error.json").write_text(json.dumps({"error": str(error)}))
         return 2
-    (out / "model.engine").write_bytes(plan)
-    (out / "facts.json").write_text(json.dumps(facts | {"peak_memory_bytes": peak_memory(), "found": found}))
+    try:
+        (out / "model.engine").write_bytes(plan)
+        (out / "facts.json").write_text(json.dumps(facts | {"peak_memory_bytes": peak_memory(), "found": found}))
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
     return 0
 
 

@@ -28,7 +28,6 @@ WAYS = {  # name -> title
 GPU_WAYS = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 BF16 = {"avx512_bf16", "amx_bf16"}
-BLIND_BELOW = 0.01  # an epsilon head at less signal says nothing about the image (as `passes/distill.py` has it)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +38,9 @@ class Facts:
     guided: bool = False  # whether guidance is on
     folded: float | None = None  # guidance the network contains already
     positions: int | None = None  # height x width of a sample
-    epsilon: bool = False  # whether it predicts the noise
-    alpha_end: float | None = None  # signal left at the noisiest time
+    blind_nfe: int = 0  # calls of the largest student for whose jumps its head is blind (`training/reread.py`)
+    preserving: bool = True  # whether alpha² + sigma² = 1, which the head v needs
+    clipped: bool = True  # whether today's sampler clips x^
     batch: int = 1  # images drawn at once
 
 
@@ -162,6 +162,16 @@ def _width_step(choice: Choice) -> int:
     return 16 if choice.later in NARROW else 8
 
 
+def _blind(choice: Choice, calls: str = "nfe") -> bool:
+    """Whether a head is blind for the jumps of so many calls as this field of the pass says."""
+    return choice.step == "distill" and 0 < choice.config.get(calls, 0) <= choice.facts.blind_nfe
+
+
+def _read_as_v(choice: Choice) -> bool:
+    head = choice.config.get("head", "auto")
+    return choice.step == "distill" and (head == "v" or (head == "auto" and _blind(choice)))
+
+
 def _peak(choice: Choice) -> str:
     peak, format = choice.target.peak_tflops, choice.format
     if format not in peak:
@@ -273,12 +283,21 @@ RULES: tuple[Rule, ...] = (
          "one distill pass with the nfe you want"),
     Rule("guidance is in the source", "impossible", lambda c: c.step == "source" and c.facts.folded is not None,
          "Only a distilled network contains its guidance.", "give cfg for the source model"),
-    Rule("blind head", "impossible",
-         lambda c: c.step == "distill" and c.facts.epsilon and (1 if c.facts.alpha_end is None else c.facts.alpha_end) < BLIND_BELOW,
-         "An epsilon head says nothing about the image where alpha goes to 0.", "convert the head to v first"),
+    # passes/distill.py: refuse_heads
+    Rule("v without its schedule", "impossible", lambda c: _read_as_v(c) and not c.facts.preserving,
+         "The head v needs a variance-preserving schedule (alpha² + sigma² = 1).", "head: keep"),
+    Rule("blind teacher", "impossible",
+         lambda c: c.config.get("method") == "trajectory_regression" and not c.facts.clipped and _blind(c, "trajectory_steps"),
+         "The noise that the teacher predicts says too little of the image for steps as wide as its trajectories'.",
+         "more trajectory_steps, sampler.clip, or method: multistep_consistency"),
+    Rule("blind head kept", "will not pay", lambda c: c.config.get("head") == "keep" and _blind(c),
+         "The noise that the network predicts says too little of the image for jumps this wide.", "head: auto"),
     Rule("as many calls as before", "will not pay",
          lambda c: c.step == "distill" and c.facts.nfe is not None and c.config.get("nfe", 0) >= c.facts.nfe,
          lambda c: f"The sampler takes {c.facts.nfe} network evaluations already.", "a smaller nfe"),
+    Rule("blind head", "works", lambda c: _read_as_v(c) and c.facts.preserving and _blind(c),
+         lambda c: "The noise that the network predicts says too little of the image for so few calls: its output is read as v "
+                   f"first, fitted in {c.config.get('reread_steps', 'a few hundred')} steps."),
     # Torch-Pruning#97, TensorRT#3884: fewer MACs, no less latency
     Rule("odd widths", "will not pay",
          lambda c: c.step == "prune" and c.target.cuda and c.config.get("round_to", 8) < _width_step(c),

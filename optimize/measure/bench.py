@@ -22,10 +22,11 @@ from optimize.diffusion.backend import runner_config, spec_parts
 from optimize.diffusion.sampling import ALL_SOLVERS, Sampler
 from optimize.errors import ArtifactError, UserError, cut, unknown
 from optimize.measure.record import Measurement, Variant, policy_text
+from optimize.plain.shapes import Measured, misshapen
+from optimize.plain.text import LARGEST, parse_json, read_text
 from optimize.registry import RUNNERS
 from optimize.storage.commit import write_text_atomically
-from optimize.storage.plain import LARGEST, parse_json, read_text
-from optimize.storage.shapes import Measured, misshapen
+from optimize.storage.disk import writing
 from optimize.storage.trust import MANIFEST, checked
 from optimize.storage.weights import read_json
 
@@ -87,13 +88,14 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 def append(path: Path, rows: Sequence[Measurement]) -> None:
     """Add a line for each row; the file is never seen with a part of them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent):
-        before = path.read_text() if path.exists() else ""
-        if before and not before.endswith("\n"):
-            raise _malformed(path, before.count("\n") + 1)
-        lines = (json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False) for row in rows)
-        write_text_atomically(path, before + "".join(f"{line}\n" for line in lines))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            before = path.read_text() if path.exists() else ""
+            if before and not before.endswith("\n"):
+                raise _malformed(path, before.count("\n") + 1)
+            lines = (json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False) for row in rows)
+            write_text_atomically(path, before + "".join(f"{line}\n" for line in lines))
 
 
 def read(path: Path) -> list[Measurement]:

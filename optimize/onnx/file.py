@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimize.errors import EnvironmentLacks
 from optimize.hardware.memory import available, gb
+from optimize.storage.disk import writing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,9 +33,8 @@ def save(graph: ir.Model, path: Path, embedded: int = EMBEDDED_BYTES) -> int:
 
     size = weight_bytes(graph)
     require_room(path.parent, size, COPIES * size if size <= embedded else _largest(graph))
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = f"{path.name}.data" if size > embedded else None
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as made:
+    with writing(path), _scratch(path.parent) as made:
         ir.save(graph, Path(made) / path.name, external_data=beside)
         onnx.checker.check_model(str(Path(made) / path.name), full_check=True)
         written = sorted(Path(made).iterdir(), reverse=True)  # the weights before the graph that names them
@@ -40,6 +42,13 @@ def save(graph: ir.Model, path: Path, embedded: int = EMBEDDED_BYTES) -> int:
     if beside is None:
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # an earlier graph's weights
     return size
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as made:
+        yield made
 
 
 def weight_bytes(graph: ir.Model) -> int:

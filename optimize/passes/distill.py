@@ -7,6 +7,7 @@ trajectory regression (Luhman & Luhman 2021, arXiv 2101.02388, by segments): it 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -18,9 +19,10 @@ from optimize.diffusion.denoiser import moved
 from optimize.errors import UserError
 from optimize.registry import PASSES
 from optimize.training.loop import TrainingConfig, draw, train
+from optimize.training.reread import NFE_MAX, blind_up_to, jumps, reread, taught
+from optimize.training.teacher import Guide, Levels
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from optimize.diffusion.context import Context, Data
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from optimize.diffusion.sampling import Sampler
     from optimize.training.loop import Loss, Share
 
+log = logging.getLogger(__name__)
 AFTER_QUANTIZED = "training would change weights whose scales are fixed already; put distill before quantize"
-ALPHA_MIN = 0.01  # with less signal than this at the noisiest time, an epsilon head says nothing about x
+SIGNAL_MIN = 1e-6  # with less at the noisiest time, an epsilon head cannot be divided by alpha at all
 
 
 @PASSES.register("distill")
@@ -59,6 +62,10 @@ class Distill(TrainingConfig):
     """AdamW's peak rate."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.98
     """Decay of the averaged weights that are kept; 0 is off."""
+    head: Literal["auto", "keep", "v"] = "auto"
+    """What the student's output means: v instead of the noise where few calls need it (auto), always, or as it is."""
+    reread_steps: Annotated[int, Field(ge=1)] = 300
+    """Optimizer steps, before all others, in which an output that is read as v is fitted to the teacher's."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"data"})
     provides: ClassVar[frozenset[str]] = frozenset({"trained", "distilled"})
@@ -82,20 +89,23 @@ class Distill(TrainingConfig):
     def apply(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
         """The student with its sampler (DDIM, `nfe` steps, guidance folded in) and the record of its training.
 
-        Raises UserError without data or teacher, for a model that is a guided student already, and for an epsilon
-        head on a schedule that ends without signal.
+        A head that is blind for so few calls is read as v first: see `optimize.training.reread`. Raises UserError without
+        data or teacher, for a model that is a guided student already, and for a head that cannot be taught.
         """
         if context.data is None:
             raise UserError("distill: training data is needed and none was given. Name it in the recipe (data: path).")
         if context.teacher is None:
             raise UserError("distill.teacher: no teacher is there. Run it in a pipeline, which provides the baseline.")
-        teacher = context.teacher(self.teacher).clone()
+        teacher = clipping(context.teacher(self.teacher).clone())
         refuse(model, teacher)
-        student = model.clone()
+        self.refuse_heads(model, teacher)
         weight = self._weight(teacher)
+        identity = {"guidance": weight, "teacher": teacher.id}
+        guide = Guide(teacher.denoiser, teacher.sampler, weight)
+        data = conditioned(context.data, model)
+        student, seen = self._seeing(model.clone(), guide, data, context, identity)
         if self.method == "multistep_consistency":
-            guide = Guide(teacher.denoiser, teacher.sampler, weight)
-            loss = self.loss(student.denoiser, guide, conditioned(context.data, model), context.seed)
+            loss = self.loss(student.denoiser, guide, data, context.seed)
         else:
             loss = self.regression(student.denoiser, self._trajectories(teacher, weight, context), context.seed)
         record = train(
@@ -104,13 +114,64 @@ class Distill(TrainingConfig):
             self,
             seed=context.seed,
             name="distill",
-            identity={"guidance": weight, "teacher": teacher.id},
+            identity=identity,
             checkpoints=context.checkpoints,
             progress=context.progress,
             device=context.device,
         )
-        about = {"method": self.method, "nfe": self.nfe, "guidance": weight, "teacher": self.teacher}
+        about = {"method": self.method, "nfe": self.nfe, "guidance": weight, "teacher": self.teacher, **seen}
         return replace(student, sampler=self.sampler(student, weight)), {**about, **record}
+
+    def reads_as_v(self, denoiser: Denoiser) -> bool:
+        """Whether a student's output changes its meaning to v before it is taught."""
+        prediction = denoiser.parameterization.prediction
+        if self.head == "v":
+            return prediction != "v"
+        return self.head == "auto" and self._blind(denoiser)
+
+    def _blind(self, denoiser: Denoiser) -> bool:
+        return self.nfe <= blind_up_to(denoiser.parameterization.prediction, denoiser.schedule)
+
+    def _seeing(
+        self, student: Model, guide: Guide, data: Data, context: Context, identity: Any
+    ) -> tuple[Model, dict[str, Any]]:
+        """The student with a head that sees, and what the record says of it."""
+        if not self.reads_as_v(student.denoiser):
+            if self._blind(student.denoiser):
+                log.warning("distill.head: keep given, and %s", jumps(student.denoiser.schedule, self.nfe))
+            return student, {}
+        fields = {name: getattr(self, name) for name in TrainingConfig.model_fields}
+        config = TrainingConfig(**{**fields, "steps": self.reread_steps})
+        made, record = reread(student, guide, data, config, context, identity)
+        return made, {"head": f"{record['from']} re-read as v", "reread": record}
+
+    def refuse_heads(self, model: Model, teacher: Model) -> None:
+        """Raise UserError where the student's output, or the teacher's, cannot be taught or teach, with what can."""
+        for denoiser in (model.denoiser, teacher.denoiser):
+            alpha = float(denoiser.schedule.alpha(denoiser.schedule.noisiest))
+            if denoiser.parameterization.prediction == "epsilon" and alpha < SIGNAL_MIN:
+                raise UserError(
+                    f"distill: the model predicts the noise, and at the noisiest time no signal is left (alpha {alpha:.1e}, "
+                    f"allowed >= {SIGNAL_MIN:g}): nothing can be read from it there. Give the schedule it was trained with."
+                )
+        about = model.denoiser
+        if self.reads_as_v(about) and about.schedule.kind != "vp":
+            raise UserError(
+                f'distill.head: "{self.head}" given, but v needs a variance-preserving schedule, and this one is '
+                f"{about.schedule.kind} (head {about.parameterization.prediction}). Set head: keep."
+            )
+        if self.method == "trajectory_regression" and teacher.sampler.clip is None:
+            self._refuse_trajectories(teacher.denoiser)
+
+    def _refuse_trajectories(self, teacher: Denoiser) -> None:
+        """Raise UserError where the steps of unclipped trajectories are too wide for the teacher's head."""
+        steps, blind = self.trajectory_steps, blind_up_to(teacher.parameterization.prediction, teacher.schedule)
+        if steps <= blind:
+            more = f"{blind + 1} or more, " if blind < NFE_MAX else ""
+            raise UserError(
+                f"distill.trajectory_steps: {steps} given, and {jumps(teacher.schedule, steps)} Give {more}sampler.clip, "
+                "or method: multistep_consistency."
+            )
 
     def _weight(self, teacher: Model) -> float:
         return (teacher.sampler.guidance.cfg or 0.0) if self.guidance is None else self.guidance
@@ -150,7 +211,7 @@ class Distill(TrainingConfig):
 
             with torch.no_grad():
                 ends = level.expand(u.s == u.step)
-                x_teacher = guide(z_t, t, batch.condition)
+                x_teacher = taught(guide, student, z_t, t, batch, at_t)
                 target = ops.consistency_target(z_t, x_teacher, from_s, at_t, at_s, at_step, ends)
             squared = (learner(z_t, t, batch.condition)[0] - target).square().flatten(1).sum(1)
             distance = ops.pseudo_huber(squared, ops.huber_width(target[0].numel()))
@@ -214,6 +275,14 @@ class Distill(TrainingConfig):
         return module
 
 
+def clipping(teacher: Model) -> Model:
+    """The teacher with what its scheduler's own loop clips to, where it is sampled by that, said in its sampler."""
+    from optimize.diffusion.followed import clip_of
+
+    clip = clip_of(teacher.sampler, teacher.denoiser.schedule)
+    return replace(teacher, sampler=teacher.sampler.model_copy(update={"clip": clip}))
+
+
 def refuse(model: Model, teacher: Model) -> None:
     """Raise UserError where distillation of `model` from `teacher` cannot work, saying why and what does."""
     guidance = model.sampler.guidance
@@ -226,13 +295,6 @@ def refuse(model: Model, teacher: Model) -> None:
         raise UserError(
             "distill.teacher: the teacher is a folded student; name the untouched model, teacher: baseline."
         )
-    for denoiser in (model.denoiser, teacher.denoiser):
-        alpha = float(denoiser.schedule.alpha(denoiser.schedule.noisiest))
-        if denoiser.parameterization.prediction == "epsilon" and alpha < ALPHA_MIN:
-            raise UserError(
-                f"distill: an epsilon head says nothing about the image where alpha goes to 0 (here {alpha:.1e} at the "
-                f"noisiest time, allowed >= {ALPHA_MIN}). Convert the head to v by a short regression, then distil that."
-            )
 
 
 @dataclass(frozen=True)
@@ -277,64 +339,3 @@ def draw_trajectories(teacher: Model, sampler: Sampler, config: Distill, context
             parts.append(torch.stack(states[::stride]))
             advance(len(seeds))
     return {"states": torch.cat(parts, dim=1), **drawn}
-
-
-@dataclass(frozen=True)
-class Guide:
-    """The guided teacher: x^ = (1 + w) x_cond - w x_null (Meng et al.), both branches in one call."""
-
-    denoiser: Denoiser
-    sampler: Sampler
-    weight: float
-
-    def __call__(self, z: Tensor, t_B: Tensor, condition: Any) -> Tensor:
-        """x^ (B,C,H,W) without gradients, clipped as the teacher's sampler clips."""
-        import torch
-
-        with torch.no_grad():
-            self.denoiser.network.module.to(z.device)  # type: ignore[attr-defined]
-            x = self._guided(z, t_B, condition) if self.weight else self.denoiser(z, t_B, condition)[0]
-            return x if self.sampler.clip is None else x.clamp(-self.sampler.clip, self.sampler.clip)
-
-    def _guided(self, z: Tensor, t_B: Tensor, condition: Any) -> Tensor:
-        import torch
-
-        null = self.denoiser.unconditional(condition)
-        if null is None:
-            raise UserError(f"distill.guidance: {self.weight:g} given, but the teacher has no null class. Set it to 0.")
-        both = self.denoiser.both(condition, null)
-        x_c, x_u = self.denoiser(torch.cat([z, z]), torch.cat([t_B, t_B]), both)[0].chunk(2)
-        return x_c + self._weights(t_B, z) * (x_c - x_u)
-
-    def _weights(self, t_B: Tensor, z: Tensor) -> Tensor:
-        """(B,1,1,1): the weight, 0 outside the sampler's guidance interval."""
-        import torch
-
-        interval = self.sampler.guidance.interval
-        weights = torch.full_like(t_B, self.weight)
-        if interval is not None:
-            weights = weights * ((t_B >= interval[0]) & (t_B <= interval[1]))
-        return weights.to(z.dtype).view(-1, *[1] * (z.dim() - 1))
-
-
-@dataclass(frozen=True)
-class Levels:
-    """From fractions u (B,) to native times and coefficients, on the device of `like` and shaped against it."""
-
-    denoiser: Denoiser
-    like: Tensor
-
-    def __call__(self, u_B: np.ndarray) -> tuple[Tensor, tuple[Any, Any]]:
-        """Native times (B,) float64 and (alpha, sigma), each (B,1,1,1) in the dtype of `like`."""
-        import torch
-
-        from optimize.diffusion.denoiser import coefficients
-
-        t = torch.from_numpy(self.denoiser.schedule.time(u_B)).to(self.like.device)
-        return t, coefficients(self.denoiser.schedule, t, self.like)
-
-    def expand(self, mask_B: np.ndarray) -> Tensor:
-        """A mask (B,) as (B,1,1,1)."""
-        import torch
-
-        return torch.from_numpy(mask_B).to(self.like.device).view(-1, *[1] * (self.like.dim() - 1))

@@ -94,6 +94,10 @@ class Pipeline:
             )
         return single or weights_of(self.folder / part)
 
+    def files(self, part: str, weights: bool) -> list[Path]:
+        """The files that are read for a part: its config and, if so, its weights."""
+        return [self.folder / part / "config.json", *(self.weights(part).files if weights else ())]
+
 
 def pipeline_of(path: Path, config: Path | None) -> Pipeline:
     """The pipeline in a folder, or in a checkpoint of one file with the folder `config` of its configs. Raises what

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.architectures.components import class_name
+from optimize.diffusion import parameterization
 from optimize.diffusion.network import TensorSpec
 from optimize.errors import ArtifactError
 from optimize.onnx.vetted import onnx_file
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}  # diffusers' names
 SAME = (  # keys of a config that decide what a denoiser is fed and gives
     "in_channels",
     "out_channels",
@@ -45,6 +47,33 @@ def check_artifact(pipeline: Pipeline, folder: Path) -> None:
             )
 
 
+def follow_head(pipeline: Pipeline, folder: Path, out: Path) -> None:
+    """Let the scheduler copied to `out` read the output as the artifact means it, where a pass changed that (epsilon to v).
+
+    Raises ArtifactError for a meaning that the scheduler has no name for."""
+    path = out / "scheduler" / "scheduler_config.json"
+    head = head_of(folder)
+    if not head or not path.is_file():
+        return
+    config = read_json(path)
+    own = parameterization.from_diffusers(config).prediction
+    if head == own:
+        return
+    if head not in PREDICTION_TYPES or own not in PREDICTION_TYPES:
+        raise ArtifactError(
+            f"--denoiser {folder}: its output means {head}, and the pipeline's scheduler reads {own}. Give an artifact made "
+            f"from this pipeline's {pipeline.denoiser}."
+        )
+    write_json(path, {**config, "prediction_type": PREDICTION_TYPES[head]})
+
+
+def head_of(folder: Path) -> str:
+    """What the output of an artifact's network means (epsilon, v, sample, flow); empty where it says nothing of sampling."""
+    if "sampler.json" not in read_manifest(folder)["files"]:
+        return ""
+    return str(read_json(checked(folder, "sampler.json"))["parameterization"]["prediction"])
+
+
 def place_artifact(folder: Path, place: Path) -> dict[str, Any]:
     """Write the artifact's own ONNX file and its config to `place`, a folder named as the layout's denoiser; the record."""
     import onnx_ir as ir
@@ -58,6 +87,7 @@ def place_artifact(folder: Path, place: Path) -> dict[str, Any]:
     write_json(place / "config.json", {**structure["config"], "_class_name": structure["architecture"]})
     manifest = read_manifest(folder)
     about = {"id": manifest.get("id", ""), "digest": artifact_digest(manifest), "parity": manifest.get("parity", {})}
+    about["head"] = head_of(folder)
     return record(inputs, outputs) | {"artifact": about}
 
 

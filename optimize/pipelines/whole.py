@@ -19,7 +19,7 @@ from optimize.delivery.as_onnx import check_ort, check_out
 from optimize.errors import ArtifactError, GateFailed, UserError, unknown
 from optimize.pipelines import layout as graphs
 from optimize.pipelines.folder import COPIED, INDEX, Pipeline, pipeline_of
-from optimize.pipelines.in_place import check_artifact, place_artifact
+from optimize.pipelines.in_place import check_artifact, follow_head, place_artifact
 from optimize.progress import Progress, silent
 from optimize.storage.commit import commit, write_json
 from optimize.storage.trust import MANIFEST
@@ -89,6 +89,8 @@ def export_pipeline(
     def write(temporary: Path) -> dict[str, Any]:
         parts = _export_parts(pipeline, temporary, denoiser, loras, lora_as, opset, progress)
         _copy(pipeline, temporary)
+        if denoiser:
+            follow_head(pipeline, denoiser, temporary)
         return _about(pipeline, loras, lora_as, opset, parts)
 
     return commit(out, write)
@@ -239,10 +241,12 @@ def _copy(pipeline: Pipeline, out: Path) -> None:
 
 
 def _about(pipeline: Pipeline, loras: list[Lora], lora_as: str, opset: int, parts: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's fields."""
-    read = [p for name in pipeline.networks for p in sorted((pipeline.folder / name).glob("*"))]
-    files = {p.relative_to(pipeline.folder).as_posix(): file_sha256(p) for p in read if p.is_file()}
-    files |= {pipeline.checkpoint.name: file_sha256(pipeline.checkpoint)} if pipeline.checkpoint else {}
+    """The manifest's fields; of the source, the files that were read."""
+    taken = [name for name, part in parts.items() if "artifact" in part]  # whose weights were not
+    files = {
+        (p.name if p == pipeline.checkpoint else p.relative_to(pipeline.folder).as_posix()): file_sha256(p)
+        for p in sorted({p for name in pipeline.networks for p in pipeline.files(name, name not in taken)})
+    }
     used = [
         {"sha256": file_sha256(x.path), "strength": x.strength, "as": lora_as, "layers": {k: len(v) for k, v in x.deltas.items()}}
         for x in loras

@@ -23,6 +23,7 @@ from optimize.measure.cost import Prices, load_prices
 from optimize.measure.record import Measurement
 from optimize.measure.statistics import Interval
 from optimize.measure.wording import bytes_text, digits
+from optimize.plain.text import yaml_text
 from optimize.planning import offers, propose
 from optimize.planning.advice import advise, steps_of
 from optimize.planning.forecast import Calibration, Candidate, Forecast, Forecaster, read_measurements
@@ -35,7 +36,6 @@ from optimize.recipes.schema import plain_name
 from optimize.registry import PASSES
 from optimize.roofline.rates import Rates
 from optimize.storage.commit import write_text_atomically
-from optimize.storage.plain import yaml_text
 
 T = TypeVar("T")
 PREFERRED = ("tensorrt", "tensorrt-rtx", "openvino", "torch", "onnxruntime-cuda", "onnxruntime-cpu")
@@ -102,14 +102,26 @@ def budget_of(latency_ms: float | None, size_mb: float | None, max_quality_loss:
         raise UserError("budget: " + " ".join(said)) from None
 
 
-def write_recipes(plan: dict[str, Any], out: Path) -> list[Path]:
-    """Write each target's proposed recipe: to `out`, or with several targets to `out` with the target in its name."""
+def write_recipes(plan: dict[str, Any], out: Path, overwrite: bool = False) -> list[Path]:
+    """Write each target's proposed recipe: to `out`, or with several targets to `out` with the target in its name.
+    UserError where another file is there, unless it is to be overwritten; nothing is written then."""
     recipes = {t["name"]: t["proposal"]["recipe"] for t in plan["targets"] if t["proposal"] and t["proposal"]["recipe"]}
     several = len(plan["targets"]) > 1
     paths = {name: out.with_stem(f"{out.stem}-{name}") if several else out for name in recipes}
     for name, text in recipes.items():
+        _check_recipe(paths[name], text, overwrite)
+    for name, text in recipes.items():
         write_text_atomically(paths[name], text)
     return list(paths.values())
+
+
+def _check_recipe(path: Path, text: str, overwrite: bool) -> None:
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder. Give a file, e.g. {path / 'proposed.yaml'}.")
+    if os.path.lexists(path) and not overwrite and (not path.is_file() or path.read_bytes() != text.encode()):
+        raise UserError(
+            f"--out: {path} is there already and holds something else; it is left alone. Give another file, or --overwrite."
+        )
 
 
 def _attempt(read: Callable[[], T], problems: list[str]) -> T | None:

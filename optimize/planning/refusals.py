@@ -9,7 +9,7 @@ from typing import Any
 
 from optimize.diffusion import parameterization
 from optimize.diffusion.backend import reads_weights
-from optimize.diffusion.followed import followed
+from optimize.diffusion.followed import clip_of, followed
 from optimize.diffusion.schedule import from_diffusers
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware import environment
@@ -22,6 +22,7 @@ from optimize.quality.features import imported
 from optimize.recipes.paths import RELATIVE
 from optimize.recipes.schema import Recipe
 from optimize.storage.weights import file_sha256, read_json
+from optimize.training.reread import blind_up_to
 
 log = logging.getLogger(__name__)
 EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # exporter -> the way that runs its files
@@ -119,9 +120,11 @@ def facts_of(recipe: Recipe) -> Facts:
     try:
         noise = read_json(folder / "scheduler" / "scheduler_config.json")
         schedule = from_diffusers(noise)
-        found["nfe"] = followed(recipe.sampler, schedule)[0].nfe(schedule)
-        found["epsilon"] = parameterization.from_diffusers(noise).prediction == "epsilon"
-        found["alpha_end"] = float(schedule.alpha(schedule.noisiest))
+        sampler = followed(recipe.sampler, schedule)[0]
+        found["nfe"] = sampler.nfe(schedule)
+        found["blind_nfe"] = blind_up_to(parameterization.from_diffusers(noise).prediction, schedule)
+        found["preserving"] = schedule.kind == "vp"
+        found["clipped"] = clip_of(sampler, schedule) is not None
         network = next((folder / d for d in DENOISERS if (folder / d).is_dir()), folder / DENOISERS[0])
         size = read_json(network / "config.json").get("sample_size")
         found["positions"] = size**2 if isinstance(size, int) else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from optimize.architectures.artifact import load_model
 from optimize.architectures.original import is_single, part_weights
 from optimize.architectures.recognized import recognized
-from optimize.diffusion.followed import followed
+from optimize.diffusion.followed import clip_of, followed
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule, from_diffusers
 from optimize.errors import ArtifactError, UserError, did_you_mean
@@ -25,6 +25,7 @@ from optimize.recipes.schema import Recipe
 from optimize.storage.trust import MANIFEST
 from optimize.storage.variants import weights_files, weights_of
 from optimize.storage.weights import PICKLED, read_json
+from optimize.training.reread import blind_up_to
 
 if TYPE_CHECKING:
     from optimize.roofline.layers import Layer
@@ -83,8 +84,9 @@ class Subject:
             guided=bool(guidance.cfg),
             folded=guidance.folded,
             positions=self.positions,
-            epsilon=self.prediction == "epsilon",
-            alpha_end=float(self.schedule.alpha(self.schedule.noisiest)),
+            blind_nfe=blind_up_to(self.prediction, self.schedule),
+            preserving=self.schedule.kind == "vp",
+            clipped=clip_of(self.sampler, self.schedule) is not None,
             batch=batch,
         )
 

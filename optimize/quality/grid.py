@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optimize.errors import UserError
+from optimize.storage.commit import write_bytes_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,9 +20,15 @@ Images = Mapping[str, "Tensor | np.ndarray"]
 
 
 def grid(images_by_name: Images, path: Path, columns: int = 20) -> Path:
-    """Write the first `columns` images of every name, (N,C,H,W) in [-1, 1] with C 1 or 3, one labelled row a name.
+    """Write `grid_png` to `path`, which is returned."""
+    write_bytes_atomically(path, grid_png(images_by_name, columns))
+    return path
 
-    Small images are enlarged by a whole factor without smoothing. Returns `path`.
+
+def grid_png(images_by_name: Images, columns: int = 20) -> bytes:
+    """A PNG file of the first `columns` images of every name, (N,C,H,W) in [-1, 1] with C 1 or 3, one labelled row a name.
+
+    Small images are enlarged by a whole factor without smoothing.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -38,9 +46,9 @@ def grid(images_by_name: Images, path: Path, columns: int = 20) -> Path:
         draw.text((2 * GAP, top + height / 2), name, fill="black", font=font, anchor="lm")
         for j, cell in enumerate(cells):
             canvas.paste(Image.fromarray(cell), (left + j * (width + GAP), top))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG")
-    return path
+    made = io.BytesIO()
+    canvas.save(made, format="PNG")
+    return made.getvalue()
 
 
 def to_pixels(images: Tensor | np.ndarray, cell: int = CELL) -> np.ndarray:

@@ -4,6 +4,7 @@ batches are dealt out whole, every process computes with as many threads as a si
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optimize import errors
 from optimize.errors import OptimizeError
 from optimize.quality.metrics import FeatureNetwork
+from optimize.storage.disk import explained, save_tensors, writing
 from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -59,13 +61,13 @@ def parts(count: int, batch: int) -> list[tuple[int, int]]:
 def _launch(job: dict[str, Any], pixels: Tensor | None, processes: int) -> Tensor:
     """Run a job in worker processes and return what they gathered; their errors are raised here."""
     import torch
-    from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory(prefix="optimize-") as scratch:
         file, threads = Path(scratch) / "job.json", torch.get_num_threads()
-        if pixels is not None:
-            save_file({"images": pixels.contiguous()}, Path(scratch) / "images.safetensors")
-        file.write_text(json.dumps(job | {"threads": threads}))
+        with writing(Path(scratch)):
+            if pixels is not None:
+                save_tensors({"images": pixels.contiguous()}, Path(scratch) / "images.safetensors")
+            file.write_text(json.dumps(job | {"threads": threads}))
         workers = min(processes, len(parts(job["count"], job["batch"])))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -103,6 +105,8 @@ def _raise(scratch: Path, ended: subprocess.CompletedProcess[str]) -> None:
         said = json.loads(file.read_text())
         kind = getattr(errors, said["kind"], OptimizeError)
         raise kind(said["message"])
+    if os.strerror(errno.ENOSPC) in ended.stderr:
+        raise explained(scratch, errno.ENOSPC, OSError())
     if ended.returncode:
         lines = "\n".join(ended.stderr.splitlines()[-TAIL:])
         raise OptimizeError(

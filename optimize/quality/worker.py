@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from optimize.errors import OptimizeError
 from optimize.quality.metrics import FeatureNetwork
 from optimize.quality.shards import parts
+from optimize.storage.disk import save_tensors
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -29,7 +30,6 @@ def work(file: Path) -> None:
     """This process's share of a job."""
     import torch
     from accelerate import PartialState
-    from safetensors.torch import save_file
 
     job = json.loads(file.read_text())
     if job["do"] == "images":
@@ -39,7 +39,7 @@ def work(file: Path) -> None:
     try:
         made = shared(job, state, file.parent)
         if state.is_main_process:
-            save_file({"made": made.contiguous()}, file.with_name("made.safetensors"))
+            save_tensors({"made": made.contiguous()}, file.with_name("made.safetensors"))
         state.wait_for_everyone()
     except OptimizeError as error:
         said = {"kind": type(error).__name__, "message": str(error)}

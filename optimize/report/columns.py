@@ -20,6 +20,7 @@ COLUMNS = (
     ),
     ("runner", "Runner", "What executes the network"),
     ("precision", "Precision", "Of weights and activations"),
+    ("head", "Head", "What the network's output means, where a pass changed it"),
     ("batch", "Batch", "Images drawn together"),
     ("sampler", "Sampler", "Solver × steps"),
     ("nfe", "NFE", "Network evaluations per image; a guided step is two"),
@@ -48,7 +49,7 @@ COLUMNS = (
     ("targets", "Targets", "Targets met of those judged on this row"),
     ("status", "Status", "done, predicted, or refused or failed with the reason below the table"),
 )
-TEXT = {"variant", "runner", "precision", "sampler", "gates", "targets", "status"}
+TEXT = {"variant", "runner", "precision", "head", "sampler", "gates", "targets", "status"}
 MAIN = {"variant", "runner", "precision", "batch", "nfe", "rate", "base", "fair", "fd", "worst", "size", "image50", "image99", "status"}  # printed on paper too  # fmt: skip
 
 
@@ -57,6 +58,8 @@ def table(summary: Summary) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     runner, reason, cells}, a cell {key, text, sort, note} with `sort` a number or text, None for nothing."""
     every = [(r, _cells(summary, r)) for r in in_order(summary)]
     kept = [c for c in COLUMNS if any(cells[c[0]]["sort"] is not None for _, cells in every)]
+    if len({r["head"] for r, _ in every if r.get("head")}) < 2:
+        kept = [c for c in kept if c[0] != "head"]
     listed: list[dict[str, Any]] = [
         {"key": k, "title": t, "about": a, "text": k in TEXT, "main": k in MAIN} for k, t, a in kept
     ]
@@ -94,7 +97,7 @@ def _cell(text: str, sort: Any, note: str = "") -> dict[str, Any]:
 
 def _identity_cells(row: Row) -> dict[str, dict[str, Any]]:
     sampler = f"{row.get('solver') or wording.DASH} × {row.get('steps') or wording.DASH}"
-    texts = {"variant": row.get("variant"), "runner": figures.runner(row), "precision": row.get("precision")}
+    texts = {"runner": figures.runner(row), **{k: row.get(k) for k in ("variant", "precision", "head")}}
     found = {k: _cell(figures.any_text(v), v) for k, v in texts.items()}
     for key in ("batch", "nfe"):
         found[key] = _cell(figures.any_text(row.get(key)), wording.number(row.get(key)))

@@ -181,7 +181,7 @@ def _stages(summary: Summary) -> str:
     f, w = figures, wording
     body = (
         (
-            str(s.get("name") or DASH),
+            ": ".join(str(p) for p in (s.get("name") or DASH, (s.get("record") or {}).get("head")) if p),
             f"`{f.short_id(s.get('id'))}`",
             f"`{f.short_id(s.get('parent'))}`" if s.get("parent") else DASH,
             w.seconds_text(s.get("seconds")),

@@ -6,6 +6,7 @@ time, which does not see what else the machine does; on several it is the wall c
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.configs import digest
+from optimize.errors import EnvironmentLacks
 from optimize.hardware.environment import cpu_name, key
 from optimize.hardware.targets import target
 from optimize.roofline.fitting import Case, Free, fit
@@ -23,6 +25,7 @@ from optimize.storage.weights import read_json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
 Config = dict[str, Any]
 Call = Callable[[], Any]
 FREE: Free = {
@@ -87,7 +90,10 @@ def calibrate(folder: Path | None = None, threads: int = 1, rounds: int = 7) -> 
     if place:
         from optimize.storage.commit import write_json_atomically
 
-        write_json_atomically(place, asdict(rates))
+        try:
+            write_json_atomically(place, asdict(rates))
+        except EnvironmentLacks as error:  # they are measured again the next time
+            log.warning("rates of this machine are not kept: %s", error)
     return rates
 
 

@@ -18,8 +18,8 @@ from optimize.errors import ArtifactError, UserError
 from optimize.measure import bench, wording
 from optimize.measure.record import Measurement, paired, speedup, unlike
 from optimize.measure.statistics import Interval
+from optimize.plain.shapes import Summary, misshapen
 from optimize.report import figures
-from optimize.storage.shapes import Summary, misshapen
 from optimize.storage.weights import read_json
 
 NOTHING = "no difference shown"

@@ -6,6 +6,7 @@ it stopped when the same command is given again.
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -18,17 +19,17 @@ from optimize.diffusion.schedule import Schedule
 from optimize.errors import GateFailed
 from optimize.hardware import environment
 from optimize.measure.record import Measurement
+from optimize.plain.text import yaml_text
 from optimize.planning import refusals
 from optimize.progress import Progress, silent
 from optimize.recipes.schema import Recipe
-from optimize.runs import fair, given, stages, summary
+from optimize.runs import fair, given, place, stages, summary
 from optimize.runs.gates import quality_gates
 from optimize.runs.stages import Variant
 from optimize.runs.suite import fastest_fp32, runners_of, suite, time_all
 from optimize.runs.summary import Findings
-from optimize.storage.cache import Stage, Store, code_hash
-from optimize.storage.commit import sweep, write_json_atomically, write_text_atomically
-from optimize.storage.plain import yaml_text
+from optimize.storage import ledger
+from optimize.storage.cache import CACHE, Stage, Store, code_hash
 from optimize.storage.weights import file_sha256
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,13 @@ def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = 
     refusals.check(recipe)
     data = given.samples_of(recipe)
     out = exported / recipe.name
-    sweep(out)
-    here = _Run(recipe, Store(exported / ".cache"), progress)
+    place.check(recipe, out)
+    with Store(exported / CACHE) as store:
+        return _carried_out(_Run(recipe, store, progress), data, out)
+
+
+def _carried_out(here: _Run, data: given.Given, out: Path) -> dict[str, Any]:
+    recipe, progress = here.recipe, here.progress
     source = stages.source_stage(here.store, recipe, progress)
     given.check_fit(recipe, data, source)
     half_split = here.half_split()
@@ -77,7 +83,7 @@ class _Run:
 
     def export(self, made: list[Stage]) -> list[Variant]:
         """Export every stage; the source's is the baseline."""
-        names = ["baseline", *_distinct([p.name for p in self.recipe.passes])]
+        names = place.variant_names(self.recipe)
         return [
             stages.export_stage(
                 self.store, self.recipe, name, stage, runners_of(self.recipe, i, len(made)), self.progress
@@ -233,22 +239,23 @@ class _Run:
         return self.judges["content"]
 
     def publish(self, result: dict[str, Any], found: Findings, out: Path) -> dict[str, Any]:
-        """Write variants, samples, measurements, summary and report below `out`."""
-        for variant in found.variants:
-            stages.publish(variant, variant.name, out)
-        stages.publish(found.variants[-1], "final", out)
-        result["samples"] = self._samples(found, out)
-        anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
-        said = self.recipe.sampler.model_dump(mode="json", exclude_unset=True)  # the rest is the scheduler's to say
-        text = yaml_text(_plain(anywhere.to_json() | {"sampler": said}))
-        write_text_atomically(out / "recipe.resolved.yaml", text)
-        lines = [m.to_json() for m in found.measurements]
-        write_text_atomically(out / "measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines))
-        write_json_atomically(out / "summary.json", result)
-        write_reports(result, out)
+        """Write variants, samples, measurements, summary and report below `out`; one run at a time does."""
+        with ledger.opened(out, place.FILES, place.earlier) as put:
+            for variant in found.variants:
+                stages.publish(variant, variant.name, out)
+            stages.publish(found.variants[-1], place.FINAL, out)
+            result["samples"] = self._samples(found, out, put)
+            anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
+            said = self.recipe.sampler.model_dump(mode="json", exclude_unset=True)  # the rest is the scheduler's to say
+            text = yaml_text(_plain(anywhere.to_json() | {"sampler": said}))
+            put("recipe.resolved.yaml", text.encode())
+            lines = [m.to_json() for m in found.measurements]
+            put("measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines).encode())
+            put("summary.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+            _write_reports(result, out, put)
         return result
 
-    def _samples(self, found: Findings, out: Path) -> list[str]:
+    def _samples(self, found: Findings, out: Path, put: ledger.Put) -> list[str]:
         """Grids of the same seeds side by side."""
         first = fastest_fp32(self.recipe)
         rows = {v.name: (v, first, _sampler(v)) for v in found.variants}
@@ -260,42 +267,36 @@ class _Run:
         if not rows:
             return []
         drawn = {n: self._images(v, s, sampler, self.recipe.quality.images) for n, (v, s, sampler) in rows.items()}
-        target = out / "samples" / "grid.png"
-        stamp = target.with_suffix(".id")
+        target, stamp = out / place.GRID, out / place.STAMP
         identity = digest({n: s.id for n, s in drawn.items()})
         if not (target.exists() and stamp.exists() and stamp.read_text() == identity):
-            from optimize.quality.grid import grid
+            from optimize.quality.grid import grid_png
 
-            target.parent.mkdir(parents=True, exist_ok=True)
-            grid({n: stages.images(s)[:20] for n, s in drawn.items()}, target, 20)
-            write_text_atomically(stamp, identity)
-        return ["samples/grid.png"]
+            put(place.GRID, grid_png({n: stages.images(s)[:20] for n, s in drawn.items()}))
+            put(place.STAMP, identity.encode())
+        return [place.GRID]
 
 
 def write_reports(result: dict[str, Any], out: Path) -> None:
-    """report.md and report.html from a summary."""
+    """report.md and report.html of a run's folder from its summary; ArtifactError where somebody else wrote one."""
+    with ledger.opened(out, place.REPORTS, place.earlier) as put:
+        _write_reports(result, out, put)
+
+
+def _write_reports(result: dict[str, Any], out: Path, put: ledger.Put) -> None:
     from optimize.report.html import render_html
     from optimize.report.markdown import render_markdown
 
-    write_text_atomically(out / "report.md", render_markdown(result))
-    write_text_atomically(out / "report.html", render_html(result, out))
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Names made unique by a number where a pass is used twice."""
-    return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]
+    for name, text in zip(place.REPORTS, (render_markdown(result), render_html(result, out))):
+        put(name, text.encode())
 
 
 def _json_line(value: Any) -> str:
-    import json
-
     return json.dumps(value, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:
     """JSON values only (paths become text), so that YAML needs no tags."""
-    import json
-
     return json.loads(json.dumps(value, default=str))
 
 

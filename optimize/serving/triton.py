@@ -12,6 +12,8 @@ from optimize.errors import UserError, shown
 from optimize.serving._drawing import find_artifact
 from optimize.serving._repository import Serving, write_repository
 from optimize.storage.commit import commit
+from optimize.storage.ours import refuse_foreign, settled
+from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import read_json
 
@@ -53,10 +55,12 @@ def _problem(error: dict[str, Any]) -> str:
 
 
 def _check_out(out: Path) -> None:
-    """A folder that is not a repository of ours is never replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / MANIFEST).is_file() or MARK not in read_json(out / MANIFEST):
-        raise UserError(
-            f"--triton: {out} holds other files. Give a new folder, or one that was written by this command."
-        )
+    """A folder that is not a repository of ours, as it was written, is never replaced."""
+    restore(out)
+    if out.is_dir() and any(out.iterdir()):
+        earlier = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else None
+        if not isinstance(earlier, dict) or MARK not in earlier:
+            raise UserError(
+                f"--triton: {out} holds other files. Give a new folder, or one that was written by this command."
+            )
+    settled(refuse_foreign, out)

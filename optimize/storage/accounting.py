@@ -20,26 +20,29 @@ if TYPE_CHECKING:
 
 MOST_NAMED, LONGEST = 10, 100  # names in a message, characters of one
 
-# What a file may hold beside its network: (names, classes it is so for, reason); no class is every class.
+CLIP_TEXTS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+# What a file may hold beside its network: (names, classes it is so for, reason).
 BESIDE: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    (r"(.+\.)?position_ids", (), "0, 1, 2, …: older versions of transformers stored them, every version counts them anew"),
-    (r"decoder\..+|lm_head\.weight", ("T5EncoderModel",), "the half of T5 that writes text; its encoder alone is used"),
     (
-        r"vision_model\..+|visual_projection\.weight|logit_scale",
-        ("CLIPTextModel", "CLIPTextModelWithProjection"),
-        "the half of CLIP that looks at images",
+        r"(.+\.)?position_ids",
+        (*CLIP_TEXTS, "CLIPModel"),
+        "0, 1, 2, …: older versions of transformers stored them, every version counts them anew",
     ),
+    (r"decoder\..+|lm_head\.weight", ("T5EncoderModel",), "the half of T5 that writes text; its encoder alone is used"),
+    (r"vision_model\..+|visual_projection\.weight|logit_scale", CLIP_TEXTS, "the half of CLIP that looks at images"),
     (r"text_projection\.weight", ("CLIPTextModel",), "of CLIPTextModelWithProjection; this class ends before it"),
     (r"classifier\.(weight|bias)", ("Dinov2Model", "Dinov2WithRegistersModel"), "a head trained on its features"),
     (r"fc\.(weight|bias)", ("FidInception",), "the classifier behind the features"),
     (r"lins\.\d+\..+", ("Lpips",), "lin0, lin1, … a second time: the package registers them twice"),
     (r"scaling_layer\..+", ("Lpips",), "constants of the method"),
-)  # fmt: skip
+)
 # What a file may lack: a counter of batches, which nothing reads in evaluation mode and conversions often drop.
 COUNTER = re.compile(r"(.+\.)?num_batches_tracked")
-# Levels of a name that versions and classes of transformers put in front, or leave out.
-LEVELS = ("text_model.", "dinov2.", "dinov2_with_registers.", "clip.")
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of diffusers before 0.13
+# A level of names that CLIP's text models have in some versions and files, and not in others.
+LEVEL = "text_model."
+# Attention in diffusers before 0.13, in the classes whose files are that old.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD = ("AutoencoderKL", "UNet2DModel", "UNet2DConditionModel")
 # Names that a file of quantized weights holds beside them, and what wrote them.
 QUANTIZED = {
     r"(.+\.)?scaled_fp8|.+\.(scale_weight|scale_input|comfy_quant)": "float8 with scales (ComfyUI)",
@@ -153,7 +156,7 @@ def _named(kind: str, stored: Mapping[str, Stored], wanted: Mapping[str, Any]) -
     taken: dict[str, str] = {}
     unknown, twice = [], []
     for name in stored:
-        own = next((n for n in _spellings(name) if n in wanted), None)
+        own = next((n for n in _spellings(kind, name) if n in wanted), None)
         if own is None:
             unknown += [] if beside(kind, name) else [name]
         elif own in taken:
@@ -163,20 +166,20 @@ def _named(kind: str, stored: Mapping[str, Stored], wanted: Mapping[str, Any]) -
     return taken, unknown, twice
 
 
-def _spellings(name: str) -> Iterator[str]:
+def _spellings(kind: str, name: str) -> Iterator[str]:
     """A file's name for a tensor, then what another version of its library calls it."""
     yield name
-    yield from (name.removeprefix(level) for level in LEVELS if name.startswith(level))
-    yield LEVELS[0] + name
+    if kind in CLIP_TEXTS:
+        yield name.removeprefix(LEVEL) if name.startswith(LEVEL) else LEVEL + name
     path, _, last = name.rpartition(".")
     outer, _, layer = path.rpartition(".")
-    if layer in OLD_ATTENTION:
+    if kind in OLD and layer in OLD_ATTENTION:
         yield f"{outer}.{OLD_ATTENTION[layer]}.{last}"
 
 
 def beside(kind: str, name: str) -> bool:
     """Whether a file may hold this name beside a network of the class `kind`, which has no such tensor."""
-    return any((not kinds or kind in kinds) and re.fullmatch(names, name) for names, kinds, _ in BESIDE)
+    return any(kind in kinds and re.fullmatch(names, name) for names, kinds, _ in BESIDE)
 
 
 def _tied(wanted: Mapping[str, Any], taken: Mapping[str, str]) -> dict[str, str]:

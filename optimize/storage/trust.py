@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from optimize.configs import digest
 from optimize.errors import ArtifactError, UserError, shown
-from optimize.storage.plain import read_json
+from optimize.plain.text import read_json
 from optimize.storage.weights import file_sha256
 
 SCHEMA = 1
@@ -74,9 +74,14 @@ def differences(folder: Path, manifest: dict[str, Any]) -> list[Difference]:
     """Every changed, missing or added file, by name."""
     files = manifest["files"]
     found = [d for name, entry in files.items() if (d := _difference(folder, name, entry)) is not None]
-    extra = (name for name in _names(folder) if name not in files and name != MANIFEST)
-    found += [Difference(name, "added", f"no such file in {MANIFEST}", _kind(folder / name)) for name in extra]
+    none = f"no such file in {MANIFEST}"
+    found += [Difference(name, "added", none, _kind(folder / name)) for name in added(folder, manifest)]
     return sorted(found, key=lambda d: d.file)
+
+
+def added(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files in the folder that the manifest does not name; nothing is read for it."""
+    return sorted(name for name in _names(folder) if name not in manifest["files"] and name != MANIFEST)
 
 
 def artifact_digest(manifest: dict[str, Any]) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import ArtifactError
-from optimize.storage.plain import read_json as read_json
+from optimize.plain.text import read_json as read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,16 +105,20 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: about.shape for name, about in header(path).items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU; raises ArtifactError saying what is wrong with the file."""
-    from safetensors import SafetensorError
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or those of these names, on the CPU; raises ArtifactError saying what is wrong
+    with the file."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     refuse_pickle(path)
     if not path.is_file():
         raise _missing(path)
     try:
-        return load_file(path)
+        if names is None:
+            return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,8 @@ from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, User
 from optimize.hardware.environment import instructions
 from optimize.progress import Progress, silent
 from optimize.storage.commit import commit, write_json
+from optimize.storage.disk import save_tensors
+from optimize.storage.swap import discard, sweep
 from optimize.storage.trust import verify
 from optimize.storage.weights import read_json, read_tensors
 from optimize.training import objectives
@@ -142,8 +143,6 @@ def resolve_precision(wanted: str, device: str) -> str:
 
 def kept(folder: Path | None, key: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of `make()`, from `folder` where an earlier run with the same `key` (JSON) has left them whole."""
-    from safetensors.torch import save_file
-
     if folder is None:
         return make()
     if folder.is_dir():
@@ -156,10 +155,10 @@ def kept(folder: Path | None, key: Any, make: Callable[[], dict[str, Tensor]]) -
     tensors = make()
 
     def write(temporary: Path) -> dict[str, Any]:
-        save_file(tensors, temporary / "state.safetensors")
+        save_tensors(tensors, temporary / "state.safetensors")
         return {"id": digest(key)}
 
-    commit(folder, write)
+    commit(folder, write, ours=True)
     return tensors
 
 
@@ -302,14 +301,16 @@ class _Saver:
             return
         target = self.folder / f"step-{run.step:08d}"
         if not target.exists():
-            commit(target, lambda temporary: _write(temporary, run, self.key))
+            commit(target, lambda temporary: _write(temporary, run, self.key), ours=True)
         for old in self._found():
             if old != target:
-                shutil.rmtree(old)
+                discard(old)
         self.last_s = time.monotonic()
 
     def restore(self, run: _Run) -> None:
-        """Load the newest whole checkpoint of this very run, if there is one."""
+        """Load the newest whole checkpoint of this very run, if there is one; what a kill left of another goes."""
+        if self.folder is not None and self.main:
+            sweep(self.folder, lambda name: name.startswith("step-"))
         for folder in self._found():
             try:
                 state = _read(folder, self.key)
@@ -328,9 +329,7 @@ class _Saver:
 
 
 def _write(folder: Path, run: _Run, key: str) -> dict[str, Any]:
-    from safetensors.torch import save_file
-
-    save_file(run.tensors(), folder / "state.safetensors")
+    save_tensors(run.tensors(), folder / "state.safetensors")
     write_json(folder / "training.json", {"step": run.step, "losses": run.losses, "key": key})
     return {"id": key}
 

@@ -94,6 +94,18 @@ def snr_plus_one(alpha: Any, sigma: Any) -> Any:
     return snr(alpha, sigma) + 1
 
 
+def jump_gain(t: Level, s: Level) -> Any:
+    """What an error of e^ is multiplied by on the DDIM step t -> s, in units of the state's scale: |sigma_s - alpha_s
+    sigma_t / alpha_t| / hypot(alpha_s, sigma_s). An error of v is never multiplied by more than 1."""
+    return abs(s[1] - s[0] * t[1] / t[0]) / (s[0] ** 2 + s[1] ** 2) ** 0.5
+
+
+def sight(alpha: Any, sigma: Any, half: float) -> Any:
+    """1 / (1 + (sigma / (alpha half))²): near 1 where an epsilon head sees x, 1/2 where sigma / alpha is `half`, 0 at pure
+    noise. It weighs x^, whose error grows with sigma / alpha, against x, whose distance to its mean does not."""
+    return alpha**2 / (alpha**2 + (sigma / half) ** 2)
+
+
 def truncated_snr(alpha: Any, sigma: Any) -> Any:
     """max(SNR, 1): error of eps where there is signal, of x where there is noise (Salimans & Ho, section 4)."""
     value = snr(alpha, sigma)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import original_names, tiny_pipelines
 
-from optimize.architectures.components import class_name, component, with_weights
+from optimize.architectures.components import class_name, component, skeleton, with_weights
 from optimize.architectures.filled import filled
 from optimize.architectures.original import check_schedule, part_weights
 from optimize.errors import ArtifactError
@@ -81,6 +82,20 @@ def test_a_transformer_of_sd3_is_read_bit_for_bit(tmp_path: Path) -> None:
     weights = part_weights(tmp_path / "m.safetensors", "transformer", "SD3Transformer2DModel", config)
     assert weights is not None
     assert_equal(filled(lambda: component("SD3Transformer2DModel").build(config), config, weights), network)
+
+
+def test_a_transformer_of_flux_fits_by_its_headers_at_full_width(tmp_path: Path) -> None:
+    """diffusers takes it apart at 3072 channels, which are too many to fill here."""
+    config = networks.FULL["flux_shaped"] | {"num_layers": 1, "num_single_layers": 2}
+    with torch.device("meta"):
+        state = original_names.original_flux(component("FluxTransformer2DModel").build(config))
+    for prefix in ("", "model.diffusion_model."):
+        file = original_names.write_header(tmp_path / "m.safetensors", {prefix + k: v for k, v in state.items()})
+        weights = part_weights(file, "transformer", "FluxTransformer2DModel", config)
+        assert weights is not None and len(skeleton(config, weights)[0].state_dict()) == len(weights.stored())
+    with pytest.raises(ArtifactError, match=r"have no place .*guidance_in|do not fit .*2 unexpected|4 unexpected"):
+        plain = config | {"guidance_embeds": False}
+        skeleton(plain, part_weights(file, "transformer", "FluxTransformer2DModel", plain))
 
 
 def test_a_file_with_diffusers_own_names_needs_no_table(tmp_path: Path) -> None:

@@ -19,13 +19,17 @@ from support.fake_trt import FakeCuda
 from support.kits import artifact_of, built, kit_of
 
 from optimize.cli import hand_over
-from optimize.delivery.as_engines import adopt
+from optimize.delivery.as_engines import Request, adopt, export
 from optimize.diffusion.backend import open_runner
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.kits import adopt as adoption
-from optimize.engines.kits import read
+from optimize.engines.kits import compose, read
+from optimize.engines.kits.kept import refuse_brought_back, zip_of
+from optimize.engines.settings import EngineSettings
 from optimize.errors import ArtifactError, OptimizeError, UserError
 from optimize.serving._repository import engines, records_of
+from optimize.storage.cache import Store
+from optimize.storage.commit import commit
 from optimize.storage.trust import inspect_trust, require, verify
 from optimize.storage.weights import file_sha256, read_json
 
@@ -396,3 +400,48 @@ def test_every_option_of_the_command_is_refused_where_it_would_do_nothing() -> N
         "as_json",
         "quiet",
     }
+
+
+def test_a_kit_that_was_brought_back_is_not_written_over(done: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"result\.json.*added since.*left alone.*--adopt"):
+        refuse_brought_back(done, zipped=False)
+    with pytest.raises(ArtifactError, match=r"result\.json"):
+        commit(done, lambda folder: pytest.fail("begun"))
+    assert (done / "result.json").is_file()
+    commit(done.with_name("other"), lambda folder: {"id": "x"})
+    with pytest.raises(ArtifactError, match="an artifact, not a build kit"):
+        refuse_brought_back(done.with_name("other"), zipped=False)
+
+
+def test_a_zip_that_was_brought_back_is_not_written_over(artifact: Path, done: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "zips" / "final-a100"
+    compose.zip_folder(kit_of(artifact, folder))
+    refuse_brought_back(folder, zipped=True)  # as it was made
+    compose.zip_folder(kit_of(artifact, folder))
+    with zipfile.ZipFile(zip_of(folder), "w") as held:
+        for file in sorted(p for p in done.rglob("*") if p.is_file()):
+            held.write(file, f"final-a100/{file.relative_to(done).as_posix()}")
+    before = zip_of(folder).read_bytes()
+    with pytest.raises(ArtifactError, match=r"result\.json.* was added or changed since it was made; it is left alone"):
+        refuse_brought_back(folder, zipped=True)
+    with pytest.raises(ArtifactError, match="left alone"):
+        compose.zip_folder(kit_of(artifact, folder))
+    assert zip_of(folder).read_bytes() == before
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"thesis" * 100])
+def test_what_is_no_kits_zip_is_left_alone(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "kit.zip").write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"kit\.zip: it is no kit that optimize wrote"):
+        refuse_brought_back(tmp_path / "kit", zipped=True)
+    refuse_brought_back(tmp_path / "kit", zipped=False)
+
+
+def test_an_export_names_a_kit_in_its_way_before_it_begins(artifact: Path, done: Path, tmp_path: Path) -> None:
+    asked = Request(artifact=artifact, targets=("a100",), settings=EngineSettings(), kits=done.parent)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ArtifactError, match=r"final-a100: .*result\.json.*added since"):
+        export(asked, Store(tmp_path / "store"))
+    with pytest.raises(UserError, match=r"--kits: .* is in the artifact"):
+        export(replace(asked, kits=artifact / "kits"), Store(tmp_path / "store"))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from optimize.hardware.devices import of
-from optimize.hardware.feasibility import BLIND_BELOW, FORMATS, RULES, WAYS, Choice, Facts, judge
+from optimize.hardware.feasibility import FORMATS, RULES, WAYS, Choice, Facts, judge
 from optimize.hardware.targets import target, targets
-from optimize.registry import PASSES
 
 BLACKWELL = {"name": "NVIDIA GeForce RTX 5090", "sm": (12, 0)}
 PASCAL = {"name": "Tesla P100-PCIE-16GB", "sm": (6, 0)}
@@ -79,7 +78,15 @@ CASES: list[tuple[str, str, Any, dict[str, Any], str, str]] = [
      "contains its guidance", "one distill pass"),
     ("guidance is in the source", "impossible", "a100", {"step": "source", "facts": Facts(folded=0.5)},
      "Only a distilled network", "give cfg"),
-    ("blind head", "impossible", "a100", {"step": "distill", "facts": Facts(epsilon=True, alpha_end=0.001)}, "epsilon head", "v"),
+    ("v without its schedule", "impossible", "a100",
+     {"step": "distill", "config": {"nfe": 2, "head": "v"}, "facts": Facts(preserving=False)}, "variance-preserving", "head: keep"),
+    ("blind teacher", "impossible", "a100",
+     {"step": "distill", "config": {"nfe": 4, "method": "trajectory_regression", "trajectory_steps": 3},
+      "facts": Facts(blind_nfe=3, clipped=False)}, "the teacher predicts", "more trajectory_steps"),
+    ("blind head kept", "will not pay", "a100",
+     {"step": "distill", "config": {"nfe": 3, "head": "keep"}, "facts": Facts(blind_nfe=3)}, "jumps this wide", "head: auto"),
+    ("blind head", "works", "a100", {"step": "distill", "config": {"nfe": 3, "reread_steps": 7}, "facts": Facts(blind_nfe=3)},
+     "its output is read as v first, fitted in 7 steps", ""),
     ("as many calls as before", "will not pay", "a100", {"step": "distill", "config": {"nfe": 4}, "facts": Facts(nfe=4)},
      "4 network evaluations already", "a smaller nfe"),
     ("odd widths", "will not pay", "a100", {"step": "prune", "config": {"round_to": 4}}, "multiple of 8", "round_to: 8"),
@@ -125,8 +132,10 @@ def test_every_rule_has_a_case_and_a_name_of_its_own() -> None:
         ("cpu", {"format": "int8", "way": "openvino"}),
         ("a100", {"step": "prune", "config": {"round_to": 8}}),
         ("cpu", {"step": "prune", "config": {"round_to": 4}}),
-        ("a100", {"step": "distill", "facts": Facts(epsilon=True, alpha_end=0.07, nfe=50), "config": {"nfe": 2}}),
-        ("a100", {"step": "distill", "facts": Facts(epsilon=True), "config": {"nfe": 2}}),
+        ("a100", {"step": "distill", "facts": Facts(blind_nfe=1, nfe=50), "config": {"nfe": 2}}),
+        ("a100", {"step": "distill", "facts": Facts(blind_nfe=3), "config": {"nfe": 4, "head": "keep"}}),
+        ("a100", {"step": "distill", "facts": Facts(preserving=False), "config": {"nfe": 2}}),
+        ("a100", {"step": "distill", "facts": Facts(blind_nfe=3), "config": {"nfe": 2, "head": "v"}}),
     ],
 )
 def test_what_works_is_not_spoiled_by_a_rule(device: str, asked: dict[str, Any]) -> None:
@@ -153,10 +162,3 @@ def test_the_text_of_a_judgement_offers_the_way_out() -> None:
     found = judge(choice("v100", {"format": "bf16"}))
     assert found.text == "SM 7.0 has no BF16 arithmetic, only 8.0 and newer have. Instead: fp16."
     assert found.to_json()["verdict"] == "impossible"
-
-
-def test_the_blind_head_is_the_one_that_distilling_refuses() -> None:
-    from optimize.passes.distill import ALPHA_MIN
-
-    assert ALPHA_MIN == BLIND_BELOW
-    assert "distill" in PASSES.names()

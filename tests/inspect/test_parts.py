@@ -22,7 +22,7 @@ from optimize.hardware.targets import target
 from optimize.inspect import breakdown
 from optimize.inspect.breakdown import balance, grouped, inspect, measured_modules, short
 from optimize.inspect.parts import parts, stored_elements, weights_files
-from optimize.report.terminal.breakdown import balance_text, folded, picture, print_breakdown
+from optimize.report.terminal.breakdown import balance_text, check_out, folded, picture, print_breakdown, write_out
 from optimize.roofline import probe
 from optimize.roofline.layers import Layer
 from optimize.roofline.predict import predict
@@ -317,7 +317,7 @@ def test_the_picture_is_written(pipeline: Path, tmp_path: Path, suffix: str) -> 
 def test_a_picture_that_cannot_be_written_is_one_clear_error(pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     report = inspect(pipeline / "unet", target="cpu", measure=False)
-    with pytest.raises(EnvironmentLacks, match=r"--out: .* cannot be written"):
+    with pytest.raises(EnvironmentLacks, match=r"layers\.png: cannot be written"):
         picture(report, tmp_path / "file" / "layers.png")
 
 
@@ -335,3 +335,15 @@ def test_the_command_prints_json_and_writes_the_picture(tmp_path: Path) -> None:
         [sys.executable, "-m", "optimize", "inspect", str(tmp_path / "nowhere")], capture_output=True, text=True
     )
     assert wrong.returncode == 2 and "error: " in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_an_inspection_writes_over_an_inspection_and_nothing_else(pipeline: Path, tmp_path: Path) -> None:
+    report = inspect(pipeline / "unet", target="cpu", measure=False)
+    for _ in range(2):
+        write_out(report, tmp_path / "out")
+    (tmp_path / "out" / ".written.json").unlink()  # as an earlier version left it
+    write_out(report, tmp_path / "out")
+    (tmp_path / "out" / "layers.json").write_text("my notes")
+    with pytest.raises(ArtifactError, match=r"layers\.json: optimize did not write it, or it was changed since"):
+        check_out(tmp_path / "out")
+    assert (tmp_path / "out" / "layers.json").read_text() == "my notes"

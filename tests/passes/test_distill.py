@@ -18,9 +18,10 @@ from optimize.diffusion.network import TorchNetwork
 from optimize.diffusion.parameterization import Parameterization
 from optimize.diffusion.sampling import Guidance, Sampler, sample
 from optimize.errors import UserError
-from optimize.passes.distill import Distill, Guide, refuse
+from optimize.passes.distill import Distill
 from optimize.registry import PASSES
 from optimize.training.loop import Share
+from optimize.training.teacher import Guide
 
 SHORT = Distill(steps=2, batch=4, learning_rate=1e-3, warmup=0, ema=0.0, precision="fp32", checkpoint_s=0)
 WIDTH = 0.5
@@ -179,16 +180,6 @@ def test_a_folded_student_is_not_distilled_again(tiny_model: Model, tiny_data: D
         SHORT.apply(folded, context(tiny_model, tiny_data))
     with pytest.raises(UserError, match="the teacher is a folded student; name the untouched model"):
         SHORT.apply(tiny_model, context(folded, tiny_data))
-
-
-def test_an_epsilon_head_without_signal_at_the_end_is_refused_with_the_reason(
-    tiny_model: Model, tiny_data: Data
-) -> None:
-    epsilon = with_head(tiny_model, "epsilon")
-    with pytest.raises(UserError, match="an epsilon head says nothing about the image where alpha goes to 0"):
-        SHORT.apply(epsilon, context(epsilon, tiny_data))
-    with pytest.raises(UserError, match="Convert the head to v by a short regression"):
-        refuse(tiny_model, epsilon)
 
 
 def test_without_data_or_teacher_it_says_what_to_do(tiny_model: Model, tiny_data: Data) -> None:

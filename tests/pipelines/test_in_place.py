@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from optimize.errors import ArtifactError
 from optimize.onnx.file import save
 from optimize.onnx.trace import Tracing, traced
 from optimize.pipelines.folder import open_pipeline
-from optimize.pipelines.in_place import check_artifact, place_artifact, renamed
+from optimize.pipelines.in_place import check_artifact, follow_head, place_artifact, renamed
 from optimize.pipelines.whole import export_pipeline
 
 
@@ -63,6 +64,25 @@ def test_an_artifact_that_is_fed_something_else_is_refused(folder: Path, tmp_pat
     with pytest.raises(ArtifactError, match=r"in_channels is 9, the pipeline's is 4. Give an artifact made from this"):
         export_pipeline(folder, tmp_path / "out", denoiser=made)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_scheduler_reads_the_output_as_the_artifact_means_it(folder: Path, tmp_path: Path) -> None:
+    """A student that was re-read as v must not be sampled as if it predicted the noise."""
+    smaller = unet(block_out_channels=(8, 16))
+    made = {
+        head: artifact(tmp_path / f"made-{head}", smaller, identity(tmp_path), head)
+        for head in ("epsilon", "v", "flow", "")
+    }
+    pipeline, before = open_pipeline(folder), (folder / "scheduler" / "scheduler_config.json").read_text()
+    for head, expected in (("epsilon", "epsilon"), ("v", "v_prediction"), ("", "epsilon")):
+        out = tmp_path / f"out-{head}"
+        shutil.copytree(folder / "scheduler", out / "scheduler")
+        follow_head(pipeline, made[head], out)
+        after = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+        assert after.get("prediction_type", "epsilon") == expected
+        assert {**after, "prediction_type": "epsilon"} == {"prediction_type": "epsilon", **json.loads(before)}
+    with pytest.raises(ArtifactError, match="its output means flow, and the pipeline's scheduler reads epsilon"):
+        follow_head(pipeline, made["flow"], tmp_path / "out-epsilon")
 
 
 def test_an_artifact_of_another_class_is_refused(tmp_path: Path) -> None:

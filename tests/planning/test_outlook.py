@@ -253,6 +253,19 @@ def test_recipes_are_written_one_a_target(tmp_path: Path) -> None:
     assert [p.name for p in both] == ["r-a100.yaml", "r-cpu.yaml"] and all(p.is_file() for p in both)
 
 
+def test_a_file_of_the_users_own_is_overwritten_only_where_that_is_asked(tmp_path: Path) -> None:
+    plan = planned("a100,cpu")
+    (tmp_path / "r-cpu.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"r-cpu\.yaml is there already and holds something else; it is left alone"):
+        write_recipes(plan, tmp_path / "r.yaml")
+    assert [p.name for p in tmp_path.iterdir()] == ["r-cpu.yaml"]
+    first = write_recipes(plan, tmp_path / "r.yaml", overwrite=True)
+    assert write_recipes(plan, tmp_path / "r.yaml") == first  # the same text
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(UserError, match=r"folder\.yaml is a folder\. Give a file"):
+        write_recipes(planned("cpu"), tmp_path / "folder.yaml")
+
+
 def test_a_recipe_for_another_folder_finds_its_files_from_there(tmp_path: Path) -> None:
     (path,) = write_recipes(planned("cpu", beside=tmp_path), tmp_path / "r.yaml")
     there, here = load(str(path)), parse(planned("cpu")["targets"][0]["proposal"]["recipe"])

@@ -74,18 +74,44 @@ def noise(folder: Path, **config: object) -> None:
     (folder / "m" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
 
 
-def test_a_head_that_cannot_be_distilled_is_refused_before_the_work(beginning: str, tmp_path: Path) -> None:
-    noise(tmp_path, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
-    blind = parse(beginning + "passes: [{distill: {nfe: 2}}]")
-    assert "passes[0].distill: An epsilon head says nothing" in refusal(blind)
-    assert "convert the head to v first" in refusal(blind)
+@pytest.mark.parametrize(("betas", "blind"), [("linear", 3), ("squaredcos_cap_v2", 64)])
+def test_a_head_that_is_blind_for_few_calls_is_re_read_and_the_plan_says_so(
+    beginning: str, tmp_path: Path, betas: str, blind: int
+) -> None:
+    noise(tmp_path, beta_schedule=betas, prediction_type="epsilon")
+    recipe = parse(beginning + f"passes: [{{distill: {{nfe: {blind}}}}}, {{quantize: {{}}}}]")
+    refusals.check(recipe)
+    found = dict(refusals.verdicts(recipe, target("cpu")))["passes[0].distill"]
+    assert (found.verdict, found.rule) == ("works", "blind head") and "read as v first" in found.text
+    assert refusals.facts_of(recipe).blind_nfe == blind
+
+
+def test_keeping_a_blind_head_will_not_pay_and_is_said(beginning: str, tmp_path: Path) -> None:
+    noise(tmp_path, beta_schedule="linear", prediction_type="epsilon")
+    (line,) = refusals.will_not_pay(parse(beginning + "passes: [{distill: {nfe: 2, head: keep}}]"))
+    assert line.startswith("passes[0].distill will not pay: The noise that") and line.endswith("Instead: head: auto.")
+
+
+def test_a_head_that_cannot_mean_v_is_refused_before_the_work(beginning: str, tmp_path: Path) -> None:
+    noise(tmp_path, _class_name="FlowMatchEulerDiscreteScheduler")
+    message = refusal(parse(beginning + "passes: [{distill: {nfe: 2, head: v}}]"))
+    assert "passes[0].distill: The head v needs a variance-preserving schedule" in message
+    refusals.check(parse(beginning + "passes: [{distill: {nfe: 2}}]"))
+
+
+def test_trajectories_of_a_blind_teacher_are_refused_unless_they_are_clipped(beginning: str, tmp_path: Path) -> None:
+    noise(tmp_path, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon", clip_sample=False)
+    passes = "passes: [{distill: {nfe: 2, method: trajectory_regression}}]"
+    message = refusal(parse(beginning + passes))
+    assert "passes[0].distill: The noise that the teacher predicts says too little" in message
+    assert "sampler.clip, or method: multistep_consistency" in message
+    refusals.check(parse(beginning + "sampler: {clip: 1.0}\n" + passes))
 
 
 def test_the_evaluations_of_today_are_counted_as_the_sampler_counts_them(beginning: str, tmp_path: Path) -> None:
     noise(tmp_path, beta_schedule="linear", prediction_type="epsilon")
     facts = refusals.facts_of(parse(beginning + "sampler: {solver: heun, steps: 5}"))
-    assert (facts.nfe, facts.epsilon, facts.guided) == (9, True, False)
-    assert facts.alpha_end == pytest.approx(0.00635, abs=1e-4)
+    assert (facts.nfe, facts.blind_nfe, facts.guided) == (9, 3, False)
     assert refusals.facts_of(parse(beginning)).nfe == 100
 
 

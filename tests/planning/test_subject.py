@@ -30,7 +30,7 @@ def test_a_recipe_gives_its_source_as_it_is_sampled_today() -> None:
     assert found.recipe is not None and found.recipe.name == "digits" and found.notes == ()
     assert sum(x.macs for x in found.read(1)) == DIGITS_MACS
     facts = found.facts(4)
-    assert (facts.guided, facts.positions, facts.epsilon, facts.batch) == (True, 256, False, 4)
+    assert (facts.guided, facts.positions, facts.blind_nfe, facts.batch) == (True, 256, 0, 4)
 
 
 def test_a_models_own_folder_finds_the_recipe_that_ships_for_it() -> None:

@@ -16,6 +16,22 @@ def test_columns_appear_where_rows_have_the_figures() -> None:
     assert "| Cost / 1,000 | Energy J |" in render_markdown(richer_summary())
 
 
+def test_what_the_output_means_is_told_where_a_pass_changed_it() -> None:
+    summary = whole_summary()
+    for row in summary["rows"]:
+        row["head"] = "epsilon"
+    assert "head" not in {c["key"] for c in columns.table(summary)[0]}
+    changed = [r for r in summary["rows"] if r["variant"] in ("distill", "quantize", "final")]
+    for row in changed:
+        row["head"] = "v"
+    cells = [{c["key"]: c["text"] for c in r["cells"]}["head"] for r in columns.table(summary)[1]]
+    assert cells.count("v") == len(changed) and cells[0] == "epsilon"
+    summary["stages"] = [{"name": "distill", "id": "a" * 64, "record": {"head": "epsilon re-read as v"}}]
+    text, page = render_markdown(summary), render_html(summary)
+    assert "| distill: epsilon re-read as v |" in text and "| Precision | Head |" in text
+    assert "epsilon re-read as v" in page
+
+
 def test_a_predicted_row_is_marked_and_never_claimed() -> None:
     summary = whole_summary()
     rich = richer_summary()

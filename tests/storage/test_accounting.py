@@ -87,9 +87,32 @@ def test_a_table_under_two_names_may_be_stored_under_either_or_both_if_they_are_
         load_state(Tied(), {"one.weight": table, "two.weight": table + 1}, HERE)
 
 
+class CLIPTextModel(Plain):
+    """By its name one of transformers', whose files have a level that comes and goes."""
+
+
+class AutoencoderKL(nn.Module):
+    """By its name one of diffusers', whose attention had other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict({"to_q": nn.Linear(2, 2), "to_out": nn.ModuleList([nn.Linear(2, 2)])})
+
+
+def test_names_of_other_versions_are_known_for_their_classes_alone() -> None:
+    given = {f"text_model.{k}": v for k, v in tensors().items()} | {"position_ids": torch.arange(3)}
+    load_state(CLIPTextModel(), given, HERE)
+    with pytest.raises(ArtifactError, match=r"missing .*unexpected"):
+        load_state(Plain(), given, HERE)
+    old = {f"attention.{k}": torch.ones(2, 2) if "weight" in k else torch.ones(2) for k in ("query.weight", "query.bias", "proj_attn.weight", "proj_attn.bias")}  # fmt: skip
+    module = AutoencoderKL()
+    load_state(module, old, HERE)
+    assert all(bool((v == 1).all()) for v in module.state_dict().values())
+
+
 def test_a_name_that_two_spellings_of_the_file_stand_for_is_refused() -> None:
     with pytest.raises(ArtifactError, match=r"1 there twice \(text_model.layer.bias\)"):
-        load_state(Plain(), tensors(text_model__layer__bias=torch.zeros(3)), HERE)
+        load_state(CLIPTextModel(), tensors(text_model__layer__bias=torch.zeros(3)), HERE)
 
 
 def test_at_most_ten_names_are_shown_and_each_is_short() -> None:

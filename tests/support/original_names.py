@@ -5,6 +5,7 @@ The inverse of what diffusers reads, written from the layouts themselves, so tha
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,25 @@ SD3_LAYERS = {
     "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2", "ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2",
 }  # fmt: skip
 SD3_JOINED = {"attn.to_": "x_block.attn", "attn.add_": "context_block.attn", "attn2.to_": "x_block.attn2"}
+
+
+FLUX_JOINED = {"attn.to_q": ("to_{}", "img"), "attn.add_q_proj": ("add_{}_proj", "txt")}
+FLUX_SINGLE = {
+    "norm.linear": "modulation.lin.{}", "proj_out": "linear2.{}",
+    "attn.norm_q": "norm.query_norm.scale", "attn.norm_k": "norm.key_norm.scale",
+}  # fmt: skip
+FLUX_DOUBLE = {
+    "norm1.linear": "img_mod.lin.{}", "norm1_context.linear": "txt_mod.lin.{}", "attn.to_out.0": "img_attn.proj.{}",
+    "attn.to_add_out": "txt_attn.proj.{}", "attn.norm_q": "img_attn.norm.query_norm.scale", "attn.norm_k": "img_attn.norm.key_norm.scale",
+    "attn.norm_added_q": "txt_attn.norm.query_norm.scale", "attn.norm_added_k": "txt_attn.norm.key_norm.scale",
+    "ff.net.0.proj": "img_mlp.0.{}", "ff.net.2": "img_mlp.2.{}", "ff_context.net.0.proj": "txt_mlp.0.{}", "ff_context.net.2": "txt_mlp.2.{}",
+}  # fmt: skip
+FLUX_ENDS = {
+    "time_text_embed.timestep_embedder.linear_1.": "time_in.in_layer.", "time_text_embed.timestep_embedder.linear_2.": "time_in.out_layer.",
+    "time_text_embed.text_embedder.linear_1.": "vector_in.in_layer.", "time_text_embed.text_embedder.linear_2.": "vector_in.out_layer.",
+    "time_text_embed.guidance_embedder.linear_1.": "guidance_in.in_layer.", "time_text_embed.guidance_embedder.linear_2.": "guidance_in.out_layer.",
+    "context_embedder.": "txt_in.", "x_embedder.": "img_in.", "proj_out.": "final_layer.linear.", "norm_out.linear.": "final_layer.adaLN_modulation.1.",
+}  # fmt: skip
 
 
 def ldm_unet(network: Any) -> State:
@@ -125,6 +145,45 @@ def original_sd3(network: Any) -> State:
 def _shift_first(value: torch.Tensor) -> torch.Tensor:
     scale, shift = value.chunk(2)
     return torch.cat([shift, scale])
+
+
+def original_flux(network: Any) -> State:
+    """A FluxTransformer2DModel's tensors under the names of the original, without a prefix."""
+    made, state = {}, network.state_dict()
+    for key, value in state.items():
+        single = re.fullmatch(r"single_transformer_blocks\.(\d+)\.(.+)\.(weight|bias)", key)
+        double = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)\.(weight|bias)", key)
+        if single and single[2] == "attn.to_q":
+            names = (f"single_transformer_blocks.{single[1]}.{n}.{single[3]}" for n in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))  # fmt: skip
+            made[f"single_blocks.{single[1]}.linear1.{single[3]}"] = torch.cat([state[n] for n in names])
+        elif double and double[2] in FLUX_JOINED:
+            kind, side = FLUX_JOINED[double[2]]
+            names = (f"transformer_blocks.{double[1]}.attn.{kind.format(p)}.{double[3]}" for p in "qkv")
+            made[f"double_blocks.{double[1]}.{side}_attn.qkv.{double[3]}"] = torch.cat([state[n] for n in names])
+        elif single and single[2] in FLUX_SINGLE:
+            made[f"single_blocks.{single[1]}.{FLUX_SINGLE[single[2]].format(single[3])}"] = value
+        elif double and double[2] in FLUX_DOUBLE:
+            made[f"double_blocks.{double[1]}.{FLUX_DOUBLE[double[2]].format(double[3])}"] = value
+        elif not single and not double:
+            ours, theirs = next((o, t) for o, t in FLUX_ENDS.items() if key.startswith(o))
+            made[theirs + key.removeprefix(ours)] = value
+    return made
+
+
+def write_header(file: Path, state: State) -> Path:
+    """A safetensors file of tensors without data: zeros that take no room on disk."""
+    entries, end = {}, 0
+    for name, value in state.items():
+        entries[name] = {
+            "dtype": "F8_E4M3",
+            "shape": list(value.shape),
+            "data_offsets": [end, end := end + value.numel()],
+        }
+    text = json.dumps(entries).encode()
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        opened.truncate(8 + len(text) + end)
+    return file
 
 
 def write_checkpoint(file: Path, pipeline: Path, **more: torch.Tensor) -> Path:

@@ -43,8 +43,8 @@ def identity(folder: Path) -> Path:
     return folder / "i"
 
 
-def artifact(folder: Path, network: Any, file: Path) -> Path:
-    """An artifact of a network with an exported file."""
+def artifact(folder: Path, network: Any, file: Path, head: str = "") -> Path:
+    """An artifact of a network with an exported file, whose output means `head`."""
 
     def write(temporary: Path) -> dict[str, Any]:
         (temporary / "onnx").mkdir()
@@ -53,6 +53,8 @@ def artifact(folder: Path, network: Any, file: Path) -> Path:
         (temporary / "structure.json").write_text(
             json.dumps({"architecture": type(network).__name__, "config": config, "edits": []}, default=list)
         )
+        if head:
+            (temporary / "sampler.json").write_text(json.dumps({"parameterization": {"prediction": head}}))
         return {"id": "pruned"}
 
     commit(folder, write)

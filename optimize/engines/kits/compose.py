@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimize.engines.kits.kept import refuse_changed_zip, zip_of
 from optimize.engines.libraries import TITLES, sm_text
-from optimize.errors import EnvironmentLacks
 from optimize.hardware.targets import Target
 from optimize.storage.commit import hash_files, write_json
+from optimize.storage.disk import writing
+from optimize.storage.locks import held
+from optimize.storage.swap import beside, discard, remove, sync, tidy
 
 if TYPE_CHECKING:
     from optimize.diffusion.model import Model
@@ -139,19 +142,21 @@ def about_kit(
 
 
 def zip_folder(folder: Path) -> Path:
-    """The folder as a zip file beside it; the folder is removed."""
-    path = folder.with_name(f"{folder.name}.zip")
-    temporary = folder.with_name(f".tmp-{path.name}")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as made:
-            for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-                made.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
-        temporary.replace(path)
-    except OSError as error:
-        raise EnvironmentLacks(f"{path}: cannot be written ({error.strerror}). Nothing was half-written.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    """The folder as a zip file beside it; the folder is removed. ArtifactError where another zip than a kit's is there."""
+    path = zip_of(folder)
+    temporary = beside(path, "new")
+    with held(path), writing(path):
+        tidy(path)
+        refuse_changed_zip(path)
+        try:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as made:
+                for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+                    made.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            remove(temporary)
+        discard(folder)
     return path
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from optimize.configs import Config, described
 from optimize.errors import ArtifactError, UserError
-from optimize.storage.plain import parse_json
+from optimize.plain.text import parse_json
 
 KIT = "kit.json"
 LARGEST_JSON, MOST_FILES = 16 * 2**20, 10_000
@@ -42,6 +42,10 @@ class KitFiles:
             if place.is_symlink():
                 raise ArtifactError(f"{place}: a symbolic link; it is not read. Bring the file itself.")
         return place.stat().st_size if place.is_file() else None
+
+    def names(self) -> list[str]:
+        """Every file of a zip."""
+        return sorted(self._members or ())
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """The bytes of a file that is there, some at a time."""

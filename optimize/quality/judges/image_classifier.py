@@ -13,12 +13,13 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, ValidationError, field_validator
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from optimize.architectures.filled import filled
 from optimize.configs import Config, described
 from optimize.errors import ArtifactError
+from optimize.storage.commit import write_text_atomically
+from optimize.storage.disk import save_tensors
 from optimize.storage.variants import weights_in
 from optimize.storage.weights import read_json
 
@@ -72,9 +73,8 @@ class ImageClassifier(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, which is created where missing."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_json(), indent=2) + "\n")
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, folder / WEIGHTS_FILE)
+        write_text_atomically(folder / CONFIG_FILE, json.dumps(self.config.to_json(), indent=2) + "\n")
+        save_tensors({key: value.contiguous() for key, value in self.state_dict().items()}, folder / WEIGHTS_FILE)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> ImageClassifier:

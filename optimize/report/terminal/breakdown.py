@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.measure.wording import DASH, bytes_text, count_text, percent_text, seconds_text
 from optimize.report.terminal.tables import Layout, plain, print_layout
+from optimize.storage import ledger
+from optimize.storage.commit import write_bytes_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Report = dict[str, Any]
+WRITTEN = ("layers.png", "layers.json")
 WIDE = 100  # columns from which every figure has its place
 PARTS: Layout = (
     (("part",), ("part",)),
@@ -124,29 +129,49 @@ def folded(rows: list[dict[str, Any]], shown: int = SHOWN) -> list[dict[str, Any
 
 
 def picture(report: Report, path: Path) -> Path:
-    """Write horizontal bars, a panel a part: each layer's share of time, MACs and bytes. The suffix (.png, .svg) is the
-    format. Returns the path. Raises EnvironmentLacks where it cannot be written."""
+    """Write what `drawn` draws. The suffix (.png, .svg) is the format. Returns the path. Raises EnvironmentLacks where it
+    cannot be written."""
+    write_bytes_atomically(path, drawn(report, path.suffix.removeprefix(".")))
+    return path
+
+
+def drawn(report: Report, format: str = "png") -> bytes:
+    """A picture file of horizontal bars, a panel a part: each layer's share of time, MACs and bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from optimize.errors import EnvironmentLacks
-
-    drawn = [(p, folded(p["layers"])) for p in report["parts"] if p["layers"]]
-    heights = [0.45 * len(rows) + 1.4 for _, rows in drawn]
+    panels = [(p, folded(p["layers"])) for p in report["parts"] if p["layers"]]
+    heights = [0.45 * len(rows) + 1.4 for _, rows in panels]
     figure = Figure(figsize=(10, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{Path(report['model']).name}, batch {report['batch']}: where it goes")
-    axes = figure.subplots(len(drawn), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axis, (part, rows) in zip(axes, drawn):
+    axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, (part, rows) in zip(axes, panels):
         _panel(axis, part, rows, report)
+    made = io.BytesIO()
+    figure.savefig(made, dpi=120, format=format)
+    return made.getvalue()
+
+
+def write_out(report: Report, out: Path) -> None:
+    """The report as a picture and as JSON in the folder `out`; over what an inspection wrote there, and nothing else."""
+    with ledger.opened(out, WRITTEN, _earlier) as put:
+        put(WRITTEN[0], drawn(report))
+        put(WRITTEN[1], (json.dumps(report, indent=1) + "\n").encode())
+
+
+def check_out(out: Path) -> None:
+    """Raise, before anything is measured, where `write_out` would."""
+    ledger.refuse_edited(out, WRITTEN, _earlier)
+
+
+def _earlier(out: Path) -> bool:
+    """Whether an inspection of an earlier version, which kept no ledger, wrote into this folder."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise EnvironmentLacks(
-            f"--out: {path} cannot be written ({error.strerror}). Choose a folder you may write to."
-        ) from error
-    return path
+        found = json.loads((out / WRITTEN[1]).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"model", "batch", "parts"} <= found.keys()
 
 
 def _panel(axis: Any, part: dict[str, Any], rows: list[dict[str, Any]], report: Report) -> None:

@@ -60,8 +60,8 @@ class Guided(Shape):
 class Drawn(Shape):
     """A sampler."""
 
-    solver: str
-    steps: int
+    solver: Text = None
+    steps: int | None = None
     guidance: Guided
 
 
@@ -77,10 +77,10 @@ class Sampling(Shape):
     """sampler.json."""
 
     sampler: Drawn
-    schedule: Json
-    parameterization: Json
-    conditioning: Told
-    shape: Annotated[list[Size], Field(min_length=1, max_length=4)]
+    schedule: Json = {}
+    parameterization: Json = {}
+    conditioning: Told | None = None
+    shape: Annotated[list[Size], Field(min_length=1, max_length=4)] | None = None
     limit: Number = None
     nfe: int = 0
     steps: list[Level] = []

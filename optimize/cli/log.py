@@ -1,0 +1,45 @@
+"""Where a command's log goes: a line a step to a run's file, and warnings to stderr as well, each said once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import typer
+
+from optimize.storage.disk import explained, number_of, writing
+
+FORM = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+class RunLog(logging.FileHandler):
+    """A file that a line which cannot be written to it ends the command with; logging itself would only print."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise EnvironmentLacks for what the disk refused."""
+        error = sys.exc_info()[1]
+        number = None if error is None else number_of(error)
+        if error is None or number is None:
+            return super().handleError(record)
+        raise explained(Path(self.baseFilename), number, error) from error
+
+
+class Warnings(logging.Handler):
+    """Warnings on stderr, for who does not read the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        typer.echo(f"~ {record.getMessage()}", err=True)
+
+
+def log_to(path: Path) -> None:
+    """Send this package's log to a file, and its warnings to stderr too. EnvironmentLacks where it cannot be opened."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = RunLog(path)
+    file.setFormatter(logging.Formatter(FORM))
+    logger = logging.getLogger("optimize")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(file)
+    logger.addHandler(Warnings(logging.WARNING))
