@@ -23,6 +23,7 @@ from optimize.measure.cost import Prices, load_prices
 from optimize.measure.record import Measurement
 from optimize.measure.statistics import Interval
 from optimize.measure.wording import bytes_text, digits
+from optimize.plain.text import yaml_text
 from optimize.planning import offers, propose
 from optimize.planning.advice import advise, steps_of
 from optimize.planning.forecast import Calibration, Candidate, Forecast, Forecaster, read_measurements
@@ -35,7 +36,6 @@ from optimize.recipes.schema import plain_name
 from optimize.registry import PASSES
 from optimize.roofline.rates import Rates
 from optimize.storage.commit import write_text_atomically
-from optimize.storage.plain import yaml_text
 
 T = TypeVar("T")
 PREFERRED = ("tensorrt", "tensorrt-rtx", "openvino", "torch", "onnxruntime-cuda", "onnxruntime-cpu")
