@@ -158,7 +158,11 @@ def _paths(recipe: Recipe) -> list[str]:
         "data.held_out": recipe.data.held_out,
         **_judges(recipe),
     }
-    return [f"{field}: {cut(str(path))} does not exist. {RELATIVE}" for field, path in paths.items() if not os.path.exists(path)]
+    return [
+        f"{field}: {cut(str(path))} does not exist. {RELATIVE}"
+        for field, path in paths.items()
+        if not os.path.exists(path)
+    ]
 
 
 def _prices(recipe: Recipe) -> list[str]:
