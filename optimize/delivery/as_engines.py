@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from optimize.architectures.artifact import load_model
-from optimize.configs import describe
+from optimize.configs import described
 from optimize.delivery.as_onnx import RUNNER as CHECKED_BY
 from optimize.delivery.as_onnx import export_model, limit_of, load_network, merged, write_onnx
 from optimize.diffusion.context import Context
@@ -315,7 +315,7 @@ def parse_settings(batch: str, sizes: Sequence[str], **rest: Any) -> EngineSetti
     try:
         return EngineSettings(batch=numbers(batch, "--batch"), sizes=found, **rest)
     except ValidationError as error:
-        raise UserError("\n".join(describe(e, EngineSettings) for e in error.errors())) from None
+        raise UserError("\n".join(described(error, EngineSettings))) from None
 
 
 def exit_code(rows: Sequence[Row]) -> int:

@@ -29,6 +29,19 @@ def quality_gates(
     return found
 
 
+def slack_notes(gates: Gates, baseline: dict[str, Any], half_split: dict[str, Any]) -> list[str]:
+    """A sentence where the slack lets through more than the baseline itself is from the real data."""
+    own, slack = (baseline.get("fd") or {}).get("value"), half_split["value"]
+    if gates.fd.slack != "half_split" or own is None or slack <= own:
+        return []
+    limit = gates.fd.max_ratio * own + slack
+    times = f"{limit / own:.3g} times that" if own > 0 else "any multiple of that"
+    return [
+        f"gate fd: its slack, the FD {slack:.3g} between two halves of the real data, is more than the baseline's own FD "
+        f"{own:.3g}, so up to {limit:.3g} passes, {times}. Give more real images, or set gates.fd.slack: none."
+    ]
+
+
 def parity_gate(gates: Gates, parity: dict[str, Any] | None, precision: str) -> dict[str, Any]:
     """The parity gate of one exported variant on one runner; precision is a row's, e.g. fp32, bf16, int8, int8+bf16."""
     limits = gates.parity.to_json()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import ArtifactError
+from optimize.plain.text import read_json as read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,13 +154,3 @@ def refuse_pickle(path: Path) -> None:
             raise ArtifactError(
                 f"{path.parent}: only a pickled checkpoint ({pickled[0]}) is there; it is never loaded. Convert it to safetensors ({path.name})."
             )
-
-
-def read_json(path: Path) -> Any:
-    """Parsed JSON of a file; raises ArtifactError where it is missing or malformed."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path}: not readable JSON ({error}).") from error

@@ -294,8 +294,8 @@ def test_a_file_of_the_users_own_is_overwritten_only_where_that_is_asked(tmp_pat
     first = write_recipes(plan, tmp_path / "r.yaml", overwrite=True)
     assert write_recipes(plan, tmp_path / "r.yaml") == first  # the same text
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(UserError, match=r"folder\.yaml is a folder\. Give a file"):
-        write_recipes(planned("cpu"), tmp_path / "folder.yaml")
+    with pytest.raises(UserError, match=r"folder\.yaml is there already .* Give another file\.$"):
+        write_recipes(planned("cpu"), tmp_path / "folder.yaml", overwrite=True)
 
 
 def test_a_recipe_for_another_folder_finds_its_files_from_there(tmp_path: Path) -> None:
