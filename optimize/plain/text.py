@@ -132,7 +132,7 @@ def _not_plain(value: Any, place: str = "", depth: int = 0) -> Iterator[str]:
 class _Core(yaml.SafeLoader):
     """Core schema of YAML 1.2, keys once, no tags, aliases counted as what they unfold to."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)

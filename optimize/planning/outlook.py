@@ -116,12 +116,10 @@ def write_recipes(plan: dict[str, Any], out: Path, overwrite: bool = False) -> l
 
 
 def _check_recipe(path: Path, text: str, overwrite: bool) -> None:
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder. Give a file, e.g. {path / 'proposed.yaml'}.")
-    if os.path.lexists(path) and not overwrite and (not path.is_file() or path.read_bytes() != text.encode()):
-        raise UserError(
-            f"--out: {path} is there already and holds something else; it is left alone. Give another file, or --overwrite."
-        )
+    free = not os.path.lexists(path) or (path.is_file() and (overwrite or path.read_bytes() == text.encode()))
+    if not free:
+        advice = "Give another file." if path.is_dir() else "Give another file, or --overwrite."
+        raise UserError(f"--out: {path} is there already and holds something else; it is left alone. {advice}")
 
 
 def _attempt(read: Callable[[], T], problems: list[str]) -> T | None:
