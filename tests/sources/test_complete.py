@@ -76,7 +76,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = [
     (without("conv_out.bias"), r"1 missing \(conv_out.bias\)"),
     (lambda s: s | {"x": torch.zeros(1)}, r"1 unexpected \(x\)"),
     (lambda s: s | {"conv_out.bias": torch.zeros(9)}, r"conv_out.bias \[4\] in the network, \[9\] in the file"),
-    (lambda s: s | {"conv_out.bias": torch.zeros(4, dtype=torch.uint8)}, r"conv_out.bias is U8, and the network wants"),
+    (lambda s: s | {"conv_out.bias": torch.zeros(4, dtype=torch.uint8)}, r"conv_out.bias is (U8|uint8), and the network wants"),
     (lambda s: s | {"conv_out.weight.absmax": torch.zeros(1)}, "quantized, bitsandbytes"),
 ]  # fmt: skip
 
