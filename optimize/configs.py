@@ -33,13 +33,13 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any, about: ValidationInfo) -> Any:
-        """No number that is not finite or of more than 64 bits, at any depth; no true or false where a number is meant."""
+        """Nothing odd (see `odd`), and no true or false where a number is meant."""
         field = cls.model_fields[about.field_name or ""]
         given = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(v, bool) for v in given) and not _takes_bool(field.annotation):
             raise ValueError("true and false are no numbers")
-        if not _sane(value):
-            raise ValueError("every number in it must be finite and of at most 64 bits, and no text holds a NUL")
+        if wrong := odd(value):
+            raise ValueError(wrong)
         return value
 
     def to_json(self) -> dict[str, Any]:
@@ -80,19 +80,21 @@ def _takes_bool(annotation: Any) -> bool:
     return any(isinstance(a, bool) or _takes_bool(a) for a in get_args(annotation))
 
 
-def _sane(value: Any, depth: int = 0) -> bool:
+def odd(value: Any, depth: int = 0) -> str:
+    """What no field may hold, at any depth, in words: numbers that are not finite or of more than 64 bits, text with a
+    NUL, nesting without end; empty where there is none."""
     if isinstance(value, str):
-        return "\0" not in value
+        return "Text holds no NUL" if "\0" in value else ""
     if isinstance(value, float):
-        return math.isfinite(value)
+        return "" if math.isfinite(value) else "Input should be a finite number"
     if isinstance(value, int):
-        return -LAST - 1 <= value <= 2 * LAST + 1
+        return "" if -LAST - 1 <= value <= 2 * LAST + 1 else "Input should be a number of at most 64 bits"
     if depth > DEEPEST:
-        return False
+        return f"Input should be nested at most {DEEPEST} deep"
     inner: Iterable[Any] = (
         value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     )
-    return all(_sane(v, depth + 1) for v in inner)
+    return next((wrong for v in inner if (wrong := odd(v, depth + 1))), "")
 
 
 def described(error: Any, model: Any = None, within: str = "") -> list[str]:

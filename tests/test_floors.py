@@ -19,6 +19,7 @@ PACKAGE = ROOT / "optimize"
 FRONT = {"__init__.py": "the interface", "__main__.py": "the program"}
 ORDER = (
     "",
+    "plain",
     "storage",
     "hardware",
     "diffusion/scheduler_config",

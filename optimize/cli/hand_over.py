@@ -57,7 +57,7 @@ Level = Annotated[int, typer.Option(min=0, max=5, help="How long TensorRT looks 
 Tf32 = Annotated[bool, typer.Option(help="FP32 layers may round their inputs to TF32.")]
 Workspace = Annotated[float, typer.Option(min=0.001, help="Scratch memory of a kernel on the GPU.")]
 Lost = Annotated[str, typer.Option(help="error, or warn: keep an engine that computes wider than its graph asks.")]
-Minutes = Annotated[float, typer.Option(min=0.001, help="A build may take at most.")]
+Minutes = Annotated[float, typer.Option(min=0.001, max=10_000, help="A build may take at most.")]
 MemoryGb = Annotated[float | None, typer.Option(min=0.001, help="A build may take at most.")]
 Kits = Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")]
 Kit = Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")]

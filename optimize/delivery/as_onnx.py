@@ -18,11 +18,11 @@ from optimize.diffusion.backend import open_runner, reads_weights
 from optimize.diffusion.context import Context
 from optimize.errors import EnvironmentLacks, GateFailed, UserError, cut, unknown
 from optimize.hardware import environment
+from optimize.plain.text import parse_yaml
 from optimize.recipes.schema import ParityGate
 from optimize.registry import EXPORTERS
 from optimize.storage.commit import commit
 from optimize.storage.ours import kind_of, refuse_foreign, settled
-from optimize.storage.plain import parse_yaml
 from optimize.storage.swap import restore
 from optimize.storage.trust import MANIFEST
 from optimize.storage.weights import file_sha256, read_json
@@ -69,7 +69,7 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
     """`folder/onnx/model.onnx`: the exporter's record, and `{runner: parity}`. Raises GateFailed where the file is farther
     from the network than its narrowest format may be, or either gives NaN, ArtifactError where a weight is NaN,
     EnvironmentLacks without ONNX Runtime or room."""
-    from optimize.diffusion.parity import parity
+    from optimize.diffusion.parity import parity, worst
 
     check_ort()
     record = config.export(model, folder, context)
@@ -83,9 +83,9 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
         )
     format = narrowest(record)
     limit = limit_of(format)
-    if not far["relative_l2"] <= limit:
+    if not worst(far) <= limit:
         raise GateFailed(
-            f"onnx: the exported file is {far['relative_l2']:.2g} (relative L2) from the network; at most {limit:g} is let "
+            f"onnx: the exported file is {worst(far):.2g} (relative L2) from the network; at most {limit:g} is let "
             f"through in {format}. Nothing was written. Keep more layers in FP32 (fp32_layers), or use a wider precision."
         )
     return record, {RUNNER: far}

@@ -15,7 +15,7 @@ from optimize import rng
 from optimize.diffusion.denoiser import CLASS, NULL, Conditioning
 from optimize.diffusion.network import TensorSpec, stand_in
 from optimize.errors import ArtifactError, UserError, cut, did_you_mean, some
-from optimize.storage.samples import check_file
+from optimize.storage.dataset import check_file
 from optimize.storage.weights import read_tensors
 
 if TYPE_CHECKING:

@@ -59,12 +59,13 @@ def conditioned(data: Data, model: Model) -> Data:
 
 def _fitted(data: Data, model: Model) -> Data:
     """The data as float32 with int64 labels, after both were found to be what the model takes."""
-    from optimize.storage.samples import check_shape, in_memory
+    from optimize.storage.dataset import check_shape, in_memory
 
     found = in_memory(data.images, data.labels, data.where, "latents" if model.limit is None else "images")
     check_shape(found, model.shape, model.limit is None)
     model.denoiser.conditioning.check_labels(found.labels, data.where)
-    return replace(data, images=data.images.float(), labels=found.labels)
+    fits = data.images.is_floating_point() and data.images.element_size() == 4 and data.labels is found.labels
+    return data if fits else replace(data, images=data.images.float(), labels=found.labels)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,9 @@ class Conditioning:
         for what the network does not have."""
         if classes is None and null is None:
             return self
+        for name, value in (("classes", classes), ("null_class", null)):
+            if value is not None and type(value) is not int:
+                raise UserError(f"source.{name}: given {shown(value, 40)}. A whole number is needed.")
         rows = max(self.classes, -1 if self.null is None else self.null + 1)
         if not rows:
             given = "source.null_class" if classes is None else "source.classes"

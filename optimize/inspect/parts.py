@@ -84,7 +84,7 @@ def _nothing(path: Path, found: list[Part]) -> str:
 
 
 def _artifact(folder: Path) -> Part:
-    from optimize.architectures.artifact import architecture_module, load_model
+    from optimize.architectures.artifact import architecture_module, as_written, load_model
     from optimize.architectures.known import architecture
     from optimize.quantization.fake_quant import formats
     from optimize.registry import PASSES
@@ -94,16 +94,18 @@ def _artifact(folder: Path) -> Part:
     def edited() -> nn.Module:
         import torch
 
-        with torch.device("meta"):
+        with as_written(folder), torch.device("meta"):
             module = architecture_module(structure)
-        for edit in structure["edits"]:
-            module = PASSES.get(edit["pass"]).restore(module, edit["record"])
+        with as_written(folder):
+            for edit in structure["edits"]:
+                module = PASSES.get(edit["pass"]).restore(module, edit["record"])
         return module.eval().requires_grad_(False)
 
-    name, tables = structure["architecture"], [e["record"].get("quantizers", ()) for e in structure["edits"]]
-    inputs = architecture(name).inputs(structure["config"])
-    note = "Quantizers are emulated by torch: measured times are longer than an engine's." if any(tables) else ""
-    rows = [row for table in tables for row in table]
+    with as_written(folder):
+        name, tables = structure["architecture"], [e["record"].get("quantizers", ()) for e in structure["edits"]]
+        inputs = architecture(name).inputs(structure["config"])
+        note = "Quantizers are emulated by torch: measured times are longer than an engine's." if any(tables) else ""
+        rows = [row for table in tables for row in table]
     return Part(
         folder.name, "denoiser", name, inputs, edited, lambda: load_model(folder).module, formats(rows), note=note
     )

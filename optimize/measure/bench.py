@@ -22,11 +22,11 @@ from optimize.diffusion.backend import runner_config, spec_parts
 from optimize.diffusion.sampling import ALL_SOLVERS, Sampler
 from optimize.errors import ArtifactError, UserError, cut, unknown
 from optimize.measure.record import Measurement, Variant, policy_text
+from optimize.plain.shapes import Measured, misshapen
+from optimize.plain.text import LARGEST, parse_json, read_text
 from optimize.registry import RUNNERS
 from optimize.storage.commit import write_text_atomically
 from optimize.storage.disk import writing
-from optimize.storage.plain import LARGEST, parse_json, read_text
-from optimize.storage.shapes import Measured, misshapen
 from optimize.storage.trust import MANIFEST, checked
 from optimize.storage.weights import read_json
 

@@ -17,7 +17,7 @@ from optimize.configs import Config
 from optimize.errors import NAMES, UserError, cut, did_you_mean, shown
 from optimize.hardware.targets import targets
 from optimize.measure.statistics import Interval
-from optimize.storage.plain import LARGEST_YAML, parse_yaml, read_text
+from optimize.plain.text import LARGEST_YAML, parse_yaml, read_text
 
 SHIPPED = "prices.yaml"
 

@@ -19,10 +19,11 @@ from optimize.diffusion.denoiser import moved
 from optimize.errors import UserError
 from optimize.registry import PASSES
 from optimize.training.loop import TrainingConfig, draw, train
-from optimize.training.reread import NFE_MAX, blind_up_to, jumps, reread, taught
+from optimize.training.reread import NFE_MAX, blind_up_to, clock, jumps, reread, taught
 from optimize.training.teacher import Guide, Levels
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from optimize.diffusion.context import Context, Data
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from optimize.diffusion.model import Model
     from optimize.diffusion.sampling import Sampler
     from optimize.training.loop import Loss, Share
+    from optimize.training.teacher import Clock
 
 log = logging.getLogger(__name__)
 AFTER_QUANTIZED = "training would change weights whose scales are fixed already; put distill before quantize"
@@ -104,7 +106,9 @@ class Distill(TrainingConfig):
         guide = Guide(teacher.denoiser, teacher.sampler, weight)
         data = conditioned(context.data, model)
         student, seen = self._seeing(model.clone(), guide, data, context, identity)
+        times: Callable[[Any], np.ndarray] = student.denoiser.schedule.time
         if self.method == "multistep_consistency":
+            times = clock(student.denoiser, teacher.denoiser)
             loss = self.loss(student.denoiser, guide, data, context.seed)
         else:
             loss = self.regression(student.denoiser, self._trajectories(teacher, weight, context), context.seed)
@@ -120,7 +124,7 @@ class Distill(TrainingConfig):
             device=context.device,
         )
         about = {"method": self.method, "nfe": self.nfe, "guidance": weight, "teacher": self.teacher, **seen}
-        return replace(student, sampler=self.sampler(student, weight)), {**about, **record}
+        return replace(student, sampler=self.sampler(student, weight, times)), {**about, **record}
 
     def reads_as_v(self, denoiser: Denoiser) -> bool:
         """Whether a student's output changes its meaning to v before it is taught."""
@@ -176,14 +180,14 @@ class Distill(TrainingConfig):
     def _weight(self, teacher: Model) -> float:
         return (teacher.sampler.guidance.cfg or 0.0) if self.guidance is None else self.guidance
 
-    def sampler(self, student: Model, weight: float) -> Sampler:
+    def sampler(self, student: Model, weight: float, times: Clock | None = None) -> Sampler:
         """DDIM at the segments' beginnings, the times the student was trained for."""
         from optimize.diffusion.sampling import Guidance, Sampler
         from optimize.training.objectives import segment_grid
 
-        times = student.denoiser.schedule.time(segment_grid(self.nfe))
+        called = (times or student.denoiser.schedule.time)(segment_grid(self.nfe))
         folded = Guidance(folded=weight) if weight else Guidance()
-        return Sampler(solver="ddim", steps=self.nfe, timesteps=tuple(times.tolist()), guidance=folded)
+        return Sampler(solver="ddim", steps=self.nfe, timesteps=tuple(called.tolist()), guidance=folded)
 
     def loss(self, student: Denoiser, guide: Guide, data: Data, seed: int) -> Loss:
         """The loss of one step (Heek et al., algorithm 1): w |x^ - x_target|, a norm per sample, not squared.
@@ -195,6 +199,8 @@ class Distill(TrainingConfig):
         from optimize.diffusion.network import TorchNetwork
         from optimize.training import objectives as ops
 
+        times = clock(student, guide.denoiser)
+
         def loss(module: nn.Module, step: int, share: Share) -> Tensor:
             import torch
 
@@ -202,7 +208,7 @@ class Distill(TrainingConfig):
             teacher_steps = ops.annealed_steps(step, self.steps, *self.teacher_steps, segments=self.nfe)
             u = ops.segment_times(batch.uniform, self.nfe, teacher_steps)
             learner = student.with_network(TorchNetwork(module, student.network.inputs))
-            level = Levels(student, batch.x.double())
+            level = Levels(student, batch.x.double(), times)
             (t, at_t), (s, at_s), (_, at_step) = level(u.t), level(u.s), level(u.step)
             z_t = at_t[0] * batch.x.double() + at_t[1] * batch.eps.double()
 
@@ -239,7 +245,7 @@ class Distill(TrainingConfig):
             index = torch.from_numpy(rng.integers(0, pool.states.shape[1], (self.batch,), *key)[part])
             z_t, z_s = (pool.states[segment + i, index].to(share.device).double() for i in (0, 1))
             condition = moved(pool.condition(index), share.device)
-            level = Levels(student, z_t)
+            level = Levels(student, z_t, student.schedule.time)
             (t, at_t), (_, at_s) = (level(np.take(u, segment.numpy() + i)) for i in (0, 1))
             target = ops.inv_ddim(z_s, z_t, *at_s, *at_t)
             learner = student.with_network(TorchNetwork(module, student.network.inputs))

@@ -169,8 +169,7 @@ class Quantize(Config):
         from optimize.diffusion.parity import parity
 
         levels, batch = min(10, self.levels), min(8, self.batch, self.samples)
-        rows = parity(model, quantized.denoiser.network, levels, batch)["levels"]
-        return max(r["relative_l2"] for r in rows)
+        return parity(model, quantized.denoiser.network, levels, batch)["relative_l2"]
 
     def _calibrate(
         self, module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed], kept: dict[str, str]

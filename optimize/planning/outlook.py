@@ -23,6 +23,7 @@ from optimize.measure.cost import Prices, load_prices
 from optimize.measure.record import Measurement
 from optimize.measure.statistics import Interval
 from optimize.measure.wording import bytes_text, digits
+from optimize.plain.text import yaml_text
 from optimize.planning import offers, propose
 from optimize.planning.advice import advise, steps_of
 from optimize.planning.forecast import Calibration, Candidate, Forecast, Forecaster, read_measurements
@@ -35,7 +36,6 @@ from optimize.recipes.schema import plain_name
 from optimize.registry import PASSES
 from optimize.roofline.rates import Rates
 from optimize.storage.commit import write_text_atomically
-from optimize.storage.plain import yaml_text
 
 T = TypeVar("T")
 PREFERRED = ("tensorrt", "tensorrt-rtx", "openvino", "torch", "onnxruntime-cuda", "onnxruntime-cpu")
@@ -116,12 +116,10 @@ def write_recipes(plan: dict[str, Any], out: Path, overwrite: bool = False) -> l
 
 
 def _check_recipe(path: Path, text: str, overwrite: bool) -> None:
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder. Give a file, e.g. {path / 'proposed.yaml'}.")
-    if os.path.lexists(path) and not overwrite and (not path.is_file() or path.read_bytes() != text.encode()):
-        raise UserError(
-            f"--out: {path} is there already and holds something else; it is left alone. Give another file, or --overwrite."
-        )
+    free = not os.path.lexists(path) or (path.is_file() and (overwrite or path.read_bytes() == text.encode()))
+    if not free:
+        advice = "Give another file." if path.is_dir() else "Give another file, or --overwrite."
+        raise UserError(f"--out: {path} is there already and holds something else; it is left alone. {advice}")
 
 
 def _attempt(read: Callable[[], T], problems: list[str]) -> T | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from optimize.diffusion import parameterization
 from optimize.diffusion.backend import reads_weights
 from optimize.diffusion.followed import clip_of, followed
 from optimize.diffusion.schedule import from_diffusers
-from optimize.errors import EnvironmentLacks, OptimizeError, UserError
+from optimize.errors import EnvironmentLacks, OptimizeError, UserError, cut
 from optimize.hardware import environment
 from optimize.hardware.devices import here
 from optimize.hardware.feasibility import Choice, Facts, Judgement, Verdict, judge
@@ -157,7 +158,11 @@ def _paths(recipe: Recipe) -> list[str]:
         "data.held_out": recipe.data.held_out,
         **_judges(recipe),
     }
-    return [f"{field}: {path} does not exist. {RELATIVE}" for field, path in paths.items() if not path.exists()]
+    return [
+        f"{field}: {cut(str(path))} does not exist. {RELATIVE}"
+        for field, path in paths.items()
+        if not os.path.exists(path)
+    ]
 
 
 def _prices(recipe: Recipe) -> list[str]:
@@ -192,8 +197,8 @@ def _pinned(recipe: Recipe) -> list[str]:
     problems: list[str] = []
     for name, expected in recipe.pinned.items():
         path = Path(name)
-        if not path.is_file():
-            problems.append(f"pinned: {path} is no file. {RELATIVE}")
+        if not os.path.isfile(path):
+            problems.append(f"pinned: {cut(name)} is no file. {RELATIVE}")
         elif (found := file_sha256(path)) != expected:
             problems.append(
                 f"pinned: {path} has hash {found}, the recipe expects {expected}. Restore it, or pin the new."

@@ -20,7 +20,7 @@ from optimize.quality import accuracy, bootstrap, distribution, drift, frechet, 
 from optimize.quality.distribution import Drawn, Scans
 from optimize.quality.features import Network, extract, located, open_network
 from optimize.quality.metrics import DEFAULT_METRICS, FeatureNetwork
-from optimize.storage.samples import Samples, check_shape, images_in
+from optimize.storage.dataset import Samples, check_shape, images_in
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,10 +16,10 @@ from optimize.configs import described
 from optimize.diffusion.backend import runner_config, spec_parts
 from optimize.errors import NAMES, UserError, cut, did_you_mean, shown
 from optimize.hardware.targets import NAMES as TARGETS
+from optimize.plain.text import LARGEST_YAML, parse_yaml, read_text
 from optimize.recipes.paths import builtin, builtin_text, required_examples
 from optimize.recipes.schema import Recipe
 from optimize.registry import EXPORTERS, PASSES, RUNNERS, SOURCES, Registry
-from optimize.storage.plain import LARGEST_YAML, parse_yaml, read_text
 
 
 def load(name: str) -> Recipe:

@@ -18,8 +18,8 @@ from optimize.errors import ArtifactError, UserError
 from optimize.measure import bench, wording
 from optimize.measure.record import Measurement, paired, speedup, unlike
 from optimize.measure.statistics import Interval
+from optimize.plain.shapes import Summary, as_shaped, misshapen
 from optimize.report import figures
-from optimize.storage.shapes import Summary, misshapen
 from optimize.storage.weights import read_json
 
 NOTHING = "no difference shown"
@@ -31,7 +31,15 @@ def compare(a: Path | str, b: Path | str) -> dict[str, Any]:
     `a` and `b` are run folders (measurements.jsonl, summary.json), measurements files or summary.json files. Ratios are
     a's time over b's: above 1, b is faster. Raises UserError or ArtifactError where there is nothing to compare.
     """
-    before, after = load(Path(a)), load(Path(b))
+    with as_shaped(Path(a)):
+        before = load(Path(a))
+    with as_shaped(Path(b)):
+        after = load(Path(b))
+    with as_shaped(Path(f"{a} or {b}")):
+        return _compared(str(a), str(b), before, after)
+
+
+def _compared(a: str, b: str, before: Report, after: Report) -> dict[str, Any]:
     common = [key for key in before.rows if key in after.rows]
     if not common:
         raise UserError(
@@ -39,8 +47,8 @@ def compare(a: Path | str, b: Path | str) -> dict[str, Any]:
         )
     pairs = {key: (before.rows[key], after.rows[key]) for key in common}
     return {
-        "a": str(a),
-        "b": str(b),
+        "a": a,
+        "b": b,
         "latency": _latencies(pairs),
         "size": [line for key, (x, y) in pairs.items() for line in _sizes(key, x, y)],
         "quality": list(_qualities(before.summary, after.summary)),

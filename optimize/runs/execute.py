@@ -19,6 +19,7 @@ from optimize.diffusion.schedule import Schedule
 from optimize.errors import GateFailed
 from optimize.hardware import environment
 from optimize.measure.record import Measurement
+from optimize.plain.text import yaml_text
 from optimize.planning import refusals
 from optimize.progress import Progress, silent
 from optimize.recipes.schema import Recipe
@@ -29,7 +30,6 @@ from optimize.runs.suite import fastest_fp32, runners_of, suite, time_all
 from optimize.runs.summary import Findings
 from optimize.storage import ledger
 from optimize.storage.cache import CACHE, Stage, Store, code_hash
-from optimize.storage.plain import yaml_text
 from optimize.storage.weights import file_sha256
 
 log = logging.getLogger(__name__)

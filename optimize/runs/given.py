@@ -13,7 +13,7 @@ from optimize.errors import UserError
 from optimize.quality.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS
 from optimize.recipes.schema import Recipe
 from optimize.storage.cache import Stage
-from optimize.storage.samples import Samples, check_shape, samples_in
+from optimize.storage.dataset import Samples, check_shape, samples_in
 from optimize.storage.weights import read_json
 
 Given = dict[str, Samples]  # field -> what its file holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from optimize.architectures.finite import Watched
 from optimize.diffusion.backend import open_runner, spec_parts
 from optimize.diffusion.context import Context, Data, Keep
 from optimize.diffusion.schedule import Schedule
-from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.errors import ArtifactError, EnvironmentLacks, UserError, some
 from optimize.hardware import environment
 from optimize.hardware.devices import here
 from optimize.progress import Progress
@@ -26,8 +27,8 @@ from optimize.registry import SOURCES
 from optimize.runs.rounded import as_stored
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
+from optimize.storage.dataset import samples_in
 from optimize.storage.disk import save_tensors
-from optimize.storage.samples import samples_in
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json, read_tensors
 
@@ -87,7 +88,7 @@ class Variant:
 
 def load_data(path: Path, field: str) -> Data:
     """Samples, labels and conditions of a safetensors file; UserError where it does not hold `images`, which lie in [-1, 1],
-    or `latents` (see `optimize.storage.samples`). All other tensors are conditions by input name, a row a sample."""
+    or `latents` (see `optimize.storage.dataset`). All other tensors are conditions by input name, a row a sample."""
     found = samples_in(path, field)
     tensors = read_tensors(path)
     conditions = {name: tensors[name] for name in found.further}
@@ -123,7 +124,8 @@ def _source(recipe: Recipe) -> Any:
     try:
         return SOURCES.get(about.kind)(about.path, about.sha256, **about.options())
     except TypeError as error:
-        given = ", ".join(about.options())
+        taken = inspect.signature(SOURCES.get(about.kind)).parameters
+        given = some(name for name in about.options() if name not in taken) or some(about.options())
         raise UserError(
             f"source: kind {about.kind} does not take all of {given} ({error}). Leave out what it does not."
         ) from error
@@ -354,7 +356,7 @@ def json_stage(store: Store, name: str, key: dict[str, Any], compute: Callable[[
         write_json(folder / "result.json", compute())
         return {}
 
-    return read_json(store.stage(name, key, write).folder / "result.json", object)
+    return read_json(store.stage(name, key, write).folder / "result.json")
 
 
 def publish(variant: Variant, name: str, out: Path) -> Path:

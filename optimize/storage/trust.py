@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from optimize.configs import digest
 from optimize.errors import ArtifactError, UserError, shown
-from optimize.storage.plain import read_json
+from optimize.plain.text import read_json
 from optimize.storage.weights import file_sha256
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import ArtifactError
-from optimize.storage.plain import read_json as read_json
+from optimize.plain.text import read_json as read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,10 +5,13 @@ Guidance in one call of both branches: x^ = (1 + w) x_cond - w x_null (Meng et a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import UserError
+
+Clock = Callable[["np.ndarray"], "np.ndarray"]  # fractions u of the way, 0 clean and 1 noisiest -> native times
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,10 +61,11 @@ class Guide:
 
 @dataclass(frozen=True)
 class Levels:
-    """From fractions u (B,) to native times and coefficients, on the device of `like` and shaped against it."""
+    """From fractions u (B,) to native times, by `clock`, and coefficients, on the device of `like` and shaped against it."""
 
     denoiser: Denoiser
     like: Tensor
+    clock: Clock
 
     def __call__(self, u_B: np.ndarray) -> tuple[Tensor, tuple[Any, Any]]:
         """Native times (B,) float64 and (alpha, sigma), each (B,1,1,1) in the dtype of `like`."""
@@ -69,7 +73,7 @@ class Levels:
 
         from optimize.diffusion.denoiser import coefficients
 
-        t = torch.from_numpy(self.denoiser.schedule.time(u_B)).to(self.like.device)
+        t = torch.from_numpy(self.clock(u_B)).to(self.like.device)
         return t, coefficients(self.denoiser.schedule, t, self.like)
 
     def expand(self, mask_B: np.ndarray) -> Tensor:

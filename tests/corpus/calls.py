@@ -153,7 +153,7 @@ def _changed(before: Seen, after: Seen, done: bool) -> tuple[str, ...]:
 
 def complaint(outcome: Outcome, allowed: Collection[int]) -> str:
     """What is wrong with an outcome; empty where nothing is."""
-    message = outcome.err.strip()
+    message = outcome.err.strip() or outcome.out.strip()
     if outcome.crash:
         said = outcome.crash
     elif outcome.code not in allowed:
@@ -165,7 +165,7 @@ def complaint(outcome: Outcome, allowed: Collection[int]) -> str:
     elif outcome.code and not message and not outcome.out.strip():
         said = f"exit code {outcome.code} without a word"
     elif outcome.changed:
-        said = f"changed: {', '.join(outcome.changed[:5])}"
+        said = f"exit code {outcome.code}, and changed {', '.join(outcome.changed[:5])}: {message[-600:]}"
     else:
         return ""
     return f"optimize {' '.join(a[:80] for a in outcome.arguments)}: {said}"

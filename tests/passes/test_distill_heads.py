@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import networks
+import numpy as np
 import pytest
 import torch
 from support.linear_model import gaussian_data, gaussian_model, read
@@ -22,6 +23,7 @@ from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.diffusion.schedule import Schedule, from_diffusers
 from optimize.errors import UserError
 from optimize.passes.distill import Distill, clipping
+from optimize.training.reread import even
 
 SHORT = Distill(
     steps=2, reread_steps=2, batch=4, learning_rate=1e-3, warmup=0, ema=0.0, precision="fp32", checkpoint_s=0
@@ -61,6 +63,7 @@ def test_a_blind_head_is_read_as_v_and_the_record_and_the_artifact_say_so(
     student, record = SHORT.apply(ddpm, context(ddpm, tiny_data))
     assert student.denoiser.parameterization == Parameterization("v") and student.nfe == 2
     assert record["head"] == "epsilon re-read as v" and record["steps"] == 2
+    assert student.sampler.timesteps == tuple(even(DEFAULT)(np.array([1.0, 0.5])))
     found = record["reread"]
     assert (found["from"], found["to"], found["steps"]) == ("epsilon", "v", 2) and found["losses"]["last"] > 0
     assert json.loads(json.dumps(record)) == record
@@ -102,6 +105,7 @@ def test_trajectories_teach_a_re_read_student_as_well(linear: Model, few: Data) 
     config = SHORT.model_copy(update={"method": "trajectory_regression", "trajectories": 4, "trajectory_steps": 4})
     student, record = config.apply(linear, context(linear, few))
     assert student.denoiser.parameterization.prediction == "v" and record["reread"]["steps"] == 2
+    assert student.sampler.timesteps == (999.0, 499.0)  # where its teacher's trajectories were stored
     assert torch.isfinite(student.sample([0, 1])).all()
 
 

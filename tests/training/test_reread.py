@@ -20,7 +20,7 @@ from optimize.diffusion.schedule import Schedule, from_diffusers
 from optimize.diffusion.solvers import ddim, split
 from optimize.training import objectives as ops
 from optimize.training.loop import Share, TrainingConfig, draw
-from optimize.training.reread import GAIN_MAX, blind_up_to, gain, jumps, regression, reread, taught
+from optimize.training.reread import GAIN_MAX, blind_up_to, clock, even, gain, jumps, regression, reread, taught
 from optimize.training.teacher import Guide
 
 DEFAULT = from_diffusers({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
@@ -79,6 +79,24 @@ def test_sight_fades_from_one_to_nothing_and_is_half_at_the_largest_gain() -> No
     assert ops.sight(np.cos(angle), np.sin(angle), GAIN_MAX) == pytest.approx(0.5)
     assert ops.sight(1.0, 0.0, GAIN_MAX) == 1.0 and ops.sight(0.0, 1.0, GAIN_MAX) == 0.0
     assert ops.sight(0.00635, 1.0, GAIN_MAX) == pytest.approx(1 / (1 + 15.748**2), rel=1e-3)
+
+
+def test_even_times_lay_the_noise_levels_evenly_and_the_ends_where_they_were() -> None:
+    for schedule in (DEFAULT, STABLE, COSINE):
+        times = even(schedule)(np.linspace(0, 1, 9))
+        angles = np.arctan2(schedule.sigma(times), schedule.alpha(times))
+        assert np.allclose(np.diff(angles), angles[-1] / 8, atol=1e-9)
+        assert times[0] == schedule.clean and times[-1] == schedule.noisiest
+    assert np.abs(even(COSINE)(0.5) - COSINE.time(0.5)) < 10  # squared cosines lie evenly in both ways
+    assert even(DEFAULT)(0.5) < 260 < DEFAULT.time(0.5)  # the default betas do not
+
+
+def test_only_a_re_read_student_is_called_evenly_in_noise_level() -> None:
+    heads = {head: gaussian_model(DEFAULT, head).denoiser for head in ("epsilon", "v")}
+    u = np.array([1.0, 0.5])
+    assert clock(heads["v"], heads["epsilon"])(u)[1] == even(DEFAULT)(u)[1]
+    for head, denoiser in heads.items():
+        assert clock(denoiser, denoiser)(u).tolist() == DEFAULT.time(u).tolist(), head
 
 
 def ending(end: float) -> Schedule:

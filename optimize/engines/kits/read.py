@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from optimize.configs import Config, described
 from optimize.errors import ArtifactError, UserError
-from optimize.storage.plain import parse_json
+from optimize.plain.text import parse_json
 
 KIT = "kit.json"
 LARGEST_JSON, MOST_FILES = 16 * 2**20, 10_000

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import yaml
 
 from optimize.errors import ArtifactError, OptimizeError, UserError, cut, shown
-from optimize.storage.shapes import SHAPES, Shape, misshapen
+from optimize.plain.shapes import SHAPES, Shape, misshapen
 
 LARGEST = 64 * 2**20  # bytes of a JSON file
 LARGEST_YAML = 2**20  # bytes of a YAML file
@@ -25,12 +25,14 @@ MOST_NODES = 20_000  # values in a YAML file, with what its aliases unfold to
 DEEPEST = 40  # values inside one another
 WHOLE = 2**64  # whole numbers lie below it
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+ANYTHING = ("result.json",)  # a stage's result
 INFINITE = {"lambda_min_clipped": -math.inf}  # what diffusers writes into scheduler configs
 
 
-def read_json(path: Path, kind: type = dict, shape: type[Shape] | None = None) -> Any:
-    """The value in a JSON file, which is of this kind, and of this shape, or of its file's (see `storage/shapes.py`);
-    ArtifactError where the file is missing or anything else."""
+def read_json(path: Path, kind: type | None = None, shape: type[Shape] | None = None) -> Any:
+    """The value in a JSON file, which is of this kind (an object where none is said), and of this shape, or of its file's
+    (see `plain/shapes.py`); ArtifactError where the file is missing or anything else."""
+    kind = kind or (object if path.name in ANYTHING else dict)
     value = parse_json(read_text(path, LARGEST, ArtifactError, "readable JSON"), f"{path}", kind)
     wanted = shape or SHAPES.get(path.name)
     if wanted is not None and (wrong := misshapen(value, wanted)):
@@ -130,7 +132,7 @@ def _not_plain(value: Any, place: str = "", depth: int = 0) -> Iterator[str]:
 class _Core(yaml.SafeLoader):
     """Core schema of YAML 1.2, keys once, no tags, aliases counted as what they unfold to."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)

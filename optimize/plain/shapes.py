@@ -6,11 +6,14 @@ object. What a field means is checked where it is used; fields that are not name
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from optimize.errors import cut, shown
+from optimize.errors import ArtifactError, cut, shown
 
 Json = dict[str, Any]
 Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -60,8 +63,8 @@ class Guided(Shape):
 class Drawn(Shape):
     """A sampler."""
 
-    solver: str
-    steps: int
+    solver: Text = None
+    steps: int | None = None
     guidance: Guided
 
 
@@ -77,10 +80,10 @@ class Sampling(Shape):
     """sampler.json."""
 
     sampler: Drawn
-    schedule: Json
-    parameterization: Json
-    conditioning: Told
-    shape: Annotated[list[Size], Field(min_length=1, max_length=4)]
+    schedule: Json = {}
+    parameterization: Json = {}
+    conditioning: Told | None = None
+    shape: Annotated[list[Size], Field(min_length=1, max_length=4)] | None = None
     limit: Number = None
     nfe: int = 0
     steps: list[Level] = []
@@ -130,7 +133,7 @@ class Row(Shape):
     peak_memory_bytes: Number = None
     image_latency_ms: dict[str, Number] | None = None
     call_latency_ms: dict[str, Number] | None = None
-    quality: dict[str, Any] | None = None
+    quality: dict[str, Json | Number] | None = None
     speedup: Objects = None
     parity: Json | None = None
     gates: Objects = None
@@ -192,6 +195,18 @@ SHAPES: dict[str, type[Shape]] = {
     "manifest.json": Manifest,
     "summary.json": Summary,
 }
+
+
+@contextmanager
+def as_shaped(path: Path) -> Iterator[None]:
+    """Whatever the readers of a file raise inside at a value of a kind that they do not count on is one ArtifactError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {cut(' '.join(str(error).split()), 200)}"
+        raise ArtifactError(
+            f"{path}: a value in it is not of the kind that it has here ({reason}). It was made by another version of optimize, or altered; make it again."
+        ) from error
 
 
 def misshapen(value: Any, shape: type[Shape]) -> str:
