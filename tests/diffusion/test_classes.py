@@ -72,7 +72,9 @@ def test_every_class_but_the_null_one_is_drawn(said: dict[str, int], labels: lis
 
 
 def test_guidance_without_a_known_null_class_is_refused_and_says_the_field() -> None:
-    with pytest.raises(UserError, match=r"cfg: given 1\. .* source.null_class .* e.g. 4 where the last of its 5 labels"):
+    with pytest.raises(
+        UserError, match=r"cfg: given 1\. .* source.null_class .* e.g. 4 where the last of its 5 labels"
+    ):
         model(cfg=1.0)
     assert model(cfg=0.0).sample([0]).shape == (1, 1, 8, 8)
     with pytest.raises(UserError, match="which label means no class is not known"):
@@ -132,7 +134,10 @@ def test_a_text_network_with_classes_draws_all_of_them_and_takes_a_null_where_it
 
 def test_classes_in_a_file_of_conditions_are_those_of_the_network() -> None:
     about = architecture("UNet2DConditionModel").conditioning(TEXT)
-    assert checked({"class_labels": torch.tensor([4, 0], dtype=torch.int32)}, about, "c")["class_labels"].dtype == torch.int64
+    assert (
+        checked({"class_labels": torch.tensor([4, 0], dtype=torch.int32)}, about, "c")["class_labels"].dtype
+        == torch.int64
+    )
     with pytest.raises(UserError, match="c: class_labels holds 0 to 5. The classes of this network are 0 to 4"):
         checked({"class_labels": torch.tensor([0, 5])}, about, "c")
     with pytest.raises(UserError, match="c: class_labels holds torch.float32; whole numbers are needed"):
@@ -173,7 +178,11 @@ def test_data_of_another_shape_or_range_are_refused_before_any_work() -> None:
     assert conditioned(Data(good, labels), made).images is good
     half = conditioned(Data(good.half(), labels.int()), made)
     assert half.images.dtype == torch.float32 and half.labels is not None and half.labels.dtype == torch.int64
-    for wrong, says in ((good.view(2, 1, 4, 16), "works on images of shape"), (good * 100, "scale them"), (good / 0, "NaN")):
+    for wrong, says in (
+        (good.view(2, 1, 4, 16), "works on images of shape"),
+        (good * 100, "scale them"),
+        (good / 0, "NaN"),
+    ):
         with pytest.raises(UserError, match=f"context.data: .*{says}"):
             conditioned(Data(wrong, labels), made)
 

@@ -60,16 +60,29 @@ def test_everything_that_is_wrong_with_the_files_is_said_at_once(tmp_path: Path)
     with pytest.raises(UserError) as caught:
         given.samples_of(wrong)
     said = str(caught.value)
-    assert "data.training" in said and "as 8-bit pictures do" in said and "data.held_out" in said and "no such file" in said
+    assert (
+        "data.training" in said
+        and "as 8-bit pictures do" in said
+        and "data.held_out" in said
+        and "no such file" in said
+    )
 
 
 @pytest.mark.parametrize(
     ("tensors", "about", "says"),
     [
         ({"images": images()}, {}, r"data.training: .* no labels, and this network is told a class"),
-        ({"images": images(), "labels": torch.full((8,), 10)}, {}, "a label is 10. The classes of this network are 0 to 9"),
+        (
+            {"images": images(), "labels": torch.full((8,), 10)},
+            {},
+            "a label is 10. The classes of this network are 0 to 9",
+        ),
         ({"images": images(), "labels": torch.zeros(8).long()}, {"shape": (1, 8, 8)}, "works on images of shape"),
-        ({"images": images()}, {"conditioning": {"kind": "none"}, "shape": (4, 8, 8), "limit": None}, "works on latents"),
+        (
+            {"images": images()},
+            {"conditioning": {"kind": "none"}, "shape": (4, 8, 8), "limit": None},
+            "works on latents",
+        ),
         ({"latents": images() * 9}, {"limit": None}, "latents, which a run cannot judge. Use its passes from Python"),
         ({"latents": images()}, {}, r"this network works on images in \[-1, 1\]. Give `images`"),
         (

@@ -190,7 +190,12 @@ def test_a_module_that_takes_labels_is_told_its_classes_and_its_null_class(
     model = ModuleSource(tmp_path / "w.safetensors", classes=3, null_class=0, **about).load(guided)
     told = model.condition(range(4))
     assert told["class_labels"].tolist() == [1, 2, 3, 1]
-    assert model.denoiser.unconditional(told)["class_labels"].tolist() == [0] * 4 and model.sample([0]).shape == (1, 2, 4, 4)
+    assert model.denoiser.unconditional(told)["class_labels"].tolist() == [0] * 4 and model.sample([0]).shape == (
+        1,
+        2,
+        4,
+        4,
+    )
     for said, says in (({}, "none of what this network is told"), ({"null_class": 3}, "source.classes: missing")):
         with pytest.raises(UserError, match=says):
             ModuleSource(tmp_path / "w.safetensors", **said, **about).load(guided)

@@ -50,7 +50,10 @@ def test_values_are_looked_at_in_slices(tmp_path: Path, monkeypatch: pytest.Monk
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"images": (images() + 1) * 127.5}, r"lie in \[0, 255\], as 8-bit pictures do; .* images / 127.5 - 1"),
-    ({"images": ((images() + 1) * 127.5).to(torch.uint8)}, r"0 to 255 \(uint8\). Convert them: images.float\(\) / 127.5 - 1"),
+    (
+        {"images": ((images() + 1) * 127.5).to(torch.uint8)},
+        r"0 to 255 \(uint8\). Convert them: images.float\(\) / 127.5 - 1",
+    ),
     ({"images": (images() + 1) / 2}, r"lie in \[0, 1\], so black would be grey; .* images \* 2 - 1"),
     ({"images": (images() - 1) / 2}, r"lie in \[-1, 0\], so white would be grey; .* images \* 2 \+ 1"),
     ({"images": images() * 3}, r"lie in \[-3, 3\]; scale them to \[-1, 1\]"),
