@@ -220,5 +220,5 @@ def test_the_null_class_of_a_network_is_said_once_and_kept(tiny_folder: Path, tm
     assert load_network(tiny_folder).denoiser.conditioning.null is None
     assert load_network(tiny_folder, null_class=10).denoiser.conditioning.null == 10
     commit(tmp_path / "a", lambda folder: (save_model(folder, load_network(tiny_folder)), {"id": "x"})[1])
-    with pytest.raises(UserError, match="--null-class: .* is an artifact, which holds its classes"):
+    with pytest.raises(UserError, match=r"--null-class: .* is an artifact, which holds its classes"):
         export(ask(tmp_path / "a", None, "onnx", null_class=10), Store(tmp_path / "store"))

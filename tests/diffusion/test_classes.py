@@ -79,7 +79,7 @@ def test_guidance_without_a_known_null_class_is_refused_and_says_the_field() -> 
     assert model(cfg=0.0).sample([0]).shape == (1, 1, 8, 8)
     with pytest.raises(UserError, match="which label means no class is not known"):
         model().sample([0], sampler=Sampler(steps=1, guidance=Guidance(cfg=2.0)))
-    with pytest.raises(UserError, match="this network is told nothing. Leave cfg out"):
+    with pytest.raises(UserError, match=r"this network is told nothing. Leave cfg out"):
         model(cfg=1.0, config={k: v for k, v in CONFIG.items() if k != "num_class_embeds"})
 
 
@@ -106,9 +106,9 @@ def test_labels_that_the_network_does_not_have_are_refused(said: dict[str, int],
 
 
 def test_a_network_that_is_told_no_class_has_none() -> None:
-    with pytest.raises(UserError, match="source.null_class: this network is told no class. Leave it out"):
+    with pytest.raises(UserError, match=r"source.null_class: this network is told no class. Leave it out"):
         Conditioning().named(None, 3)
-    with pytest.raises(UserError, match="source.classes: this network is told no class"):
+    with pytest.raises(UserError, match=r"source.classes: this network is told no class"):
         Conditioning().named(3, None)
 
 
@@ -138,9 +138,9 @@ def test_classes_in_a_file_of_conditions_are_those_of_the_network() -> None:
         checked({"class_labels": torch.tensor([4, 0], dtype=torch.int32)}, about, "c")["class_labels"].dtype
         == torch.int64
     )
-    with pytest.raises(UserError, match="c: class_labels holds 0 to 5. The classes of this network are 0 to 4"):
+    with pytest.raises(UserError, match=r"c: class_labels holds 0 to 5. The classes of this network are 0 to 4"):
         checked({"class_labels": torch.tensor([0, 5])}, about, "c")
-    with pytest.raises(UserError, match="c: class_labels holds torch.float32; whole numbers are needed"):
+    with pytest.raises(UserError, match=r"c: class_labels holds torch.float32; whole numbers are needed"):
         checked({"class_labels": torch.tensor([0.5])}, about, "c")
 
 

@@ -89,7 +89,7 @@ def test_tensors_in_memory_go_the_same_way() -> None:
         in_memory(images().to(torch.uint8), None, "context.data")
     with pytest.raises(UserError, match="labels are stored as BF16; whole numbers"):
         in_memory(images(), LABELS.bfloat16(), "context.data")
-    with pytest.raises(UserError, match="context.data: images is no tensor. Give one of torch's"):
+    with pytest.raises(UserError, match=r"context.data: images is no tensor. Give one of torch's"):
         in_memory(images().numpy(), None, "context.data")  # type: ignore[arg-type]
 
 
