@@ -11,11 +11,12 @@ import torch
 from optimize.architectures.assembled import assembled
 from optimize.architectures.known import architecture
 from optimize.diffusion.conditions import checked
-from optimize.diffusion.context import Data, conditioned
+from optimize.diffusion.context import Context, Data, conditioned
 from optimize.diffusion.denoiser import Conditioning
 from optimize.diffusion.model import Model
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.errors import UserError
+from optimize.passes.distill import Distill, draw_trajectories
 from optimize.serving._loop import Asked, Loop
 
 CONFIG = {
@@ -155,6 +156,13 @@ def test_a_server_draws_the_same_classes(null: int) -> None:
     said = loop.refusal(Asked(np.array([0]), labels=np.array([null])))
     assert said is not None and said.startswith(f"label: {null} given, allowed {made.denoiser.conditioning.labels}")
     assert loop.refusal(Asked(np.arange(4), labels=np.array(drawn(made)))) is None
+
+
+def test_a_teachers_trajectories_are_of_classes_alone() -> None:
+    config = Distill(nfe=1, trajectories=12, trajectory_steps=2, batch=12)
+    for null, labels in ((0, {1, 2, 3, 4}), (4, {0, 1, 2, 3})):
+        drawn = draw_trajectories(model(null_class=null), Sampler(steps=2), config, Context())
+        assert set(drawn["labels"].tolist()) <= labels and drawn["labels"].dtype == torch.int64
 
 
 @pytest.mark.parametrize(
