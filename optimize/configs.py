@@ -38,7 +38,7 @@ class Config(BaseModel):
         given = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(v, bool) for v in given) and not _takes_bool(field.annotation):
             raise ValueError("true and false are no numbers")
-        if wrong := odd(value):
+        if not _holds_config(field.annotation) and (wrong := odd(value)):
             raise ValueError(wrong)
         return value
 
@@ -71,6 +71,13 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of `value`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def _holds_config(annotation: Any) -> bool:
+    """Whether configs are among the values that an annotation means; they check themselves."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_holds_config(a) for a in get_args(annotation))
 
 
 def _takes_bool(annotation: Any) -> bool:

@@ -177,7 +177,7 @@ def restore_module(structure: dict[str, Any], tensors: dict[str, Any], path: Pat
         module = hollow(structure["architecture"], structure["config"])
         for edit in structure["edits"]:
             module = PASSES.get(edit["pass"]).restore(module, edit["record"])
-    load_state(module, tensors, path)
+        load_state(module, tensors, path)
     return module.eval().requires_grad_(False)
 
 

@@ -23,7 +23,7 @@ MOST = 4_000  # tensors of a network whose weights are not known; SDXL's U-Net h
 SPARE = 64  # tensors a network may have beside twice those of its file, so that a few missing ones are named
 LARGEST_TABLES = 2**31  # bytes of a network's buffers that are no part of its weights, such as tables of positions
 LARGEST_INPUT = 2**28  # numbers of one sample of an input
-WRONG = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)  # fmt: skip
+WRONG = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, RuntimeError, TypeError, ValueError)  # fmt: skip
 
 
 def on_meta(build: Callable[[], nn.Module], config: Any, where: str, tensors: int | None = None) -> nn.Module:

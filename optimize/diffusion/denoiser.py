@@ -59,7 +59,7 @@ class Conditioning:
     def labels(self) -> str:
         """The labels that are classes, in words."""
         last = self.label(self.classes - 1)
-        within = self.null is not None and self.null < last
+        within = self.null is not None and self.label(0) < self.null < last
         return f"{self.label(0)} to {last}" + (f" without {self.null}, the null class" if within else "")
 
     def named(self, classes: int | None, null: int | None) -> Conditioning:

@@ -16,8 +16,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pydantic import ValidationError
+
 from optimize.architectures.artifact import verify_network
-from optimize.configs import MOST_AT_ONCE
+from optimize.configs import MOST_AT_ONCE, described
 from optimize.diffusion.backend import runner_config, spec_parts
 from optimize.diffusion.sampling import ALL_SOLVERS, Sampler
 from optimize.errors import ArtifactError, UserError, cut, unknown
@@ -178,4 +180,7 @@ def _sampler(folder: Path, solver: str | None, steps: int | None) -> Sampler | N
         raise unknown("--sampler", solver, ALL_SOLVERS)
     own: dict[str, Any] = read_json(checked(folder, "sampler.json"))["sampler"]
     changed = {"timesteps": None} | {k: v for k, v in (("solver", solver), ("steps", steps)) if v is not None}
-    return Sampler(**(own | changed))
+    try:
+        return Sampler(**(own | changed))
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / 'sampler.json'}: {'; '.join(described(error, Sampler, 'sampler'))}") from None

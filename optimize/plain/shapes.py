@@ -76,12 +76,23 @@ class Level(Shape):
     sigma: float
 
 
+class Read(Shape):
+    """How a network is fed and read."""
+
+    prediction: str = ""
+    time: str = ""
+    time_scale: float = 1.0
+    learned_variance: bool = False
+    sigma_data: float = 0.0
+    boundary: float = 0.0
+
+
 class Sampling(Shape):
     """sampler.json."""
 
     sampler: Drawn
     schedule: Json = {}
-    parameterization: Json = {}
+    parameterization: Read = Read()
     conditioning: Told | None = None
     shape: Annotated[list[Size], Field(min_length=1, max_length=4)] | None = None
     limit: Number = None

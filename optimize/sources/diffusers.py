@@ -128,9 +128,9 @@ class DiffusersSource:
         from optimize.architectures.known import ARCHITECTURES
 
         config = read_json(self.network / "config.json")
-        name = config.get("_class_name", "") if isinstance(config, dict) else ""
+        name = str(config.get("_class_name", ""))
         if name not in ARCHITECTURES:
-            raise unknown(f"{self.network}/config.json: _class_name", str(name)[:60], ARCHITECTURES)
+            raise unknown(f"{self.network}/config.json: _class_name", name, ARCHITECTURES)
         return name, config
 
     def _weights(self, name: str, config: dict[str, Any], noise: Any) -> Weights:
