@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from optimize.configs import MOST_AT_ONCE, Config, described
 from optimize.diffusion.sampling import Guidance
@@ -22,7 +22,7 @@ class Small(Config):
     switch: bool = False
     either: bool | int = 1
     text: str = ""
-    anything: dict[str, Any] = {}
+    anything: dict[str, Any] = Field(default_factory=dict)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ from optimize.errors import LONGEST, UserError, cut, shown, some, unknown
 )
 def test_a_value_is_shown_in_few_characters(given: object) -> None:
     assert len(shown(given)) <= 121
-    assert len(str(UserError(f"field: given {given if not isinstance(given, int) else shown(given)}")).encode()) <= LONGEST + 8
+    assert (
+        len(str(UserError(f"field: given {given if not isinstance(given, int) else shown(given)}")).encode())
+        <= LONGEST + 8
+    )
 
 
 def test_a_value_that_is_nested_in_itself_many_times_is_shown_at_once() -> None:

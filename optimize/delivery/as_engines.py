@@ -61,6 +61,7 @@ class Request:
     zipped: bool = False
     out: Path | None = None  # where the artifact of a folder of diffusers goes
     config: Path | None = None  # of a checkpoint in one file: the folder of its configs
+    null_class: int | None = None  # of a network in a folder or file: the label that means no class
 
 
 def export(asked: Request, store: Store, progress: Progress = silent) -> list[Row]:
@@ -71,6 +72,8 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
     restore(asked.artifact)
     if not (asked.artifact / MANIFEST).is_file():
         return _from_diffusers(asked, store, progress)
+    if asked.null_class is not None:
+        raise UserError(f"--null-class: {asked.artifact} is an artifact, which holds its classes. Leave it out.")
     settled(verify, asked.artifact)
     formats = _formats(asked)
     found = classes(asked.targets)
@@ -159,7 +162,7 @@ def _from_diffusers(asked: Request, store: Store, progress: Progress) -> list[Ro
     """The denoiser of a folder as an artifact at `out`, then what else is asked of it."""
     formats = _formats(asked)
     classes(asked.targets)
-    model = load_network(asked.artifact, asked.config)
+    model = load_network(asked.artifact, asked.config, asked.null_class)
     if asked.out is None:
         raise UserError(
             "--out: a network becomes an artifact in a folder of its own. Give e.g. --out exported/network."

@@ -140,13 +140,13 @@ def check_out(out: Path, kind: str) -> None:
     settled(refuse_foreign, out)
 
 
-def load_network(path: Path, config: Path | None = None) -> Model:
-    """The denoiser in a folder of diffusers, or in a checkpoint of one file with the folder of its configs; ArtifactError
-    saying what the path is instead."""
+def load_network(path: Path, config: Path | None = None, null_class: int | None = None) -> Model:
+    """The denoiser in a folder of diffusers, or in a checkpoint of one file with the folder of its configs; `null_class` is
+    the label that means no class. ArtifactError saying what the path is instead."""
     from optimize.diffusion.sampling import Sampler
     from optimize.sources.diffusers import DiffusersSource
 
-    return DiffusersSource(path, config=config).load(Sampler())
+    return DiffusersSource(path, config=config, null_class=null_class).load(Sampler())
 
 
 def onnx_config(fields: Mapping[str, Any], option: str = "") -> Any:

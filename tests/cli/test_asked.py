@@ -21,7 +21,10 @@ DIGITS = "9" * 5000
     [
         (["plan", "digits", "--cfg", "inf"], "--cfg: given inf. Input should be a finite number"),
         (["plan", "digits", "--latency-ms", "nan"], "--latency-ms: given nan"),
-        (["plan", "digits", "--steps", "100000"], "Invalid value for '--steps': Input should be less than or equal to 1000"),
+        (
+            ["plan", "digits", "--steps", "100000"],
+            "Invalid value for '--steps': Input should be less than or equal to 1000",
+        ),
         (["plan", "digits", "--batch", "5000"], "less than or equal to 4096"),
         (["plan", DIGITS], "model: 5000 characters; at most 4096"),
         (["plan", "a\0b"], "model: given .*Text holds no NUL"),

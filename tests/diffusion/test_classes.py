@@ -11,11 +11,12 @@ import torch
 from optimize.architectures.assembled import assembled
 from optimize.architectures.known import architecture
 from optimize.diffusion.conditions import checked
-from optimize.diffusion.context import Data, conditioned
+from optimize.diffusion.context import Context, Data, conditioned
 from optimize.diffusion.denoiser import Conditioning
 from optimize.diffusion.model import Model
 from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.errors import UserError
+from optimize.passes.distill import Distill, draw_trajectories
 from optimize.serving._loop import Asked, Loop
 
 CONFIG = {
@@ -72,12 +73,14 @@ def test_every_class_but_the_null_one_is_drawn(said: dict[str, int], labels: lis
 
 
 def test_guidance_without_a_known_null_class_is_refused_and_says_the_field() -> None:
-    with pytest.raises(UserError, match=r"cfg: given 1\. .* source.null_class .* e.g. 4 where the last of its 5 labels"):
+    with pytest.raises(
+        UserError, match=r"cfg: given 1\. .* source.null_class .* e.g. 4 where the last of its 5 labels"
+    ):
         model(cfg=1.0)
     assert model(cfg=0.0).sample([0]).shape == (1, 1, 8, 8)
     with pytest.raises(UserError, match="which label means no class is not known"):
         model().sample([0], sampler=Sampler(steps=1, guidance=Guidance(cfg=2.0)))
-    with pytest.raises(UserError, match="this network is told nothing. Leave cfg out"):
+    with pytest.raises(UserError, match=r"this network is told nothing. Leave cfg out"):
         model(cfg=1.0, config={k: v for k, v in CONFIG.items() if k != "num_class_embeds"})
 
 
@@ -104,9 +107,9 @@ def test_labels_that_the_network_does_not_have_are_refused(said: dict[str, int],
 
 
 def test_a_network_that_is_told_no_class_has_none() -> None:
-    with pytest.raises(UserError, match="source.null_class: this network is told no class. Leave it out"):
+    with pytest.raises(UserError, match=r"source.null_class: this network is told no class. Leave it out"):
         Conditioning().named(None, 3)
-    with pytest.raises(UserError, match="source.classes: this network is told no class"):
+    with pytest.raises(UserError, match=r"source.classes: this network is told no class"):
         Conditioning().named(3, None)
 
 
@@ -132,10 +135,13 @@ def test_a_text_network_with_classes_draws_all_of_them_and_takes_a_null_where_it
 
 def test_classes_in_a_file_of_conditions_are_those_of_the_network() -> None:
     about = architecture("UNet2DConditionModel").conditioning(TEXT)
-    assert checked({"class_labels": torch.tensor([4, 0], dtype=torch.int32)}, about, "c")["class_labels"].dtype == torch.int64
-    with pytest.raises(UserError, match="c: class_labels holds 0 to 5. The classes of this network are 0 to 4"):
+    assert (
+        checked({"class_labels": torch.tensor([4, 0], dtype=torch.int32)}, about, "c")["class_labels"].dtype
+        == torch.int64
+    )
+    with pytest.raises(UserError, match=r"c: class_labels holds 0 to 5. The classes of this network are 0 to 4"):
         checked({"class_labels": torch.tensor([0, 5])}, about, "c")
-    with pytest.raises(UserError, match="c: class_labels holds torch.float32; whole numbers are needed"):
+    with pytest.raises(UserError, match=r"c: class_labels holds torch.float32; whole numbers are needed"):
         checked({"class_labels": torch.tensor([0.5])}, about, "c")
 
 
@@ -150,6 +156,13 @@ def test_a_server_draws_the_same_classes(null: int) -> None:
     said = loop.refusal(Asked(np.array([0]), labels=np.array([null])))
     assert said is not None and said.startswith(f"label: {null} given, allowed {made.denoiser.conditioning.labels}")
     assert loop.refusal(Asked(np.arange(4), labels=np.array(drawn(made)))) is None
+
+
+def test_a_teachers_trajectories_are_of_classes_alone() -> None:
+    config = Distill(nfe=1, trajectories=12, trajectory_steps=2, batch=12)
+    for null, labels in ((0, {1, 2, 3, 4}), (4, {0, 1, 2, 3})):
+        drawn = draw_trajectories(model(null_class=null), Sampler(steps=2), config, Context())
+        assert set(drawn["labels"].tolist()) <= labels and drawn["labels"].dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -173,7 +186,11 @@ def test_data_of_another_shape_or_range_are_refused_before_any_work() -> None:
     assert conditioned(Data(good, labels), made).images is good
     half = conditioned(Data(good.half(), labels.int()), made)
     assert half.images.dtype == torch.float32 and half.labels is not None and half.labels.dtype == torch.int64
-    for wrong, says in ((good.view(2, 1, 4, 16), "works on images of shape"), (good * 100, "scale them"), (good / 0, "NaN")):
+    for wrong, says in (
+        (good.view(2, 1, 4, 16), "works on images of shape"),
+        (good * 100, "scale them"),
+        (good / 0, "NaN"),
+    ):
         with pytest.raises(UserError, match=f"context.data: .*{says}"):
             conditioned(Data(wrong, labels), made)
 

@@ -60,6 +60,6 @@ def test_other_files_of_another_shape_are_named(shape: Any, value: Any, says: st
 
 
 def test_what_a_reader_meets_after_all_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"summary.json: a value in it is not of the kind .* \(KeyError: 'rows'\)"):
-        with as_shaped(tmp_path / "summary.json"):
-            {}["rows"]
+    said = r"summary.json: a value in it is not of the kind .* \(KeyError: 'rows'\)"
+    with pytest.raises(ArtifactError, match=said), as_shaped(tmp_path / "summary.json"):
+        {}["rows"]

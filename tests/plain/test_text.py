@@ -127,5 +127,13 @@ def test_a_file_of_ours_has_the_shape_its_readers_count_on(tmp_path: Path) -> No
 
 
 def test_text_that_yaml_would_read_as_a_number_comes_back_as_text() -> None:
-    value = {"a": "1e-4", "b": "no", "c": "010", "d": ["0o7", "2020-01-01", "~", ".inf"], "e": 1e-4, "f": True, "g": None}
+    value = {
+        "a": "1e-4",
+        "b": "no",
+        "c": "010",
+        "d": ["0o7", "2020-01-01", "~", ".inf"],
+        "e": 1e-4,
+        "f": True,
+        "g": None,
+    }
     assert parse_yaml(yaml_text(value), "again") == value

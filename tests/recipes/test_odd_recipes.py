@@ -96,10 +96,14 @@ def test_a_runner_is_named_once() -> None:
 
 def test_a_recipe_that_is_no_ordinary_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(UserError, match="x.yaml: not a recipe"):
+    with pytest.raises(UserError, match=r"x.yaml: not a recipe"):
         load(str(tmp_path / "x.yaml"))
     os.mkfifo(tmp_path / "pipe.yaml")
-    for name, says in (("pipe.yaml", "not an ordinary file"), ("f.yaml", "a folder"), ("9" * 300, "neither a file nor")):
+    for name, says in (
+        ("pipe.yaml", "not an ordinary file"),
+        ("f.yaml", "a folder"),
+        ("9" * 300, "neither a file nor"),
+    ):
         if name == "f.yaml":
             (tmp_path / name).mkdir()
         with pytest.raises(UserError, match=says):

@@ -60,16 +60,29 @@ def test_everything_that_is_wrong_with_the_files_is_said_at_once(tmp_path: Path)
     with pytest.raises(UserError) as caught:
         given.samples_of(wrong)
     said = str(caught.value)
-    assert "data.training" in said and "as 8-bit pictures do" in said and "data.held_out" in said and "no such file" in said
+    assert (
+        "data.training" in said
+        and "as 8-bit pictures do" in said
+        and "data.held_out" in said
+        and "no such file" in said
+    )
 
 
 @pytest.mark.parametrize(
     ("tensors", "about", "says"),
     [
         ({"images": images()}, {}, r"data.training: .* no labels, and this network is told a class"),
-        ({"images": images(), "labels": torch.full((8,), 10)}, {}, "a label is 10. The classes of this network are 0 to 9"),
+        (
+            {"images": images(), "labels": torch.full((8,), 10)},
+            {},
+            "a label is 10. The classes of this network are 0 to 9",
+        ),
         ({"images": images(), "labels": torch.zeros(8).long()}, {"shape": (1, 8, 8)}, "works on images of shape"),
-        ({"images": images()}, {"conditioning": {"kind": "none"}, "shape": (4, 8, 8), "limit": None}, "works on latents"),
+        (
+            {"images": images()},
+            {"conditioning": {"kind": "none"}, "shape": (4, 8, 8), "limit": None},
+            "works on latents",
+        ),
         ({"latents": images() * 9}, {"limit": None}, "latents, which a run cannot judge. Use its passes from Python"),
         ({"latents": images()}, {}, r"this network works on images in \[-1, 1\]. Give `images`"),
         (
@@ -102,7 +115,7 @@ def test_figures_that_need_more_than_there_is_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="1 images; a distribution needs at least 2"):
         given.samples_of(few)
     unlabelled = recipe(tmp_path, {"metrics": ("fd", "fd_per_class")}, images=images())
-    with pytest.raises(UserError, match="no labels, and quality.metrics asks for fd_per_class"):
+    with pytest.raises(UserError, match=r"no labels, and quality.metrics asks for fd_per_class"):
         given.samples_of(unlabelled)
     small = recipe(tmp_path, {"metrics": ("fd", "density_coverage")}, images=images(2))
     small = small.model_copy(update={"data": small.data.model_copy(update={"held_out": small.data.training})})
@@ -112,7 +125,7 @@ def test_figures_that_need_more_than_there_is_are_refused(tmp_path: Path) -> Non
 
 def test_prompts_are_one_for_every_class(tmp_path: Path) -> None:
     asked = recipe(tmp_path, {"metrics": ("fd", "clip_score"), "prompts": ("a", "b")}, images=images(), labels=torch.zeros(8).long())  # fmt: skip
-    with pytest.raises(UserError, match="quality.prompts: 2 given, and classes go up to 9"):
+    with pytest.raises(UserError, match=r"quality.prompts: 2 given, and classes go up to 9"):
         given.check_fit(asked, given.samples_of(asked), source(tmp_path, CLASSES))
 
 
@@ -136,7 +149,7 @@ def test_an_evaluator_takes_no_poisoned_scans(tmp_path: Path, poison: str) -> No
     }
     save_file({"images": changed[poison].contiguous(), "labels": held["labels"]}, tmp_path / "h.safetensors")
     paths = (DIGITS / "features", DIGITS / "classifier", tmp_path / "h.safetensors", DIGITS / "training.safetensors")
-    with pytest.raises(UserError, match="quality: held_out: .*(8-bit|uint8|NaN|black would be grey)"):
+    with pytest.raises(UserError, match=r"quality: held_out: .*(8-bit|uint8|NaN|black would be grey)"):
         Evaluator(*paths, replicates=20).half_split(0, splits=1)
 
 
@@ -148,9 +161,9 @@ def test_judges_that_cannot_take_the_images_or_the_classes_are_named(tmp_path: P
     with pytest.raises(UserError, match=r"quality.features: the network cannot take images of shape \(.*, 1, 16, 16\)"):
         Evaluator(tmp_path / "features", None, *scans).half_split(0, splits=1)
     judges = Evaluator(DIGITS / "features", tmp_path / "classifier", *scans, replicates=20)
-    with pytest.raises(UserError, match="quality.classifier: it knows the classes 0 to 3, and 9 was drawn"):
+    with pytest.raises(UserError, match=r"quality.classifier: it knows the classes 0 to 3, and 9 was drawn"):
         judges.judge(images(), torch.arange(8) + 2)
-    with pytest.raises(UserError, match="labels are float32 from 0.5 on; whole numbers from 0 on are needed"):
+    with pytest.raises(UserError, match=r"labels are float32 from 0.5 on; whole numbers from 0 on are needed"):
         judges.judge(images(), torch.full((8,), 0.5))
 
 

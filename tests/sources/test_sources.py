@@ -190,7 +190,12 @@ def test_a_module_that_takes_labels_is_told_its_classes_and_its_null_class(
     model = ModuleSource(tmp_path / "w.safetensors", classes=3, null_class=0, **about).load(guided)
     told = model.condition(range(4))
     assert told["class_labels"].tolist() == [1, 2, 3, 1]
-    assert model.denoiser.unconditional(told)["class_labels"].tolist() == [0] * 4 and model.sample([0]).shape == (1, 2, 4, 4)
+    assert model.denoiser.unconditional(told)["class_labels"].tolist() == [0] * 4 and model.sample([0]).shape == (
+        1,
+        2,
+        4,
+        4,
+    )
     for said, says in (({}, "none of what this network is told"), ({"null_class": 3}, "source.classes: missing")):
         with pytest.raises(UserError, match=says):
             ModuleSource(tmp_path / "w.safetensors", **said, **about).load(guided)
@@ -202,7 +207,7 @@ def test_what_is_said_of_the_classes_is_part_of_a_source(tmp_path: Path) -> None
     plain, said = DiffusersSource(folder), DiffusersSource(folder, null_class=10)
     assert said.fingerprint() == plain.fingerprint() | {"null_class": "10"}
     assert said.load(Sampler(steps=2)).denoiser.conditioning.null == 10
-    with pytest.raises(UserError, match="source.null_class"):
+    with pytest.raises(UserError, match=r"source.null_class"):
         plain.load(Sampler(steps=2, guidance=Guidance(cfg=1.0)))
 
 
@@ -210,5 +215,5 @@ def test_the_interface_says_classes_of_folders_and_artifacts_hold_theirs(tmp_pat
     model = optimize.load(make_tiny_folder(tmp_path / "m"), steps=2, cfg=0.5, null_class=10)
     commit(tmp_path / "a", lambda folder: (save_model(folder, model), {"id": "x"})[1])
     assert optimize.load(tmp_path / "a").denoiser.conditioning == model.denoiser.conditioning
-    with pytest.raises(UserError, match="is an artifact, which holds its classes. Leave classes and null_class out"):
+    with pytest.raises(UserError, match=r"is an artifact, which holds its classes. Leave classes and null_class out"):
         optimize.load(tmp_path / "a", null_class=10)

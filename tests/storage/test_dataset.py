@@ -50,7 +50,10 @@ def test_values_are_looked_at_in_slices(tmp_path: Path, monkeypatch: pytest.Monk
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"images": (images() + 1) * 127.5}, r"lie in \[0, 255\], as 8-bit pictures do; .* images / 127.5 - 1"),
-    ({"images": ((images() + 1) * 127.5).to(torch.uint8)}, r"0 to 255 \(uint8\). Convert them: images.float\(\) / 127.5 - 1"),
+    (
+        {"images": ((images() + 1) * 127.5).to(torch.uint8)},
+        r"0 to 255 \(uint8\). Convert them: images.float\(\) / 127.5 - 1",
+    ),
     ({"images": (images() + 1) / 2}, r"lie in \[0, 1\], so black would be grey; .* images \* 2 - 1"),
     ({"images": (images() - 1) / 2}, r"lie in \[-1, 0\], so white would be grey; .* images \* 2 \+ 1"),
     ({"images": images() * 3}, r"lie in \[-3, 3\]; scale them to \[-1, 1\]"),
@@ -86,7 +89,7 @@ def test_tensors_in_memory_go_the_same_way() -> None:
         in_memory(images().to(torch.uint8), None, "context.data")
     with pytest.raises(UserError, match="labels are stored as BF16; whole numbers"):
         in_memory(images(), LABELS.bfloat16(), "context.data")
-    with pytest.raises(UserError, match="context.data: images is no tensor. Give one of torch's"):
+    with pytest.raises(UserError, match=r"context.data: images is no tensor. Give one of torch's"):
         in_memory(images().numpy(), None, "context.data")  # type: ignore[arg-type]
 
 
