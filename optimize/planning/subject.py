@@ -230,7 +230,7 @@ def _noise(folder: Path) -> tuple[Schedule, str, tuple[str, ...]]:
     from optimize.diffusion.parameterization import from_diffusers as head
 
     path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
+    if not path.exists():
         return from_diffusers({}), "", (f"{path} is missing: an ordinary 1000-step schedule is assumed",)
     config = read_json(path)
     return from_diffusers(config), head(config).prediction, ()
