@@ -61,21 +61,37 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def load(path: str | Path, steps: int = 50, cfg: float | None = None, config: str | Path | None = None) -> Model:
+def load(
+    path: str | Path,
+    steps: int = 50,
+    cfg: float | None = None,
+    config: str | Path | None = None,
+    *,
+    classes: int | None = None,
+    null_class: int | None = None,
+) -> Model:
     """The Model in an artifact folder, in a folder in diffusers layout, or in a checkpoint of one .safetensors file, whose
     pipeline's folder `config` is (the latter two sampled as their scheduler's config says, in `steps` with `cfg`).
 
-    Raises ArtifactError for what is missing, altered, truncated or pickled.
+    `null_class` is the label that means no class, where the network was trained with one, `classes` how many of the
+    others are classes; an artifact holds both. Raises ArtifactError for what is missing, altered, truncated or pickled,
+    UserError for labels the network does not have, and for `cfg` where no null is known.
     """
     from optimize.architectures.artifact import load_model
     from optimize.diffusion.sampling import Guidance, Sampler
+    from optimize.errors import UserError
     from optimize.sources.diffusers import DiffusersSource
     from optimize.storage.trust import MANIFEST
 
     folder = Path(path)
     if (folder / MANIFEST).exists() and config is None:
+        if classes is not None or null_class is not None:
+            raise UserError(
+                f"load: {folder} is an artifact, which holds its classes. Leave classes and null_class out."
+            )
         return load_model(folder)
-    source = DiffusersSource(folder, config=None if config is None else Path(config))
+    configs = None if config is None else Path(config)
+    source = DiffusersSource(folder, config=configs, classes=classes, null_class=null_class)
     return source.load(Sampler(steps=steps, guidance=Guidance(cfg=cfg)))
 
 

@@ -1,17 +1,24 @@
-"""Strict, frozen configuration base: unknown keys are errors, values never change after validation. Torch-free."""
+"""Strict, frozen configuration base: unknown keys are errors, numbers are finite, values never change after validation.
+Torch-free."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from optimize.errors import did_you_mean
+from optimize.errors import NAMES, cut, did_you_mean, shown
 
+MOST_AT_ONCE, MOST, LAST = 4096, 100_000_000, 2**63 - 1
+DEEPEST = 40  # values inside one another
+AtOnce = Annotated[int, Field(ge=1, le=MOST_AT_ONCE)]  # samples in one call, threads, processes
+Count = Annotated[int, Field(ge=1, le=MOST)]  # steps, images, rounds
+Seed = Annotated[int, Field(ge=0, le=LAST)]
 DESCRIBED = ConfigDict(extra="forbid", use_attribute_docstrings=True)  # for dataclasses that `optimize schema` shows
 
 
@@ -21,7 +28,19 @@ class Config(BaseModel):
     The text under a field says its meaning, unit and range; `optimize schema` and editors show it.
     """
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=(), **DESCRIBED)
+    model_config = ConfigDict(frozen=True, protected_namespaces=(), allow_inf_nan=False, **DESCRIBED)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, about: ValidationInfo) -> Any:
+        """Nothing odd (see `odd`), and no true or false where a number is meant."""
+        field = cls.model_fields[about.field_name or ""]
+        given = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(v, bool) for v in given) and not _takes_bool(field.annotation):
+            raise ValueError("true and false are no numbers")
+        if not _holds_config(field.annotation) and (wrong := odd(value)):
+            raise ValueError(wrong)
+        return value
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the form written to disk and hashed."""
@@ -54,15 +73,53 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def _holds_config(annotation: Any) -> bool:
+    """Whether configs are among the values that an annotation means; they check themselves."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_holds_config(a) for a in get_args(annotation))
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Whether true and false are among the values that an annotation means."""
+    if annotation in (bool, Any, object):
+        return True
+    return any(isinstance(a, bool) or _takes_bool(a) for a in get_args(annotation))
+
+
+def odd(value: Any, depth: int = 0) -> str:
+    """What no field may hold, at any depth, in words: numbers that are not finite or of more than 64 bits, text with a
+    NUL, nesting without end; empty where there is none."""
+    if isinstance(value, str):
+        return "Text holds no NUL" if "\0" in value else ""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "Input should be a finite number"
+    if isinstance(value, int):
+        return "" if -LAST - 1 <= value <= 2 * LAST + 1 else "Input should be a number of at most 64 bits"
+    if depth > DEEPEST:
+        return f"Input should be nested at most {DEEPEST} deep"
+    inner: Iterable[Any] = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    )
+    return next((wrong for v in inner if (wrong := odd(v, depth + 1))), "")
+
+
+def described(error: Any, model: Any = None, within: str = "") -> list[str]:
+    """The problems of a pydantic ValidationError, the first of them and how many more there are."""
+    errors = error.errors()
+    more = [f"and {len(errors) - NAMES} more"] if len(errors) > NAMES else []
+    return [*(describe(e, model, within) for e in errors[:NAMES]), *more]
+
+
 def describe(error: Any, model: Any = None, within: str = "") -> str:
     """One pydantic error in our words: path (below `within`), value given, what is allowed, nearest name for unknown keys."""
-    place = ".".join(filter(None, [within, *map(str, error["loc"])])) or "recipe"
+    place = cut(".".join(filter(None, [within, *map(str, error["loc"])]))) or "recipe"
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, error["loc"][:-1])
         return f"{place}: unknown key. Allowed: {', '.join(allowed)}.{did_you_mean(str(error['loc'][-1]), allowed)}"
     if error["type"] == "missing":
         return f"{place}: missing, and it has no default."
-    return f"{place}: given {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
+    return f"{place}: given {shown(error['input'])}. {cut(error['msg'].removeprefix('Value error, '), 400)}."
 
 
 def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:

@@ -28,7 +28,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_model(tiny_folder: Path) -> Model:
-    return DiffusersSource(tiny_folder).load(Sampler(steps=4, guidance=Guidance(cfg=0.5)))
+    return DiffusersSource(tiny_folder, null_class=10).load(Sampler(steps=4, guidance=Guidance(cfg=0.5)))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "optimize"
 FRONT = {"__init__.py": "the interface", "__main__.py": "the program"}
 ORDER = (
     "",
+    "plain",
     "storage",
     "hardware",
     "diffusion/scheduler_config",
@@ -205,7 +206,7 @@ def test_names_that_are_too_near_are_seen(a: str, b: str) -> None:
 
 
 def test_tests_mirror_the_folders() -> None:
-    allowed = {*ORDER, "support", "benchmarks"}
+    allowed = {*ORDER, "support", "benchmarks", "corpus"}
     held = {p.parent.relative_to(ROOT / "tests").as_posix() for p in (ROOT / "tests").rglob("test_*.py")}
     assert {"" if h == "." else h for h in held} <= allowed
 

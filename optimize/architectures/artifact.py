@@ -7,12 +7,15 @@ edit from its record, and assigns tensors from safetensors; nothing is ever unpi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optimize.errors import ArtifactError
+from optimize.architectures.bounded import WRONG
+from optimize.errors import ArtifactError, cut
 from optimize.registry import PASSES
 from optimize.storage.accounting import load_state
 from optimize.storage.commit import write_json
@@ -105,8 +108,9 @@ def rebuild(structure: dict[str, Any], sampling: dict[str, Any], weights: Path, 
 
     entry, config = architecture(structure["architecture"]), structure["config"]
     module = restore_module(structure, read_tensors(weights), weights)
-    network = TorchNetwork(module, entry.inputs(config))
-    return _assemble(structure, sampling, network, manifest, _conditions(weights.parent))
+    with as_written(weights.parent):
+        network = TorchNetwork(module, entry.inputs(config))
+    return _assemble(structure, sampling, network, manifest, weights.parent)
 
 
 def model_around(folder: Path, network: Network) -> Model:
@@ -115,7 +119,7 @@ def model_around(folder: Path, network: Network) -> Model:
     structure, sampling = (read_json(checked(folder, name)) for name in ("structure.json", "sampler.json"))
     if (folder / CONDITIONS).is_file():
         checked(folder, CONDITIONS)
-    return _assemble(structure, sampling, network, {}, _conditions(folder))
+    return _assemble(structure, sampling, network, {}, folder)
 
 
 def _assemble(
@@ -123,41 +127,57 @@ def _assemble(
     sampling: dict[str, Any],
     network: Network,
     manifest: dict[str, Any],
-    conditions: dict[str, Any],
+    folder: Path,
 ) -> Model:
+    from optimize.diffusion import conditions
     from optimize.diffusion.denoiser import Conditioning, Denoiser
     from optimize.diffusion.model import Model, Structure
     from optimize.diffusion.parameterization import Parameterization
     from optimize.diffusion.sampling import Sampler
     from optimize.diffusion.schedule import Schedule
 
-    denoiser = Denoiser(
-        network,
-        Parameterization(**sampling["parameterization"]),
-        Schedule.from_json(sampling["schedule"]),
-        Conditioning.from_json(sampling["conditioning"]),
-    )
-    edits = Structure(structure["architecture"], structure["config"], tuple(structure["edits"]))
-    return Model(
-        denoiser,
-        Sampler(**sampling["sampler"]),
-        edits,
-        tuple(sampling["shape"]),
-        manifest.get("id", ""),
-        manifest.get("source", {}),
-        sampling.get("limit", 1.0),
-        conditions,
-    )
+    with as_written(folder):
+        told = Conditioning.from_json(sampling["conditioning"])
+        denoiser = Denoiser(
+            network,
+            Parameterization(**sampling["parameterization"]),
+            Schedule.from_json(sampling["schedule"]),
+            told,
+        )
+        edits = Structure(structure["architecture"], structure["config"], tuple(structure["edits"]))
+        return Model(
+            denoiser,
+            Sampler(**sampling["sampler"]),
+            edits,
+            tuple(sampling["shape"]),
+            manifest.get("id") or "",
+            manifest.get("source") or {},
+            sampling.get("limit", 1.0),
+            conditions.checked(_conditions(folder), told, str(folder / CONDITIONS)),
+        )
+
+
+@contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """Whatever a field of the wrong kind, or one that is missing, raises inside is one ArtifactError."""
+    try:
+        yield
+    except WRONG as error:
+        reason = f"{type(error).__name__}: {cut(' '.join(str(error).split()), 300)}"
+        raise ArtifactError(
+            f"{folder}: what its files say does not fit together ({reason}). It was made by another version of optimize, or altered; copy or make it again."
+        ) from error
 
 
 def restore_module(structure: dict[str, Any], tensors: dict[str, Any], path: Path) -> Any:
     """Meta skeleton -> every edit redone by its pass -> tensors assigned; the module in evaluation mode."""
     from optimize.architectures.known import hollow
 
-    module = hollow(structure["architecture"], structure["config"])
-    for edit in structure["edits"]:
-        module = PASSES.get(edit["pass"]).restore(module, edit["record"])
-    load_state(module, tensors, path)
+    with as_written(path.parent):
+        module = hollow(structure["architecture"], structure["config"])
+        for edit in structure["edits"]:
+            module = PASSES.get(edit["pass"]).restore(module, edit["record"])
+        load_state(module, tensors, path)
     return module.eval().requires_grad_(False)
 
 

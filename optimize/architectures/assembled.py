@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optimize.architectures.entry import Architecture, Config
 from optimize.architectures.known import architecture
 from optimize.diffusion import parameterization, schedule
-from optimize.diffusion.denoiser import Denoiser
+from optimize.diffusion.denoiser import Conditioning, Denoiser
 from optimize.diffusion.followed import followed
 from optimize.diffusion.model import Model, Structure
 from optimize.diffusion.network import TorchNetwork
@@ -35,17 +35,21 @@ def assembled(
     module: nn.Module | None = None,
     source: dict[str, Any] | None = None,
     conditions: Mapping[str, Tensor] | None = None,
+    conditioning: Conditioning | None = None,
 ) -> Model:
-    """The Model, in evaluation mode; `module` is the network with its weights, built anew where it is not given."""
+    """The Model, in evaluation mode; `module` is the network with its weights, built anew where it is not given, and
+    `conditioning` that of its config where that is not given. Raises UserError for guidance that it cannot have."""
     entry = architecture(name)
     inputs, shape = entry.inputs(config), entry.shape(config)
+    conditioning = conditioning or entry.conditioning(config)
+    conditioning.check_guidance(sampler.guidance.cfg)
     module = entry.build(config) if module is None else module
     tokens = shape[0] if len(shape) == 2 else math.prod(shape[1:]) // 4
     denoiser = Denoiser(
         TorchNetwork(module.eval().requires_grad_(False), inputs),
         _parameterization(entry, config, scheduler),
         schedule.from_diffusers(scheduler, tokens),
-        entry.conditioning(config),
+        conditioning,
     )
     sampler, notes = followed(sampler, denoiser.schedule, packed=len(shape) == 2)
     for note in notes:

@@ -23,7 +23,7 @@ MOST = 4_000  # tensors of a network whose weights are not known; SDXL's U-Net h
 SPARE = 64  # tensors a network may have beside twice those of its file, so that a few missing ones are named
 LARGEST_TABLES = 2**31  # bytes of a network's buffers that are no part of its weights, such as tables of positions
 LARGEST_INPUT = 2**28  # numbers of one sample of an input
-WRONG = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)  # fmt: skip
+WRONG = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, RuntimeError, TypeError, ValueError)  # fmt: skip
 
 
 def on_meta(build: Callable[[], nn.Module], config: Any, where: str, tensors: int | None = None) -> nn.Module:
@@ -34,11 +34,22 @@ def on_meta(build: Callable[[], nn.Module], config: Any, where: str, tensors: in
 
     most = MOST if tensors is None else 2 * tensors + SPARE
     held = "more than any network here has" if tensors is None else f"its weights hold {tensors}"
+    check_depth(config, where)
     said = f"it asks for a network of more than {most} tensors, and {held}"
     with as_errors(config, where), _at_most(most, said), torch.device("meta"):
         module = build()
     _check_tables(module, config, where)
     return module
+
+
+def check_depth(config: Any, where: str) -> None:
+    """Raise ArtifactError where a config counts more layers or blocks than a network here may have tensors: some libraries
+    make lists of that length before any layer."""
+    for name, count in _numbers(config):
+        if count > MOST and name.endswith(("layers", "per_block", "blocks", "depth", "depths", "stages")):
+            raise ArtifactError(
+                f"{where}: it asks for more layers than the {MOST} that a network here may have{_largest(config)}. Correct the config, or copy it again."
+            )
 
 
 @contextmanager
@@ -112,8 +123,12 @@ def check_inputs(inputs: Sequence[TensorSpec], config: Any, where: str) -> None:
 def _largest(config: Any) -> str:
     """The three largest whole numbers of a config by name, in words; empty where it has none."""
     found = sorted(_numbers(config), key=lambda pair: -abs(pair[1]))[:3]
-    shown = ", ".join(f"{name[:60]} {value if abs(value) < 10**20 else f'of {value.bit_length()} bits'}" for name, value in found)  # fmt: skip
+    shown = ", ".join(f"{_plain(name)} {value if abs(value) < 10**20 else f'of {value.bit_length()} bits'}" for name, value in found)  # fmt: skip
     return f"; its largest numbers are {shown}" if shown else ""
+
+
+def _plain(name: str) -> str:
+    return name[:60] if name.isprintable() else ascii(name)[:60]
 
 
 def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, int]]:

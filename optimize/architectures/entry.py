@@ -6,12 +6,14 @@ inputs, and `controlnet`: true for a U-Net that is fed a ControlNet's residuals.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimize.diffusion.denoiser import Conditioning
 from optimize.diffusion.network import TensorSpec
+from optimize.errors import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,9 +46,29 @@ def from_diffusers(name: str) -> Callable[[Config], nn.Module]:
     def build(config: Config) -> nn.Module:
         import diffusers
 
-        return getattr(diffusers, name).from_config({k: v for k, v in config.items() if k != OURS})
+        kind = getattr(diffusers, name)
+        _check_kinds(kind, config)
+        return kind.from_config({k: v for k, v in config.items() if k != OURS})
 
     return build
+
+
+def _check_kinds(kind: type, config: Config) -> None:
+    """Raise TypeError for a config's value of another kind than its default, which a layer would meet when it computes."""
+    for name, about in inspect.signature(kind.__init__).parameters.items():  # type: ignore[misc]
+        usual, given = about.default, config.get(name, about.default)
+        if given is usual or (given is None and not isinstance(usual, float | bool)):
+            continue
+        if isinstance(usual, bool):
+            fits = isinstance(given, bool)
+        elif isinstance(usual, float):
+            fits = isinstance(given, int | float) and not isinstance(given, bool)
+        elif isinstance(usual, int):
+            fits = isinstance(given, list | tuple) or (type(given) is int and (given >= 0 or usual < 0))
+        else:
+            fits = not isinstance(usual, str) or isinstance(given, str | list | tuple | bool)
+        if not fits:
+            raise TypeError(f"{name} is {shown(given)}, and {shown(usual)} by default")
 
 
 def ours(config: Config, key: str, default: Any = None) -> Any:

@@ -111,11 +111,11 @@ def _artifact(folder: Path) -> str:
 def _pipeline(folder: Path) -> str:
     if not (folder / INDEX).is_file():
         return ""
-    index = read_json(folder / INDEX)
+    index = read_json(folder / INDEX, object)
     name = _plain(class_name(index)) or "of a class that is not named"
     if any((folder / n / "model.onnx").is_file() for n in NETWORKS):
         return f"a pipeline in ONNX ({name}), which is what this library makes of one. {PIPELINE} with its weights as safetensors"
-    held = {n: _plain(class_name(read_json(folder / n / "config.json"))) for n in _with_config(folder)}
+    held = {n: _plain(class_name(read_json(folder / n / "config.json", object))) for n in _with_config(folder)}
     unknown = [f"{n}/ ({c})" for n, c in held.items() if n in NETWORKS and c not in ARCHITECTURES]
     shown = ", ".join(unknown) if unknown else f"no {NETWORKS[0]}/ or {NETWORKS[1]}/ with a config.json"
     return f"a whole pipeline ({name}) whose denoiser is not known here: {shown}. Known are {', '.join(sorted(ARCHITECTURES))}"
@@ -125,7 +125,7 @@ def _network(folder: Path) -> str:
     """A folder with a config.json of its own."""
     if not (folder / "config.json").is_file():
         return _scheduler(folder)
-    name = _plain(class_name(read_json(folder / "config.json")))
+    name = _plain(class_name(read_json(folder / "config.json", object)))
     if name in ARCHITECTURES:
         around = folder.resolve().parent
         beside = f": {around}" if (around / "scheduler" / "scheduler_config.json").is_file() else ""
@@ -152,7 +152,7 @@ def _loose(folder: Path) -> str:
     """Networks one level down, or checkpoints in one file."""
     held = _with_config(folder)
     if held:
-        name = _plain(class_name(read_json(folder / held[0] / "config.json")))
+        name = _plain(class_name(read_json(folder / held[0] / "config.json", object)))
         return f"no {NETWORKS[0]}/config.json and no {NETWORKS[1]}/config.json in it; it holds {held[0]}/ ({name or 'no class'}). {PIPELINE}"
     if single := _first(folder, lambda n: n.endswith(".safetensors")):
         return f"the folder of a checkpoint in one file. Give the file itself: {folder / single}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from optimize.architectures.entry import Architecture, Config, from_diffusers, ours, sized, square, told
 from optimize.diffusion.denoiser import Conditioning
 from optimize.diffusion.network import TensorSpec
@@ -19,9 +21,9 @@ def _plain_inputs(config: Config) -> tuple[TensorSpec, ...]:
 
 
 def _plain_conditioning(config: Config) -> Conditioning:
-    """The last class embedding is the null class, as classifier-free training adds it."""
+    """Every class embedding is a class: whether one of them was trained as the null class, only the source can say."""
     count = config.get("num_class_embeds")
-    return Conditioning("class", count - 1, count - 1) if count else Conditioning()
+    return Conditioning("class", count) if count else Conditioning()
 
 
 def _plain_shape(config: Config) -> tuple[int, ...]:
@@ -116,10 +118,12 @@ def _residuals(config: Config) -> tuple[TensorSpec, ...]:
 
 def _text_conditioning(config: Config) -> Conditioning:
     """Everything but latents and time; channels the network reads beyond those it predicts (mask, masked image) are a
-    condition under the latents' own name. The text alone differs in the unconditional branch."""
+    condition under the latents' own name. The text alone differs in the unconditional branch, unless the source says
+    which class is null."""
     extra = config.get("in_channels", 4) - _text_shape(config)[0]
     behind = (TensorSpec("sample", ("B", extra, "H", "W"), sizes=_sizes(config)),) if extra > 0 else ()
-    return told(_text_inputs(config), TEXT, behind)
+    labels = config.get("num_class_embeds") if config.get("class_embed_type") is None else None
+    return replace(told(_text_inputs(config), TEXT, behind), classes=labels or 0)
 
 
 def _text_shape(config: Config) -> tuple[int, ...]:

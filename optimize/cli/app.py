@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from optimize.cli import names as cli_names
+from optimize.cli.asked import Asked, brief, told
 from optimize.cli.hand_over import export
 from optimize.cli.look import bench, compare, inspect, plan
 from optimize.cli.options import AsJson, Exported, PriceTable, console_of
@@ -109,16 +110,19 @@ def report(
 
     Example: optimize report exported/digits
     """
+    from optimize.plain.shapes import as_shaped
     from optimize.runs.execute import write_reports
     from optimize.storage.weights import read_json
 
     summary = read_json(folder / "summary.json")
-    write_reports(summary, folder)
+    with as_shaped(folder / "summary.json"):
+        write_reports(summary, folder)
     if as_json:
         files = {kind: str(folder / f"report.{kind}") for kind in ("html", "md")}
         typer.echo(json.dumps(summary | {"files": files}, indent=1))
     else:
-        _show(summary, folder, console_of())
+        with as_shaped(folder / "summary.json"):
+            _show(summary, folder, console_of())
 
 
 def verify(
@@ -154,7 +158,7 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes any free one.")] = 8000,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="A further name that browsers may call this server by. Repeat for more."),
@@ -244,7 +248,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """The command's result; raises Interrupted."""
         try:
-            return super().invoke(ctx)
+            with brief():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise Interrupted(ctx.invoked_subcommand or "") from stop
 
@@ -289,10 +294,10 @@ app = typer.Typer(
 )
 app.callback()(options)
 for command in (run, plan, export, serve, bench, compare, report, inspect, verify):
-    app.command()(command)
-app.command("list")(list_)
-app.command()(schema)
-app.command()(gc)
+    app.command(cls=Asked)(command)
+app.command("list", cls=Asked)(list_)
+app.command(cls=Asked)(schema)
+app.command(cls=Asked)(gc)
 
 
 def main() -> None:
@@ -307,7 +312,7 @@ def main() -> None:
     except Exception as error:
         if heard:  # native code that is interrupted may raise an error of its own, such as a file cut short
             _stopped("")
-        error = _of_a_full_disk(error)
+        error = told(_of_a_full_disk(error))
         if not isinstance(error, OptimizeError):
             raise
         typer.secho(f"error: {error}", err=True, fg="red")

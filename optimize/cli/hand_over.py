@@ -57,7 +57,7 @@ Level = Annotated[int, typer.Option(min=0, max=5, help="How long TensorRT looks 
 Tf32 = Annotated[bool, typer.Option(help="FP32 layers may round their inputs to TF32.")]
 Workspace = Annotated[float, typer.Option(min=0.001, help="Scratch memory of a kernel on the GPU.")]
 Lost = Annotated[str, typer.Option(help="error, or warn: keep an engine that computes wider than its graph asks.")]
-Minutes = Annotated[float, typer.Option(min=0.001, help="A build may take at most.")]
+Minutes = Annotated[float, typer.Option(min=0.001, max=10_000, help="A build may take at most.")]
 MemoryGb = Annotated[float | None, typer.Option(min=0.001, help="A build may take at most.")]
 Kits = Annotated[Path | None, typer.Option(help="Folder for build kits; kits/ beside the artifact.")]
 Kit = Annotated[bool, typer.Option(help="A build kit where TensorRT must build elsewhere.")]
@@ -75,6 +75,9 @@ Denoiser = Annotated[
 ]
 Loras = Annotated[Texts, typer.Option(help="LoRA of a pipeline, FILE or FILE:strength. Repeat for more.")]
 LoraAs = Annotated[str, typer.Option(help="merged into the weights, or a switch: an input lora_scale.")]
+NullClass = Annotated[
+    int | None, typer.Option(min=0, help="Of a network: the label trained as no class; guidance needs it.")
+]
 Quiet = Annotated[bool, typer.Option(help="No progress bars.")]
 
 
@@ -106,6 +109,7 @@ def export(
     lora: Loras = None,
     lora_as: LoraAs = "merged",
     config: Configs = None,
+    null_class: NullClass = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -147,6 +151,7 @@ def export(
             _pipeline(artifact, layout or "optimum", out, made, console, as_json, progress)
             return
         files = {"formats": formats, "kits": place, "zipped": zip, "out": out, "config": config}
+        files["null_class"] = null_class
         sizes = (batch, size or [])
         rows = _artifact(artifact, target, onnx or [], sizes, kernels | kept | limits, files, exported, progress)
     _tell(rows, console, as_json)
@@ -204,7 +209,7 @@ def _adopt(artifact: Path, kits: list[Path], console: Console, as_json: bool) ->
             console.print(f"{row['target']}: parity {row['origin']['parity']}", markup=False, soft_wrap=True)
 
 
-OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "tf32", "workspace_gb", "precision_lost", "minutes", "memory_gb", "kits", "kit", "zip", "exported")  # fmt: skip
+OF_ENGINES = ("target", "batch", "size", "exact", "flag", "hardware_compatible", "level", "tf32", "workspace_gb", "precision_lost", "minutes", "memory_gb", "kits", "kit", "zip", "exported", "null_class")  # fmt: skip
 OF_PIPELINES = ("format", "onnx", "layout", "out", "denoiser", "lora", "lora_as", "config")
 NOTHING_MADE = "of what is made here, and --adopt makes nothing. Leave it out, or export apart."
 FOR_A_NETWORK = "for a network alone, and this exports a whole pipeline. Leave it out, or give --format for the denoiser alone."  # fmt: skip

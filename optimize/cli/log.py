@@ -1,4 +1,5 @@
-"""Where a command's log goes: a line a step to a run's file, and warnings to stderr as well, each said once."""
+"""Where a command's log goes: a line a step to a run's file, and what the storage warns of, such as waiting for another
+command or making a damaged stage again, to stderr as well."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Warnings(logging.Handler):
 
 
 def log_to(path: Path) -> None:
-    """Send this package's log to a file, and its warnings to stderr too. EnvironmentLacks where it cannot be opened."""
+    """Send this package's log to a file, and the storage's warnings to stderr too. EnvironmentLacks where it cannot be
+    opened."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = RunLog(path)
@@ -42,4 +44,4 @@ def log_to(path: Path) -> None:
     logger = logging.getLogger("optimize")
     logger.setLevel(logging.INFO)
     logger.addHandler(file)
-    logger.addHandler(Warnings(logging.WARNING))
+    logging.getLogger("optimize.storage").addHandler(Warnings(logging.WARNING))  # others print what they warn of

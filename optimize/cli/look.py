@@ -27,8 +27,10 @@ def plan(
     latency_ms: Annotated[float | None, typer.Option(help="Budget: milliseconds of a batch of images.")] = None,
     size_mb: Annotated[float | None, typer.Option(help="Budget: megabytes of the network's file.")] = None,
     max_quality_loss: Annotated[float | None, typer.Option(help="Budget: rise of FID, 0.3 is 1.3 times.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of today, instead of the recipe's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images drawn at once.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Sampling steps of today, instead of the recipe's.")
+    ] = None,
     cfg: Annotated[float | None, typer.Option(min=0, help="Guidance weight of today; 0 is none.")] = None,
     like: Annotated[
         str | None,
@@ -90,13 +92,17 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,16.")] = "1",
     io: Annotated[str, typer.Option(help="host, device, or both: where inputs and outputs are.")] = "host",
     cuda_graphs: Annotated[str, typer.Option(help="off, on, or both.")] = "off",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of every row; slow images sit some out.")] = 20,
-    seconds: Annotated[float, typer.Option(min=0.001, help="Timed work in a turn, of calls and of images.")] = 0.1,
-    warm_up: Annotated[float, typer.Option(min=0, help="Seconds of warm-up at most, for each kind.")] = 0.6,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Turns of every row; slow images sit some out.")] = 20,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, max=3600, help="Timed work in a turn, of calls and of images.")
+    ] = 0.1,
+    warm_up: Annotated[float, typer.Option(min=0, max=3600, help="Seconds of warm-up at most, for each kind.")] = 0.6,
     sampler: Annotated[str | None, typer.Option(help="Solver instead of the artifact's own.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps instead of the artifact's own.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a row; all cores by default.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of turns.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps instead of the artifact's own.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="CPU threads of a row; all cores by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the order of turns.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Measurements file (.jsonl) to append the rows to.")] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
@@ -170,7 +176,7 @@ def inspect(
             help="An artifact, a diffusers pipeline or one of its parts, a checkpoint in one file, or a config.json."
         ),
     ],
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images at once.")] = 1,
     target: Annotated[
         str,
         typer.Option(help="Device class the roofline speaks of; here is this machine.", autocompletion=names.targets),
@@ -178,7 +184,7 @@ def inspect(
     precision: Annotated[
         str | None, typer.Option(help="Format the roofline computes in; fp16 on a GPU, else fp32.")
     ] = None,
-    depth: Annotated[int, typer.Option(help="Names of a module's path that layers are summed by.")] = 2,
+    depth: Annotated[int, typer.Option(min=1, max=100, help="Names of a module's path that layers are summed by.")] = 2,
     measure: Annotated[bool, typer.Option(help="Time the network in torch eager, where it has weights.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for the report as JSON and a picture.")] = None,
     config: Configs = None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from optimize.architectures.artifact import load_model
-from optimize.configs import describe
+from optimize.configs import described
 from optimize.delivery.as_onnx import RUNNER as CHECKED_BY
 from optimize.delivery.as_onnx import export_model, limit_of, load_network, merged, write_onnx
 from optimize.diffusion.context import Context
@@ -60,6 +61,7 @@ class Request:
     zipped: bool = False
     out: Path | None = None  # where the artifact of a folder of diffusers goes
     config: Path | None = None  # of a checkpoint in one file: the folder of its configs
+    null_class: int | None = None  # of a network in a folder or file: the label that means no class
 
 
 def export(asked: Request, store: Store, progress: Progress = silent) -> list[Row]:
@@ -70,6 +72,8 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
     restore(asked.artifact)
     if not (asked.artifact / MANIFEST).is_file():
         return _from_diffusers(asked, store, progress)
+    if asked.null_class is not None:
+        raise UserError(f"--null-class: {asked.artifact} is an artifact, which holds its classes. Leave it out.")
     settled(verify, asked.artifact)
     formats = _formats(asked)
     found = classes(asked.targets)
@@ -95,10 +99,17 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
             _drop_engines(folder, manifest, records)
         wanted = [f for f in formats if f in ENGINES]
         made = _engines(asked, found, wanted, folder, context, rows)
+        if not others and not made:
+            raise _NothingMadeError
         return _fields(manifest, records, made) | ({"parity": parity} if parity else {})
 
-    commit(asked.artifact, write)
+    with suppress(_NothingMadeError):
+        commit(asked.artifact, write)
     return rows
+
+
+class _NothingMadeError(Exception):
+    """The artifact stays as it is: no file was made for it."""
 
 
 def adopt(artifact: Path, kits: Sequence[Path]) -> list[Row]:
@@ -151,7 +162,7 @@ def _from_diffusers(asked: Request, store: Store, progress: Progress) -> list[Ro
     """The denoiser of a folder as an artifact at `out`, then what else is asked of it."""
     formats = _formats(asked)
     classes(asked.targets)
-    model = load_network(asked.artifact, asked.config)
+    model = load_network(asked.artifact, asked.config, asked.null_class)
     if asked.out is None:
         raise UserError(
             "--out: a network becomes an artifact in a folder of its own. Give e.g. --out exported/network."
@@ -315,7 +326,7 @@ def parse_settings(batch: str, sizes: Sequence[str], **rest: Any) -> EngineSetti
     try:
         return EngineSettings(batch=numbers(batch, "--batch"), sizes=found, **rest)
     except ValidationError as error:
-        raise UserError("\n".join(describe(e, EngineSettings) for e in error.errors())) from None
+        raise UserError("\n".join(described(error, EngineSettings))) from None
 
 
 def exit_code(rows: Sequence[Row]) -> int:

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from optimize.architectures.artifact import sampler_json, save_model
-from optimize.configs import describe, digest
+from optimize.configs import described, digest
 from optimize.diffusion.backend import open_runner, reads_weights
 from optimize.diffusion.context import Context
-from optimize.errors import EnvironmentLacks, GateFailed, UserError, unknown
+from optimize.errors import EnvironmentLacks, GateFailed, UserError, cut, unknown
 from optimize.hardware import environment
+from optimize.plain.text import parse_yaml
 from optimize.recipes.schema import ParityGate
 from optimize.registry import EXPORTERS
 from optimize.storage.commit import commit
@@ -69,7 +69,7 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
     """`folder/onnx/model.onnx`: the exporter's record, and `{runner: parity}`. Raises GateFailed where the file is farther
     from the network than its narrowest format may be, or either gives NaN, ArtifactError where a weight is NaN,
     EnvironmentLacks without ONNX Runtime or room."""
-    from optimize.diffusion.parity import parity
+    from optimize.diffusion.parity import parity, worst
 
     check_ort()
     record = config.export(model, folder, context)
@@ -83,9 +83,9 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
         )
     format = narrowest(record)
     limit = limit_of(format)
-    if not far["relative_l2"] <= limit:
+    if not worst(far) <= limit:
         raise GateFailed(
-            f"onnx: the exported file is {far['relative_l2']:.2g} (relative L2) from the network; at most {limit:g} is let "
+            f"onnx: the exported file is {worst(far):.2g} (relative L2) from the network; at most {limit:g} is let "
             f"through in {format}. Nothing was written. Keep more layers in FP32 (fp32_layers), or use a wider precision."
         )
     return record, {RUNNER: far}
@@ -140,13 +140,13 @@ def check_out(out: Path, kind: str) -> None:
     settled(refuse_foreign, out)
 
 
-def load_network(path: Path, config: Path | None = None) -> Model:
-    """The denoiser in a folder of diffusers, or in a checkpoint of one file with the folder of its configs; ArtifactError
-    saying what the path is instead."""
+def load_network(path: Path, config: Path | None = None, null_class: int | None = None) -> Model:
+    """The denoiser in a folder of diffusers, or in a checkpoint of one file with the folder of its configs; `null_class` is
+    the label that means no class. ArtifactError saying what the path is instead."""
     from optimize.diffusion.sampling import Sampler
     from optimize.sources.diffusers import DiffusersSource
 
-    return DiffusersSource(path, config=config).load(Sampler())
+    return DiffusersSource(path, config=config, null_class=null_class).load(Sampler())
 
 
 def onnx_config(fields: Mapping[str, Any], option: str = "") -> Any:
@@ -155,7 +155,7 @@ def onnx_config(fields: Mapping[str, Any], option: str = "") -> Any:
     try:
         return plugin.model_validate(dict(fields))
     except ValidationError as error:
-        raise UserError("\n".join(f"{option}{describe(e, plugin)}" for e in error.errors())) from None
+        raise UserError("\n".join(f"{option}{line}" for line in described(error, plugin))) from None
 
 
 def parse_onnx(texts: Sequence[str]) -> Any:
@@ -167,9 +167,11 @@ def parse_onnx(texts: Sequence[str]) -> Any:
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
-            raise UserError(f'--onnx: given "{text}". Write a field and its value, e.g. precision=fp16.')
+            raise UserError(f'--onnx: given "{cut(text)}". Write a field and its value, e.g. precision=fp16.')
         if name not in known:
             raise unknown("--onnx", name, known)
+        if name in fields:
+            raise UserError(f"--onnx: {name} is given twice. Give it once.")
         several = "tuple" in str(known[name].annotation)
         fields[name] = [v.strip() for v in value.split(",")] if several else _value(text, value)
     return onnx_config(fields, "--onnx ")
@@ -177,6 +179,6 @@ def parse_onnx(texts: Sequence[str]) -> Any:
 
 def _value(text: str, value: str) -> Any:
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f'--onnx: the value of "{text}" cannot be read. Write e.g. precision=fp16.') from None
+        return parse_yaml(value, "--onnx")
+    except UserError:
+        raise UserError(f'--onnx: the value of "{cut(text)}" cannot be read. Write e.g. precision=fp16.') from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from pydantic import ValidationError
 
 from optimize.diffusion.network import TensorSpec
-from optimize.errors import UserError
+from optimize.errors import NAMES, UserError, cut, shown
 from optimize.registry import RUNNERS
 
 if TYPE_CHECKING:
@@ -50,8 +50,15 @@ def runner_config(name: str, **options: Any) -> Any:
     try:
         return plugin(**options)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(_problem(e) for e in error.errors()[:NAMES])
         raise UserError(f'runner "{name}": {problems}. Allowed options: {", ".join(plugin.model_fields)}.') from None
+
+
+def _problem(error: Any) -> str:
+    place, said = cut(".".join(str(x) for x in error["loc"])), cut(error["msg"], 400)
+    if error["type"] == "extra_forbidden":
+        return f"{place}: {said}"
+    return f"{place}: {said}, given {shown(error['input'])}"
 
 
 def spec_parts(spec: str) -> tuple[str, dict[str, Any]]:

@@ -32,6 +32,7 @@ class Data:
     labels: Tensor | None = None
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     told: Callable[[Sequence[int]], Any] | None = None
+    where: str = "context.data"  # the field that an error names
 
     def condition(self, rows: Tensor) -> Any:
         """What the samples in `rows` (B,) are conditioned on: labels (B,), tensors by name, or None."""
@@ -41,19 +42,30 @@ class Data:
 
 
 def conditioned(data: Data, model: Model) -> Data:
-    """The data with the conditions that the model is told: the data's own, else the model's, else stand-ins. Data of a
-    model that is told a class, or nothing, stays as it is."""
-    from optimize.diffusion.conditions import rows
+    """The data, checked against the model, with the conditions that it is told: the data's own, else the model's, else
+    stand-ins. Raises UserError for samples, labels or conditions that are not the model's."""
+    from optimize.diffusion.conditions import checked, rows
 
+    data = _fitted(data, model)
     about = model.denoiser.conditioning
     if about.kind != "tensors":
         return data
-    names = {spec.name for spec in about.tensors}
-    given = {**model.conditions, **{k: v for k, v in data.conditions.items() if k.removeprefix("null.") in names}}
+    given = {**model.conditions, **checked(data.conditions, about, data.where, len(data.images))}
     missing = [spec.name for spec in about.tensors if spec.name not in given and spec.fill == "normal"]
     if missing:
         log.info("seeded normal numbers stand in for %s", ", ".join(missing))
     return replace(data, told=lambda indices: rows(about, given, indices))
+
+
+def _fitted(data: Data, model: Model) -> Data:
+    """The data as float32 with int64 labels, after both were found to be what the model takes."""
+    from optimize.storage.dataset import check_shape, in_memory
+
+    found = in_memory(data.images, data.labels, data.where, "latents" if model.limit is None else "images")
+    check_shape(found, model.shape, model.limit is None)
+    model.denoiser.conditioning.check_labels(found.labels, data.where)
+    fits = data.images.is_floating_point() and data.images.element_size() == 4 and data.labels is found.labels
+    return data if fits else replace(data, images=data.images.float(), labels=found.labels)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from optimize.diffusion.network import Network, TensorSpec
 from optimize.diffusion.parameterization import Parameterization
 from optimize.diffusion.schedule import Schedule
+from optimize.errors import UserError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+CLASS = "class_labels"  # the input that a class is told by
+
+
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network is told: nothing; a class label in [0, classes), where `null` is the unconditional label; or
-    `tensors` by the names of its inputs, of which those in `nulled` have another value in the unconditional branch.
+    """What the network is told: nothing; a class label; or `tensors` by the names of its inputs, of which those in `nulled`
+    have another value in the unconditional branch.
+
+    There are `classes` labels, counted from 0; `null` is the unconditional one, which is none of them and left out where
+    it stands among them. Where tensors hold `class_labels`, `classes` and `null` are theirs.
 
     A tensor that has the name of the latents holds further channels, which go behind those of the latents (a mask and
     a masked image, say).
@@ -42,6 +49,73 @@ class Conditioning:
         tensors = tuple(TensorSpec.from_json(spec) for spec in value.get("tensors", ()))
         null = tuple(value.get("nulled", ()))
         return cls(value["kind"], value.get("classes", 0), value.get("null"), tensors, null)
+
+    def label(self, number: int) -> int:
+        """Class `number mod classes`; the null label is passed over."""
+        which = number % self.classes
+        return which + 1 if self.null is not None and which >= self.null else which
+
+    @property
+    def labels(self) -> str:
+        """The labels that are classes, in words."""
+        last = self.label(self.classes - 1)
+        within = self.null is not None and self.label(0) < self.null < last
+        return f"{self.label(0)} to {last}" + (f" without {self.null}, the null class" if within else "")
+
+    def named(self, classes: int | None, null: int | None) -> Conditioning:
+        """The same where the source says how many of a network's labels are classes and which is null. Raises UserError
+        for what the network does not have."""
+        if classes is None and null is None:
+            return self
+        for name, value in (("classes", classes), ("null_class", null)):
+            if value is not None and type(value) is not int:
+                raise UserError(f"source.{name}: given {shown(value, 40)}. A whole number is needed.")
+        rows = max(self.classes, -1 if self.null is None else self.null + 1)
+        if not rows:
+            given = "source.null_class" if classes is None else "source.classes"
+            raise UserError(f"{given}: this network is told no class. Leave it out.")
+        null = self._null_among(rows, null)
+        most = rows - (null is not None)
+        if classes is not None and not 1 <= classes <= most:
+            raise UserError(f"source.classes: given {shown(classes, 40)}. This network has 1 to {most} classes.")
+        nulled = (*self.nulled, CLASS) if self.kind == "tensors" and null is not None else self.nulled
+        return replace(
+            self, classes=most if classes is None else classes, null=null, nulled=tuple(dict.fromkeys(nulled))
+        )
+
+    def _null_among(self, rows: int, null: int | None) -> int | None:
+        if null is None or null == self.null:
+            return self.null
+        if self.null is not None:
+            raise UserError(
+                f"source.null_class: given {shown(null, 40)}. The null class of this network is {self.null}."
+            )
+        if not 0 <= null < rows:
+            raise UserError(f"source.null_class: given {shown(null, 40)}. This network's labels are 0 to {rows - 1}.")
+        return null
+
+    def check_labels(self, labels_N: Tensor | None, where: str) -> None:
+        """Raise UserError for samples without labels of a network that is told a class, and for labels that are none."""
+        if self.kind != "class":
+            return
+        if labels_N is None:
+            raise UserError(f"{where}: no labels, and this network is told a class. Give `labels` (N,), {self.labels}.")
+        last = self.label(self.classes - 1)
+        wrong = labels_N[(labels_N < 0) | (labels_N > last) | (labels_N == (-1 if self.null is None else self.null))]
+        if len(wrong):
+            raise UserError(f"{where}: a label is {int(wrong[0])}. The classes of this network are {self.labels}.")
+
+    def check_guidance(self, cfg: float | None) -> None:
+        """Raise UserError where guidance is asked for and no unconditional branch is known."""
+        if not cfg or self.null is not None or self.nulled:
+            return
+        told = {
+            "none": "this network is told nothing. Leave cfg out.",
+            "class": "which label means no class is not known. Say it in source.null_class (optimize.load: null_class), "
+            f"e.g. {self.classes - 1} where the last of its {self.classes} labels was trained as that; else leave cfg out.",
+            "tensors": "none of what this network is told has another value without it. Leave cfg out.",
+        }
+        raise UserError(f"sampler.guidance.cfg: given {cfg:g}. It needs an unconditional branch, and {told[self.kind]}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +176,7 @@ class Denoiser:
             return torch.full_like(condition, about.null)
         return {
             **condition,
-            **{name: _null(condition, spec) for spec in about.tensors if (name := spec.name) in about.nulled},
+            **{name: _null(about, condition, spec) for spec in about.tensors if (name := spec.name) in about.nulled},
         }
 
     def dropped(self, condition: Any, gone_B: Tensor) -> Any:
@@ -140,13 +214,15 @@ class Denoiser:
 NULL = "null."  # before a name: the tensor that takes its place in the unconditional branch
 
 
-def _null(condition: Mapping[str, Tensor], spec: TensorSpec) -> Tensor:
-    """The given null tensor of an input, its constant stand-in (as it is), or zeros."""
+def _null(about: Conditioning, condition: Mapping[str, Tensor], spec: TensorSpec) -> Tensor:
+    """The given null tensor of an input, the null class, its constant stand-in (as it is), or zeros."""
     import torch
 
     value = condition[spec.name]
     if NULL + spec.name in condition:
         return condition[NULL + spec.name].to(value).expand_as(value)
+    if spec.name == CLASS and about.null is not None:
+        return torch.full_like(value, about.null)
     return torch.zeros_like(value) if spec.fill == "normal" else value
 
 

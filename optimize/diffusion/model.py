@@ -83,11 +83,11 @@ class Model:
         return replace(self, denoiser=self.denoiser.with_network(network))
 
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
-        """Class of each seed, `seed mod classes` (B,) int64; None for a model that has no classes."""
+        """Class of each seed, number `seed mod classes` (B,) int64; None for a model that has no classes."""
         import torch
 
         conditioning = self.denoiser.conditioning
-        return torch.tensor([s % conditioning.classes for s in seeds]) if conditioning.kind == "class" else None
+        return torch.tensor([conditioning.label(s) for s in seeds]) if conditioning.kind == "class" else None
 
     def condition(self, seeds: Sequence[int]) -> Any:
         """What the samples of these seeds are conditioned on: labels (B,), tensors by name, or None."""
@@ -112,10 +112,12 @@ class Model:
     ) -> Tensor:
         """Images (N,C,H,W) float32 in [-1, 1], or latents, one per seed; `done(n)` is called with the images made by each batch.
 
-        The sampler's state, and the images, are on `device`; a seed's noise is the same on all of them.
+        The sampler's state, and the images, are on `device`; a seed's noise is the same on all of them. Raises UserError
+        for a sampler with guidance where no unconditional branch is known.
         """
         import torch
 
+        self.denoiser.conditioning.check_guidance((sampler or self.sampler).guidance.cfg)
         made = []
         with torch.inference_mode():
             for start in range(0, len(seeds), batch):

@@ -6,7 +6,7 @@ A network whose own output is not finite is no reference: what a runtime makes o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from optimize import rng
@@ -28,7 +28,7 @@ def parity(
     reference: Model, other: Network, levels: int = 10, batch: int = 8, seed: int = 0, times: list[float] | None = None
 ) -> dict[str, Any]:
     """`{levels: [{t, max_abs, relative_l2}], edges: [{t, relative_l2}], max_abs, relative_l2}`, the last two the worst over
-    levels and edges, and `not_finite`, a sentence, where a network gives NaN or infinities.
+    levels (`worst` is that over edges as well), and `not_finite`, a sentence, where a network gives NaN or infinities.
 
     Inputs at native time t are `alpha_t x + sigma_t eps` with seeded x = clipped noise, eps normal, B = `batch`; `times` defaults to `levels`
     times from nearly clean to noisiest. relative_l2 = |a - b| / |b| over the batch; a NaN counts as infinite. At the
@@ -43,9 +43,14 @@ def parity(
         "levels": rows,
         "edges": [row for row, _ in edges],
         "max_abs": max(r["max_abs"] for r in rows),
-        "relative_l2": max(r["relative_l2"] for r in (*rows, *(row for row, _ in edges))),
+        "relative_l2": max(r["relative_l2"] for r in rows),
         **({"not_finite": said[0]} if said else {}),
     }
+
+
+def worst(found: Mapping[str, Any]) -> float:
+    """The largest distance of a parity, over noise levels and edges: what a gate holds against its limit."""
+    return max([found["relative_l2"], *(r["relative_l2"] for r in found.get("edges", ()))])
 
 
 def noise_levels(model: Model, levels: int) -> list[float]:

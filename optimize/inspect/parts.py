@@ -6,6 +6,7 @@ A part knows its network's structure at once and loads its weights only when ask
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from optimize.architectures.components import COMPONENTS, Config, class_name, co
 from optimize.architectures.original import is_single, part_weights
 from optimize.architectures.recognized import recognized
 from optimize.errors import ArtifactError, UserError, unknown
+from optimize.storage.accounting import fit
 from optimize.storage.trust import MANIFEST, checked
 from optimize.storage.variants import weights_files, weights_of
 from optimize.storage.weights import header, read_json, refuse_pickle
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from optimize.diffusion.network import TensorSpec
     from optimize.storage.variants import Weights
 
+WEIGHTS = "model.safetensors"  # of an artifact
 ROLES = ("denoiser", "decoder", "text encoder", "other")
 
 
@@ -84,7 +87,7 @@ def _nothing(path: Path, found: list[Part]) -> str:
 
 
 def _artifact(folder: Path) -> Part:
-    from optimize.architectures.artifact import architecture_module, load_model
+    from optimize.architectures.artifact import architecture_module, as_written, load_model
     from optimize.architectures.known import architecture
     from optimize.quantization.fake_quant import formats
     from optimize.registry import PASSES
@@ -94,16 +97,21 @@ def _artifact(folder: Path) -> Part:
     def edited() -> nn.Module:
         import torch
 
-        with torch.device("meta"):
+        with as_written(folder), torch.device("meta"):
             module = architecture_module(structure)
-        for edit in structure["edits"]:
-            module = PASSES.get(edit["pass"]).restore(module, edit["record"])
-        return module.eval().requires_grad_(False)
+        with as_written(folder):
+            for edit in structure["edits"]:
+                module = PASSES.get(edit["pass"]).restore(module, edit["record"])
+        module = module.eval().requires_grad_(False)
+        if os.path.lexists(folder / WEIGHTS):
+            fit(module, header(folder / WEIGHTS), folder / WEIGHTS)
+        return module
 
-    name, tables = structure["architecture"], [e["record"].get("quantizers", ()) for e in structure["edits"]]
-    inputs = architecture(name).inputs(structure["config"])
-    note = "Quantizers are emulated by torch: measured times are longer than an engine's." if any(tables) else ""
-    rows = [row for table in tables for row in table]
+    with as_written(folder):
+        name, tables = structure["architecture"], [e["record"].get("quantizers", ()) for e in structure["edits"]]
+        inputs = architecture(name).inputs(structure["config"])
+        note = "Quantizers are emulated by torch: measured times are longer than an engine's." if any(tables) else ""
+        rows = [row for table in tables for row in table]
     return Part(
         folder.name, "denoiser", name, inputs, edited, lambda: load_model(folder).module, formats(rows), note=note
     )

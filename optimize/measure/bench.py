@@ -9,17 +9,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pydantic import ValidationError
+
 from optimize.architectures.artifact import verify_network
+from optimize.configs import MOST_AT_ONCE, described
 from optimize.diffusion.backend import runner_config, spec_parts
 from optimize.diffusion.sampling import ALL_SOLVERS, Sampler
-from optimize.errors import ArtifactError, UserError, unknown
+from optimize.errors import ArtifactError, UserError, cut, unknown
 from optimize.measure.record import Measurement, Variant, policy_text
+from optimize.plain.shapes import Measured, misshapen
+from optimize.plain.text import LARGEST, parse_json, read_text
 from optimize.registry import RUNNERS
 from optimize.storage.commit import write_text_atomically
 from optimize.storage.disk import writing
@@ -75,9 +81,10 @@ def variants(
 def numbers(text: str, option: str) -> tuple[int, ...]:
     """Whole numbers above zero, separated by commas; UserError for anything else."""
     parts = [p.strip() for p in text.split(",")]
-    wrong = [p for p in parts if not p.isdecimal() or int(p) < 1]
+    wrong = [p for p in parts if not re.fullmatch("0*[1-9][0-9]{0,9}", p, re.ASCII) or int(p) > MOST_AT_ONCE]
     if wrong:
-        raise UserError(f'{option}: "{wrong[0]}" is no whole number above zero. Give e.g. {option} 1,16.')
+        allowed = f"is no whole number above zero. Give e.g. {option} 1,16. At most {MOST_AT_ONCE}"
+        raise UserError(f'{option}: "{cut(wrong[0], 40)}" {allowed}.')
     return tuple(dict.fromkeys(int(p) for p in parts))
 
 
@@ -95,18 +102,20 @@ def append(path: Path, rows: Sequence[Measurement]) -> None:
 
 def read(path: Path) -> list[Measurement]:
     """Every row of a measurements file, in the order they were written; ArtifactError naming a line that is none."""
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file. Make one with: optimize bench ARTIFACT --out {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: not a measurements file ({error}).") from error
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file. Make one with: optimize bench ARTIFACT --out {path}")
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, LARGEST, ArtifactError, "a measurements file").splitlines(), 1):
+        if not line.strip():
+            continue
         try:
-            found.append(Measurement.from_json(json.loads(line)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            value = parse_json(line, str(path))
+            wrong = misshapen(value, Measured)
+            found += [] if wrong else [Measurement.from_json(value)]
+        except (UserError, ValueError, TypeError) as error:
             raise _malformed(path, number) from error
+        if wrong:
+            raise _malformed(path, number, wrong)
     return found
 
 
@@ -125,9 +134,9 @@ def check_out(path: Path) -> None:
         read(path)
 
 
-def _malformed(path: Path, line: int) -> ArtifactError:
+def _malformed(path: Path, line: int, why: str = "") -> ArtifactError:
     return ArtifactError(
-        f"{path}: line {line} is no whole measurement (one JSON object a line, as optimize bench writes). Remove that line, or choose another file."
+        f"{path}: line {line} is no whole measurement (one JSON object a line, as optimize bench writes). {why} Remove that line, or choose another file."
     )
 
 
@@ -171,4 +180,7 @@ def _sampler(folder: Path, solver: str | None, steps: int | None) -> Sampler | N
         raise unknown("--sampler", solver, ALL_SOLVERS)
     own: dict[str, Any] = read_json(checked(folder, "sampler.json"))["sampler"]
     changed = {"timesteps": None} | {k: v for k, v in (("solver", solver), ("steps", steps)) if v is not None}
-    return Sampler(**(own | changed))
+    try:
+        return Sampler(**(own | changed))
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / 'sampler.json'}: {'; '.join(described(error, Sampler, 'sampler'))}") from None

@@ -5,19 +5,19 @@ cost of 1,000 images = price of an hour / 3600 * 1000 / images a second
 
 from __future__ import annotations
 
-import datetime
+import os
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from optimize.configs import Config
-from optimize.errors import UserError, did_you_mean
+from optimize.errors import NAMES, UserError, cut, did_you_mean, shown
 from optimize.hardware.targets import targets
 from optimize.measure.statistics import Interval
+from optimize.plain.text import LARGEST_YAML, parse_yaml, read_text
 
 SHIPPED = "prices.yaml"
 
@@ -28,17 +28,13 @@ def _date(value: str) -> str:
     return value
 
 
-def _written(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime.date) else value  # YAML reads 2025-06-30 as a date
-
-
 class Price(Config):
     """What one device of a class costs, where the figure is from, and of when."""
 
-    per_hour: Annotated[float, Field(gt=0)] | None = None  # one GPU
-    per_core_hour: Annotated[float, Field(gt=0)] | None = None  # one CPU core that the system shows
+    per_hour: Annotated[float, Field(gt=0, le=1e9)] | None = None  # one GPU
+    per_core_hour: Annotated[float, Field(gt=0, le=1e9)] | None = None  # one CPU core that the system shows
     source: Annotated[str, Field(min_length=1)]
-    date: Annotated[str, BeforeValidator(_written), AfterValidator(_date)]
+    date: Annotated[str, AfterValidator(_date)]
 
     @model_validator(mode="after")
     def _one(self) -> Price:
@@ -81,14 +77,11 @@ class Prices(Config):
 def load_prices(path: Path | str | None = None) -> Prices:
     """The price table of a file, by default the one that ships; UserError naming every problem of it."""
     file = resources.files("optimize.measure") / SHIPPED if path is None else Path(path)
-    if not file.is_file():
-        raise UserError(f"prices: no such file: {path}. Copy the shipped {SHIPPED} and edit it.")
+    if path is not None and not os.path.exists(path):
+        raise UserError(f"prices: no such file: {cut(str(path))}. Copy the shipped {SHIPPED} and edit it.")
     where = SHIPPED if path is None else str(path)
-    try:
-        raw = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"prices: {where}: not valid YAML: {error}") from None
-    return _parsed(raw, where)
+    text = file.read_text() if path is None else read_text(Path(path), LARGEST_YAML, UserError, "a price table")
+    return _parsed(parse_yaml(text, f"prices: {where}"), where)
 
 
 def _parsed(raw: Any, where: str) -> Prices:
@@ -101,22 +94,24 @@ def _parsed(raw: Any, where: str) -> Prices:
     except ValidationError as error:
         problems += [_described(e) for e in error.errors()]
     if problems:
-        raise UserError("\n".join([f"prices: {where}: {len(problems)} problem(s)", *(f"  {p}" for p in problems)]))
+        more = [f"  and {len(problems) - NAMES} more"] if len(problems) > NAMES else []
+        lines = [f"prices: {where}: {len(problems)} problem(s)", *(f"  {p}" for p in problems[:NAMES]), *more]
+        raise UserError("\n".join(lines))
     return table
 
 
 def _unknown(given: dict[str, Any]) -> list[str]:
     """Classes written in another way (A100, rtx-3090); other names may be GPUs of no listed class."""
     plain = {name: re.sub(r"[^a-z0-9]", "", str(name).lower()) for name in given}
-    wrong = {name: near for name, near in plain.items() if name not in targets() and near in targets()}
+    wrong = {cut(name): near for name, near in plain.items() if name not in targets() and near in targets()}
     return [f'prices.{name}: "{name}" is not known. Did you mean "{near}"?' for name, near in wrong.items()]
 
 
 def _described(error: Any) -> str:
-    place = ".".join(str(p) for p in error["loc"]) or "table"
+    place = cut(".".join(str(p) for p in error["loc"])) or "table"
     if error["type"] == "missing":
         return f"{place}: missing. A price has per_hour (or per_core_hour), source and date; the table has a currency."
     if error["type"] == "extra_forbidden":
         allowed = Price.model_fields if error["loc"][0] == "prices" else ("currency", "prices")
         return f"{place}: unknown key. Allowed: {', '.join(allowed)}.{did_you_mean(str(error['loc'][-1]), allowed)}"
-    return f"{place}: given {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
+    return f"{place}: given {shown(error['input'])}. {cut(error['msg'].removeprefix('Value error, '), 400)}."

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from optimize.configs import Config, canonical
+from optimize.configs import AtOnce, Config, canonical
 from optimize.diffusion.sampling import Sampler
 from optimize.errors import OptimizeError
 from optimize.measure import machine, statistics
@@ -23,9 +23,9 @@ class Variant(Config):
     folder: str  # artifact folder: structure.json, sampler.json and what the runner reads
     runner: str  # a registered runner
     options: dict[str, Any] = Field(default_factory=dict)  # the runner's own options
-    batch: int = Field(default=1, ge=1)  # images drawn at once; a guided batched sampler runs twice this
+    batch: AtOnce = 1  # images drawn at once; a guided batched sampler runs twice this
     sampler: Sampler | None = None  # instead of the artifact's own
-    threads: int | None = Field(default=None, ge=1)  # CPU threads; every core this process may use where not given
+    threads: AtOnce | None = None  # CPU threads; every core this process may use where not given
     # host: inputs come from and outputs go to pageable host memory; device: both stay on the device
     io: Literal["host", "device"] = "host"
     cuda_graphs: bool = False  # whether calls replay a captured CUDA graph

@@ -34,6 +34,7 @@ from optimize.measure.nvml import Gpu, Watch
 from optimize.measure.record import KINDS, Measurement, Variant
 from optimize.onnx.check import passed
 from optimize.onnx.vetted import onnx_file
+from optimize.plain.text import read_json
 from optimize.progress import Advance, Progress, preparation, silent
 
 SLOW = 10  # turns that a batch of images may take before its variant sits rounds out
@@ -214,8 +215,8 @@ class _Row:
 def about(variant: Variant) -> str:
     """What is timed, in words: `final/openvino:bf16/16, ddim × 2`; the key alone where the artifact names no sampler."""
     sampler = variant.sampler
-    with suppress(OSError, ValueError, KeyError):
-        sampler = sampler or Sampler(**json.loads((Path(variant.folder) / "sampler.json").read_text())["sampler"])
+    with suppress(OptimizeError, ValueError):
+        sampler = sampler or Sampler(**read_json(Path(variant.folder) / "sampler.json")["sampler"])
     return variant.key + (f", {sampler.solver} × {sampler.steps}" if sampler else "")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from optimize.configs import Count
 from optimize.diffusion.context import conditioned
 from optimize.diffusion.denoiser import moved
 from optimize.errors import UserError
@@ -23,6 +24,7 @@ from optimize.training.reread import NFE_MAX, blind_up_to, clock, jumps, reread,
 from optimize.training.teacher import Guide, Levels
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from optimize.diffusion.context import Context, Data
@@ -45,7 +47,7 @@ class Distill(TrainingConfig):
     """How it is taught."""
     nfe: Annotated[int, Field(ge=1, le=64)] = 2
     """Network calls of the student: as many segments of time."""
-    steps: Annotated[int, Field(ge=1)] = 800
+    steps: Count = 800
     """Optimizer steps."""
     guidance: Annotated[float, Field(ge=0)] | None = None
     """Guidance weight to fold in; by default the teacher's, 0 is none."""
@@ -55,9 +57,9 @@ class Distill(TrainingConfig):
     """The teacher's DDIM steps over all time, rising from the first number to the second."""
     weighting: Literal["v_norm", "snr_plus_one"] = "v_norm"
     """Weight of |x^ - x|: sqrt(SNR + 1), or SNR + 1 as published."""
-    trajectories: Annotated[int, Field(ge=1)] = 2048
+    trajectories: Count = 2048
     """For trajectory_regression: how many the teacher draws, once."""
-    trajectory_steps: Annotated[int, Field(ge=1)] = 8
+    trajectory_steps: Annotated[int, Field(ge=1, le=1000)] = 8
     """For trajectory_regression: DPM-Solver++ steps of a trajectory, a multiple of nfe."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """AdamW's peak rate."""
@@ -328,8 +330,8 @@ def draw_trajectories(teacher: Model, sampler: Sampler, config: Distill, context
     about, count, stride = teacher.denoiser.conditioning, config.trajectories, sampler.steps // config.nfe
     drawn = {}
     if about.kind == "class":
-        labels = rng.integers(0, about.classes, (count,), "distill", context.seed, "labels")
-        drawn["labels"] = torch.from_numpy(labels)
+        numbers = rng.integers(0, about.classes, (count,), "distill", context.seed, "labels")
+        drawn["labels"] = torch.tensor([about.label(int(number)) for number in numbers])
     teacher.module.to(context.device)
     parts = []
     with torch.inference_mode(), context.progress("teacher trajectories", count) as advance:

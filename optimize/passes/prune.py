@@ -52,9 +52,9 @@ class Prune(Config):
     """How channels are ranked; magnitude and random are there to compare with."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Taylor importance stops where a timestep's loss is below this share of the largest."""
-    batch: Annotated[int, Field(ge=1)] = 64
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Samples the importance is measured on."""
-    stride: Annotated[int, Field(ge=1)] = 40
+    stride: Annotated[int, Field(ge=1, le=10_000)] = 40
     """Every stride-th timestep is used; 1 is the paper, at its cost."""
     round_to: Literal[1, 2, 4, 8, 16, 32] = 8
     """Widths become multiples of this, where the budget allows it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from optimize.configs import Config
+from optimize.configs import AtOnce, Config, Count
 from optimize.diffusion.network import TorchNetwork
 from optimize.quantization.codes import Bits, exact_amax, relative_l2
 from optimize.quantization.eligible import KEEP, WEIGHT_ONLY
@@ -36,11 +36,11 @@ class Quantize(Config):
     inputs: Literal["trajectory", "noise"] = "trajectory"
     """What the ranges of activations are taken from: the calls of the model's own sampler, or, for a network too large
     to draw images from here, seeded noise at a few noise levels."""
-    levels: Annotated[int, Field(ge=1)] = 10
+    levels: Annotated[int, Field(ge=1, le=1000)] = 10
     """With inputs noise: noise levels from nearly clean to noisiest."""
-    samples: Annotated[int, Field(ge=1)] = 256
+    samples: Count = 256
     """Images drawn (every network call of them counts), or fed at each level."""
-    batch: Annotated[int, Field(ge=1)] = 64
+    batch: AtOnce = 64
     """Images at once."""
     calibration: Literal["max", "percentile"] = "max"
     """Range of an activation: its largest value, or a percentile."""
@@ -169,8 +169,7 @@ class Quantize(Config):
         from optimize.diffusion.parity import parity
 
         levels, batch = min(10, self.levels), min(8, self.batch, self.samples)
-        rows = parity(model, quantized.denoiser.network, levels, batch)["levels"]
-        return max(r["relative_l2"] for r in rows)
+        return parity(model, quantized.denoiser.network, levels, batch)["relative_l2"]
 
     def _calibrate(
         self, module: nn.Module, table: list[dict[str, Any]], feeds: list[Feed], kept: dict[str, str]

@@ -184,18 +184,19 @@ def thinned(layers: Sequence[Layer], share: float) -> list[Layer]:
 
 def read_measurements(path: Path) -> list[Measurement]:
     """Measurements of a measurements.jsonl; UserError where it is missing or no such file."""
-    import json
+    from optimize.measure import bench
 
     if not path.is_file():
         raise UserError(
             f"measurements: no such file: {path}. A finished run has one: exported/<recipe>/measurements.jsonl."
         )
     try:
-        return [Measurement.from_json(json.loads(line)) for line in path.read_text().splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"measurements: {path} is no measurements.jsonl of this version ({type(error).__name__}: {error})."
-        ) from None
+        found = bench.read(path)
+    except UserError as error:
+        raise UserError(f"measurements: {path} is no measurements.jsonl of this version ({error}).") from None
+    if not found:
+        raise UserError(f"measurements: {path} holds none. Run optimize bench or optimize run first, or leave it out.")
+    return found
 
 
 def counted(count: int) -> str:

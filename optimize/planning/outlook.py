@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from optimize.architectures.known import ARCHITECTURES
@@ -24,6 +23,7 @@ from optimize.measure.cost import Prices, load_prices
 from optimize.measure.record import Measurement
 from optimize.measure.statistics import Interval
 from optimize.measure.wording import bytes_text, digits
+from optimize.plain.text import yaml_text
 from optimize.planning import offers, propose
 from optimize.planning.advice import advise, steps_of
 from optimize.planning.forecast import Calibration, Candidate, Forecast, Forecaster, read_measurements
@@ -116,12 +116,10 @@ def write_recipes(plan: dict[str, Any], out: Path, overwrite: bool = False) -> l
 
 
 def _check_recipe(path: Path, text: str, overwrite: bool) -> None:
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder. Give a file, e.g. {path / 'proposed.yaml'}.")
-    if os.path.lexists(path) and not overwrite and (not path.is_file() or path.read_bytes() != text.encode()):
-        raise UserError(
-            f"--out: {path} is there already and holds something else; it is left alone. Give another file, or --overwrite."
-        )
+    free = not os.path.lexists(path) or (path.is_file() and (overwrite or path.read_bytes() == text.encode()))
+    if not free:
+        advice = "Give another file." if path.is_dir() else "Give another file, or --overwrite."
+        raise UserError(f"--out: {path} is there already and holds something else; it is left alone. {advice}")
 
 
 def _attempt(read: Callable[[], T], problems: list[str]) -> T | None:
@@ -141,7 +139,7 @@ def _measured(subject: Subject | None, given: Path | None, exported: Path) -> li
         return []
     names = [subject.folder.parent / "measurements.jsonl"] if subject.id and subject.folder else []
     names += [exported / subject.recipe.name / "measurements.jsonl"] if subject.recipe and not subject.id else []
-    return next((read_measurements(p) for p in names if p.is_file()), [])
+    return next((read_measurements(p) for p in names if os.path.lexists(p)), [])
 
 
 class _Planner:
@@ -335,7 +333,7 @@ class _Planner:
             for entry in values["passes"]:
                 if "quantize" in entry:
                     entry["quantize"]["linear"] = "weight_only"
-        text = _header(option, target, missing) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        text = _header(option, target, missing) + yaml_text(values)
         parse(text, f"proposed recipe {name}")
         return text, missing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from optimize.diffusion import parameterization
 from optimize.diffusion.backend import reads_weights
 from optimize.diffusion.followed import clip_of, followed
 from optimize.diffusion.schedule import from_diffusers
-from optimize.errors import EnvironmentLacks, OptimizeError, UserError
+from optimize.errors import EnvironmentLacks, OptimizeError, UserError, cut
 from optimize.hardware import environment
 from optimize.hardware.devices import here
 from optimize.hardware.feasibility import Choice, Facts, Judgement, Verdict, judge
@@ -19,7 +20,6 @@ from optimize.hardware.targets import Target, targets
 from optimize.measure.cost import load_prices
 from optimize.planning.subject import DENOISERS
 from optimize.quality.features import imported
-from optimize.quality.metrics import FeatureNetwork
 from optimize.recipes.paths import RELATIVE
 from optimize.recipes.schema import Recipe
 from optimize.storage.weights import file_sha256, read_json
@@ -158,7 +158,11 @@ def _paths(recipe: Recipe) -> list[str]:
         "data.held_out": recipe.data.held_out,
         **_judges(recipe),
     }
-    return [f"{field}: {path} does not exist. {RELATIVE}" for field, path in paths.items() if not path.exists()]
+    return [
+        f"{field}: {cut(str(path))} does not exist. {RELATIVE}"
+        for field, path in paths.items()
+        if not os.path.exists(path)
+    ]
 
 
 def _prices(recipe: Recipe) -> list[str]:
@@ -172,24 +176,15 @@ def _prices(recipe: Recipe) -> list[str]:
 
 def _judges(recipe: Recipe) -> dict[str, Path]:
     """Paths of what judges, as far as they are local; hub ids are fetched when they are needed."""
-    quality = recipe.quality
-    found = {f: Path(n.source) for f, n in _networks(recipe).items() if n.kind != "import" and not n.on_hub}
-    if quality.lpips and not FeatureNetwork(kind="inception", source=quality.lpips).on_hub:
-        found["quality.lpips"] = Path(quality.lpips)
-    return found | ({"quality.classifier": quality.classifier} if quality.classifier else {})
-
-
-def _networks(recipe: Recipe) -> dict[str, FeatureNetwork]:
-    """Every feature network of a recipe by its field."""
-    quality = recipe.quality
-    found = {"quality.features": quality.features, **{f"quality.further.{k}": n for k, n in quality.further.items()}}
-    return found | ({"quality.clip": quality.clip} if quality.clip else {})
+    networks = recipe.quality.networks().items()
+    found = {f: Path(n.source) for f, n in networks if n.kind != "import" and not n.on_hub}
+    return found | ({"quality.classifier": recipe.quality.classifier} if recipe.quality.classifier else {})
 
 
 def _imports(recipe: Recipe) -> list[str]:
     """Import paths that lead to no callable."""
     problems = []
-    for field, network in _networks(recipe).items():
+    for field, network in recipe.quality.networks().items():
         if network.kind == "import":
             try:
                 imported(network.source)
@@ -202,8 +197,8 @@ def _pinned(recipe: Recipe) -> list[str]:
     problems: list[str] = []
     for name, expected in recipe.pinned.items():
         path = Path(name)
-        if not path.is_file():
-            problems.append(f"pinned: {path} is no file. {RELATIVE}")
+        if not os.path.isfile(path):
+            problems.append(f"pinned: {cut(name)} is no file. {RELATIVE}")
         elif (found := file_sha256(path)) != expected:
             problems.append(
                 f"pinned: {path} has hash {found}, the recipe expects {expected}. Restore it, or pin the new."

@@ -20,7 +20,7 @@ from optimize.quality import accuracy, bootstrap, distribution, drift, frechet, 
 from optimize.quality.distribution import Drawn, Scans
 from optimize.quality.features import Network, extract, located, open_network
 from optimize.quality.metrics import DEFAULT_METRICS, FeatureNetwork
-from optimize.storage.weights import read_tensors
+from optimize.storage.dataset import Samples, check_shape, images_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +82,7 @@ class Evaluator:
         self.replicates, self.batch, self.metrics, self.processes = replicates, batch, metrics, processes
         self._lpips, self._clip, self._wording, self._device = lpips, clip, wording, device
         self._opened: dict[str, Network] = {}
+        self._scanned: dict[str, Samples] = {}  # what the sets of scans were found to hold
         folders = {"features": chosen.source if chosen.kind == "classifier" else None, "classifier": classifier}
         for name, path in folders.items():
             if path is not None and not Path(path).is_dir():
@@ -130,11 +131,11 @@ class Evaluator:
             return images
         check_images(images, tuple(self.scans["all"].shape[1:]))
         asked = None if labels is None else np.asarray(labels)
-        if asked is not None and asked.shape != (len(images),):
-            raise UserError(f"quality: {len(images)} images and labels of shape {asked.shape}; give one label an image")
+        if asked is not None:
+            _check_labels(asked, len(images))
         features = {name: self._extract(name, images) for name in self.networks}
         own = features.pop("features")
-        return Judged(images, asked, own, self._predicted(images), features, self._agreement(images, asked))
+        return Judged(images, asked, own, self._predicted(images, asked), features, self._agreement(images, asked))
 
     def half_split(self, seed: int = 0, splits: int = 100) -> dict[str, Any]:
         """FD between two random halves of all scans: `{value, low, high, n, std}`, the mean and the middle 95 % of splits.
@@ -175,13 +176,17 @@ class Evaluator:
         """Real images (N,C,H,W) float32 by set."""
         import torch
 
-        found = {name: _scan_images(path) for name, path in self._scan_paths.items()}
-        return {"all": torch.cat([found["training"], found["held_out"]]), **found}
+        found = {name: images_in(path, f"quality: {name}") for name, path in self._scan_paths.items()}
+        check_shape(found["held_out"][0], found["training"][0].shape[1:], latents=False)
+        self._scanned.update({name: samples for name, (samples, _) in found.items()})
+        sets = {name: images for name, (_, images) in found.items()}
+        return {"all": torch.cat([sets["training"], sets["held_out"]]), **sets}
 
     @cached_property
     def scan_labels(self) -> np.ndarray | None:
         """Classes (N,) of all scans; None where a file lacks them."""
-        found = [read_tensors(self._scan_paths[name]).get("labels") for name in ("training", "held_out")]
+        _ = self.scans
+        found = [self._scanned[name].labels for name in ("training", "held_out")]
         return None if any(f is None for f in found) else np.concatenate([f.numpy() for f in found if f is not None])
 
     @cached_property
@@ -208,9 +213,14 @@ class Evaluator:
             self._opened[name] = open_network(config, self._device)
         return extract(self._opened[name], images, self.batch, name, self._device)
 
-    def _predicted(self, images: Tensor) -> np.ndarray | None:
+    def _predicted(self, images: Tensor, asked: np.ndarray | None) -> np.ndarray | None:
         if self._classifier is None or "class_accuracy" not in self.metrics:
             return None
+        known = self.classifier.config.classes
+        if asked is not None and int(asked.max()) >= known:
+            raise UserError(
+                f"quality.classifier: it knows the classes 0 to {known - 1}, and {int(asked.max())} was drawn. Give one that knows them all, or leave class_accuracy out of metrics."
+            )
         return extract(self.classifier, images, self.batch, "classifier").argmax(axis=1)
 
     def _agreement(self, images: Tensor, labels: np.ndarray | None) -> np.ndarray | None:
@@ -274,6 +284,16 @@ class Evaluator:
         return {k: _figure(k, float(v.mean()), counts_RN @ v / n, n) for k, v in values.items()}
 
 
+def _check_labels(labels: np.ndarray, count: int) -> None:
+    """Raise UserError where labels are not one whole number from 0 on for each image."""
+    if labels.shape != (count,):
+        raise UserError(f"quality: {count} images and labels of shape {labels.shape}; give one label an image")
+    if labels.dtype.kind not in "iu" or int(labels.min()) < 0:
+        raise UserError(
+            f"quality: labels are {labels.dtype} from {labels.min():g} on; whole numbers from 0 on are needed"
+        )
+
+
 def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
     """Raise where `images` is no set of at least two finite images of `shape` (C,H,W) in [-1, 1]."""
     if images.dim() != 4 or tuple(images.shape[1:]) != shape:
@@ -290,13 +310,6 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
     largest = float(images.abs().max())
     if largest > 1.0 + 1e-3:
         raise UserError(f"quality: images reach {largest:.3g}; scale them to [-1, 1]")
-
-
-def _scan_images(path: Path) -> Tensor:
-    tensors = read_tensors(path)
-    if "images" not in tensors:
-        raise UserError(f"quality: {path} holds {', '.join(sorted(tensors))}; it needs `images` (N,C,H,W) in [-1, 1]")
-    return tensors["images"].float()
 
 
 def _figure(name: str, value: float, replicates_R: np.ndarray, n: int) -> dict[str, Any]:

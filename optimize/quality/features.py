@@ -6,11 +6,12 @@ Weights come from a local folder or from the hub, as safetensors; code only by a
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
+from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError, cut
 from optimize.quality.judges import preprocess
 from optimize.quality.metrics import FeatureNetwork
 from optimize.storage import import_paths
@@ -59,10 +60,24 @@ def extract(network: Network, images: Tensor, batch: int, name: str = "features"
     found = []
     with torch.inference_mode():
         for part in images.split(batch):
-            features = network(part.float().to(device))
+            features = _features(network, part.float().to(device), name)
             _check(features, part, name)
             found.append(features.double().cpu().numpy())
     return np.concatenate(found)
+
+
+def _features(network: Network, images: Tensor, name: str) -> Any:
+    """What the network makes of images; UserError where it cannot take them."""
+    import torch
+
+    try:
+        return network(images)
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentLacks(f"quality.{name}: out of memory on {images.device}. Lower quality.batch.") from error
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise UserError(
+            f"quality.{name}: the network cannot take images of shape {tuple(images.shape)}: {cut(str(error), 300)}. Give one that was made for such images."
+        ) from error
 
 
 def _check(features: Any, images: Tensor, name: str) -> None:
@@ -84,7 +99,9 @@ def fingerprint(config: FeatureNetwork) -> dict[str, str]:
         about["network"] = config.source
         source = inspect.getsourcefile(inspect.unwrap(imported(config.source)))
         return about | ({"code": file_sha256(Path(source))} if source else {})
-    return about | _hashes(located(config.source, config.revision))
+    return about | _hashes(
+        _own(config.source) if config.kind == "classifier" else located(config.source, config.revision)
+    )
 
 
 def judged_by(quality: Any) -> dict[str, Any]:
@@ -94,10 +111,8 @@ def judged_by(quality: Any) -> dict[str, Any]:
     found |= {"device": quality.device} if quality.device != "cpu" else {}
     if quality.clip:
         found["clip"] = fingerprint(quality.clip)
-    for name, source in (("classifier", quality.classifier), ("lpips", quality.lpips)):
-        if source:
-            found[name] = _hashes(located(str(source), field=name))
-    return found
+    found |= {"classifier": _hashes(_own(quality.classifier, "classifier"))} if quality.classifier else {}
+    return found | ({"lpips": _hashes(located(quality.lpips, field="lpips"))} if quality.lpips else {})
 
 
 def _hashes(path: Path) -> dict[str, str]:
@@ -106,12 +121,16 @@ def _hashes(path: Path) -> dict[str, str]:
 
 
 def located(source: str, revision: str | None = None, field: str = "features") -> Path:
-    """A local file or folder, or the hub's `owner/name` fetched into its cache (safetensors and JSON only)."""
-    if Path(source).exists():
-        return Path(source)
-    if not FeatureNetwork(kind="inception", source=source).on_hub:
+    """A local file or folder, or the hub's `owner/name` fetched into its cache (safetensors and JSON only). UserError for
+    what is neither, or both."""
+    network = FeatureNetwork(kind="inception", source=source)
+    if said := network.ambiguous():
+        raise UserError(f"quality.{field}: {said}")
+    if not network.on_hub:
+        if os.path.exists(source):
+            return Path(source)
         raise UserError(
-            f"quality.{field}: {source} does not exist (relative to the working directory), and is no hub id (owner/name)."
+            f"quality.{field}: {cut(source)} does not exist (relative to the working directory), and is no hub id (owner/name)."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -126,16 +145,20 @@ def located(source: str, revision: str | None = None, field: str = "features") -
         ) from error
 
 
+def _own(source: Path | str, field: str = "features") -> Path:
+    """The folder of an image classifier, which is always a local one."""
+    if not os.path.isdir(source):
+        raise UserError(
+            f"quality.{field}: {cut(str(source))} is no folder. Give the folder of an image classifier (config.json, model.safetensors)."
+        )
+    return Path(source)
+
+
 def _classifier(config: FeatureNetwork, device: str) -> Network:
     """Features of the project's own image classifier, at its own size."""
     from optimize.quality.judges.image_classifier import ImageClassifier
 
-    path = Path(config.source)
-    if not path.is_dir():
-        raise UserError(
-            f"quality.features: {path} is no folder. Give the folder of an image classifier (config.json, model.safetensors)."
-        )
-    return ImageClassifier.load(path, device).features
+    return ImageClassifier.load(_own(config.source), device).features
 
 
 def _inception(config: FeatureNetwork, device: str) -> Network:

@@ -5,15 +5,16 @@ In a recipe a network is one line: `examples/digits/features`, `{dinov2: faceboo
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, model_serializer, model_validator
+from pydantic import ConfigDict, Field, model_serializer, model_validator
 
 from optimize.configs import Config
-from optimize.errors import did_you_mean
+from optimize.errors import cut, did_you_mean, some
 
 Kind = Literal["classifier", "inception", "dinov2", "clip", "import"]
 Resize = Literal["tensorflow", "antialias"]
@@ -74,8 +75,8 @@ class FeatureNetwork(Config):
 
     kind: Kind = "classifier"
     """What the network is."""
-    source: str
-    """Folder; for inception, dinov2 and clip also a hub id; for import `package.module:name`."""
+    source: Annotated[str, Field(min_length=1)]
+    """Folder; for inception, dinov2 and clip also a hub id, `owner/name` (a folder is then `./owner/name`); for import `package.module:name`."""
     revision: str | None = None
     """Hub: branch, tag or commit. Import: change it when what the function loads changes."""
     resize: Resize = "tensorflow"
@@ -93,7 +94,7 @@ class FeatureNetwork(Config):
             if key not in (*KINDS, *_OPTIONS):
                 allowed = (*KINDS, *_OPTIONS)
                 raise ValueError(
-                    f'"{key}" is no feature network. Allowed: {", ".join(allowed)}.{did_you_mean(str(key), allowed)}'
+                    f'"{cut(str(key))}" is no feature network. Allowed: {", ".join(allowed)}.{did_you_mean(str(key), allowed)}'
                 )
         kinds = [k for k in KINDS if k in value]
         if len(kinds) != 1:
@@ -105,7 +106,7 @@ class FeatureNetwork(Config):
     @model_validator(mode="after")
     def _fits(self) -> FeatureNetwork:
         if self.kind == "import" and not _IMPORT.fullmatch(self.source):
-            raise ValueError(f'"{self.source}" is no import path. Give `package.module:name` of a callable')
+            raise ValueError(f'"{cut(self.source)}" is no import path. Give `package.module:name` of a callable')
         if self.resize != "tensorflow" and self.kind != "inception":
             raise ValueError(f"resize is an option of inception; {self.kind} has a resize of its own")
         return self
@@ -119,22 +120,26 @@ class FeatureNetwork(Config):
 
     @property
     def on_hub(self) -> bool:
-        """Whether the source has the form of a hub id, `owner/name`, and is no local path."""
-        return self._like_hub and not Path(self.source).exists()
-
-    @property
-    def _like_hub(self) -> bool:
+        """Whether the source is a hub id, `owner/name`. A folder is written another way: `./owner/name`."""
         plain = self.source.count("/") == 1 and not self.source.startswith((".", "/", "~"))
-        return self.kind in ("inception", "dinov2", "clip") and plain
+        return self.kind in ("inception", "dinov2", "clip") and plain and not self.source.endswith(".safetensors")
+
+    def ambiguous(self, folder: Path = Path()) -> str:
+        """What is wrong with a hub id where something of that name lies in `folder`; empty where nothing is."""
+        if not self.on_hub or not os.path.lexists(folder / self.source):
+            return ""
+        return (
+            f'"{cut(self.source)}" is a hub id, and {cut(str(folder / self.source))} is there as well. Write ./{cut(self.source)} '
+            "for what is there; for the hub's, move that away."
+        )
 
     def moved(self, move: Callable[[Path], Path]) -> FeatureNetwork:
-        """A folder is moved; an import path stays, and a hub id as long as no such folder is there."""
+        """A folder is moved; an import path and a hub id stay."""
         before = Path(self.source)
-        path = move(before)
-        if self.kind == "import" or path == before or (self._like_hub and not path.exists()):
+        if self.kind == "import" or self.on_hub or (path := move(before)) == before:
             return self
         moved = self.model_copy(update={"source": str(path)})
-        return moved.model_copy(update={"source": f"./{path}"}) if moved._like_hub else moved
+        return moved.model_copy(update={"source": f"./{path}"}) if moved.on_hub else moved
 
     @model_serializer
     def _write(self) -> Any:
@@ -148,6 +153,11 @@ def check_metrics(metrics: tuple[str, ...]) -> None:
     """ValueError for a figure that is not known, with the nearest name, or for a list without FD, which is gated."""
     for name in metrics:
         if name not in METRICS:
-            raise ValueError(f'"{name}" is no metric. Allowed: {", ".join(METRICS)}.{did_you_mean(str(name), METRICS)}')
+            raise ValueError(
+                f'"{cut(str(name))}" is no metric. Allowed: {", ".join(METRICS)}.{did_you_mean(str(name), METRICS)}'
+            )
+    twice = [name for name in dict.fromkeys(metrics) if metrics.count(name) > 1]
+    if twice:
+        raise ValueError(f"{some(twice)} stands there twice. Give each figure once")
     if "fd" not in metrics:
         raise ValueError("fd is missing; a gate needs it. Add fd")

@@ -13,23 +13,33 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from optimize.configs import Config
+from optimize.configs import MOST, AtOnce, Config, Count, Seed
 from optimize.diffusion.sampling import SOLVERS, Sampler
 from optimize.diffusion.schedule import Spacing
+from optimize.errors import cut, some
 from optimize.quality.metrics import DEFAULT_METRICS, FeatureNetwork, Metric, check_metrics
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
 TAKEN = ("held_out", "training", "all", "features", "per_class")  # names that are no further network's
+Wish = Annotated[float, Field(gt=0)] | None
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+LONGEST_NAME = 100
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twice := [v for v in dict.fromkeys(values) if values.count(v) > 1]:
+        raise ValueError(f"{some(twice)} stands there twice; give each once")
+    return values
+
+
 def _name(value: str) -> str:
-    if not re.fullmatch(NAME, value):
-        raise ValueError("letters, digits, '.', '_' and '-' only, starting with a letter or digit")
+    if not re.fullmatch(NAME, value) or len(value) > LONGEST_NAME:
+        raise ValueError(
+            f"letters, digits, '.', '_' and '-' only, starting with a letter or digit, {LONGEST_NAME} at most"
+        )
     return value
 
 
@@ -54,6 +64,10 @@ class SourceConfig(Config):
     """The U-Net is fed a ControlNet's residuals."""
     config: Path | None = None
     """Of a checkpoint in one file: the folder of the pipeline whose configs belong to it; its weights are not needed."""
+    classes: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    """How many of the network's labels are classes, from 0 on without the null one; by default all of them."""
+    null_class: Annotated[int, Field(ge=0, le=MOST)] | None = None
+    """The label that means no class, where the network was trained with one (often the last); guidance needs it."""
     network: str | None = None
     """Kind module: import path `package.module:Class`."""
     arguments: dict[str, Any] | None = None
@@ -81,32 +95,32 @@ class DataConfig(Config):
 class BenchmarkConfig(Config):
     """What is timed: every stage on every runner at every batch."""
 
-    batch: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 16)
+    batch: Annotated[tuple[AtOnce, ...], AfterValidator(_once), Field(min_length=1)] = (1, 16)
     """Batch sizes that are timed; speed-ups are claimed at the largest."""
     runners: Annotated[tuple[str, ...], Field(min_length=1)] = ("torch", "onnxruntime", "openvino")
     """Backends that every stage is timed on: name, name:precision, name@device or name:precision@device."""
     source_runners: tuple[str, ...] = ("torch_compile",)
     """Further backends, for the uncompressed network only."""
-    rounds: Positive = 7
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = 7
     """Turns of every worker."""
-    seconds: Annotated[float, Field(gt=0)] = 0.25
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 0.25
     """Seconds of timed work of a worker in one turn; at least one call."""
-    warm_up: Annotated[float, Field(ge=0)] = 0.6
+    warm_up: Annotated[float, Field(ge=0, le=3600)] = 0.6
     """Seconds of a worker's warm-up at most, for calls and for images each."""
-    threads: Positive | None = None
+    threads: AtOnce | None = None
     """CPU threads of a worker; by default all cores."""
-    io: Annotated[tuple[Literal["host", "device"], ...], Field(min_length=1)] = ("host",)
+    io: Annotated[tuple[Literal["host", "device"], ...], AfterValidator(_once), Field(min_length=1)] = ("host",)
     """Rows of runners on a GPU: inputs and outputs in the host's memory, on the device, or a row for each."""
-    cuda_graphs: Annotated[tuple[bool, ...], Field(min_length=1)] = (False,)
+    cuda_graphs: Annotated[tuple[bool, ...], AfterValidator(_once), Field(min_length=1)] = (False,)
     """Rows of runners on a GPU: calls as they are, calls that replay a CUDA graph, or a row for each."""
 
 
 class QualityConfig(Config):
     """How quality is judged."""
 
-    images: Annotated[int, Field(ge=16)] = 1000
+    images: Annotated[int, Field(ge=16, le=10_000_000)] = 1000
     """Images drawn of every variant and judged."""
-    batch: Positive = 50
+    batch: AtOnce = 50
     """Images drawn at once."""
     features: FeatureNetwork
     """Network whose features FD and KID compare: a classifier's folder, or {inception | dinov2 | clip | import: …}."""
@@ -116,21 +130,21 @@ class QualityConfig(Config):
     """Folder of an independent image classifier; without it there is no class accuracy."""
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
     """Figures wanted; fd is always among them, since a gate needs it."""
-    lpips: str | None = None
-    """Weights of LPIPS: file, folder or hub id."""
+    lpips: Annotated[str, Field(min_length=1)] | None = None
+    """Weights of LPIPS: file, folder or hub id (a folder is then `./owner/name`)."""
     clip: FeatureNetwork | None = None
     """{clip: folder or hub id}, for clip_score."""
     prompts: tuple[str, ...] = ()
     """For clip_score: one for every class in order, or taken in turn."""
-    processes: Positive = 1
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
     """Processes that images and features are shared out to; changes no figure."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where features are extracted."""
-    endpoint_images: Positive = 64
+    endpoint_images: Count = 64
     """Seeds that are solved to the end for the endpoint error."""
-    endpoint_steps: Positive = 256
+    endpoint_steps: Annotated[int, Field(ge=1, le=1000)] = 256
     """Steps of the nearly exact solution that the endpoint error compares with."""
-    replicates: Annotated[int, Field(ge=20)] = 200
+    replicates: Annotated[int, Field(ge=20, le=100_000)] = 200
     """Bootstrap resamples behind the intervals of quality figures."""
 
     @field_validator("metrics", mode="before")
@@ -148,25 +162,54 @@ class QualityConfig(Config):
             if metric in self.metrics and not given:
                 field = {"lpips": "lpips: weights", "clip_score": "clip: {clip: …} and prompts: […]"}[metric]
                 raise ValueError(f"the metric {metric} needs more. Give {field}")
+        if "endpoint_error" in self.metrics and self.endpoint_images > self.images:
+            raise ValueError(
+                f"endpoint_images is {self.endpoint_images}, and {self.images} images are drawn. Give endpoint_images: {self.images} at most"
+            )
         for name in self.further:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in TAKEN:
-                raise ValueError(f'further: "{name}" cannot name a network. Give a word of its own, such as dinov2')
+                raise ValueError(
+                    f'further: "{cut(name)}" cannot name a network. Give a word of its own, such as dinov2'
+                )
         if self.clip and self.clip.kind != "clip":
             raise ValueError(f"clip: a {self.clip.kind} has no text side. Give {{clip: folder or hub id}}")
         return self
 
+    def networks(self) -> dict[str, FeatureNetwork]:
+        """Everything that may come from the hub, by its field; the weights of LPIPS as if they were Inception's."""
+        found = {"quality.features": self.features, **{f"quality.further.{k}": n for k, n in self.further.items()}}
+        found |= {"quality.clip": self.clip} if self.clip else {}
+        return found | ({"quality.lpips": self._lpips} if self._lpips else {})
+
+    @property
+    def _lpips(self) -> FeatureNetwork | None:
+        return FeatureNetwork(kind="inception", source=self.lpips) if self.lpips else None
+
     def moved(self, move: Callable[[Path], Path]) -> QualityConfig:
         """The weights of LPIPS as well, which may be a hub id."""
-        weights = FeatureNetwork(kind="inception", source=self.lpips).moved(move).source if self.lpips else None
+        weights = self._lpips.moved(move).source if self._lpips else None
         return super().moved(move).model_copy(update={"lpips": weights} if weights != self.lpips else {})
 
 
 class FairConfig(Config):
     """The search for the fastest uncompressed FP32 configuration that passes the same gates."""
 
-    solvers: tuple[Literal["ddim", "heun", "dpmpp_2m", "ipndm"], ...] = SOLVERS  # type: ignore[assignment]
+    solvers: Annotated[tuple[Literal["ddim", "heun", "dpmpp_2m", "ipndm"], ...], AfterValidator(_once)] = SOLVERS  # type: ignore[assignment]
     """Solvers that are tried."""
-    steps: tuple[Positive, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
+    steps: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], AfterValidator(_once)] = (
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        8,
+        10,
+        15,
+        20,
+        30,
+        50,
+    )
     """Numbers of steps that are tried."""
     spacings: tuple[Spacing, ...] = ("trailing", "logsnr")
     """Ways to lay out the steps that are tried."""
@@ -222,13 +265,13 @@ class Gates(Config):
 class Targets(Config):
     """About being fast and small: a miss is reported and the run still ends with code 0. None: not asked."""
 
-    speedup_vs_baseline: float | None = None
+    speedup_vs_baseline: Wish = None
     """Images a second over the baseline's, at the largest batch; at least this many times."""
-    speedup_vs_fair: float | None = None
+    speedup_vs_fair: Wish = None
     """Images a second over those of the fair configuration, at the largest batch; at least this many times."""
-    size_ratio: float | None = None
+    size_ratio: Wish = None
     """Bytes of the final ONNX file over those of the source's weights; at most this."""
-    int8_speedup: float | None = None
+    int8_speedup: Wish = None
     """INT8 against FP32 of the same network on the same runner, at the largest batch; at least this many times."""
 
 
@@ -239,7 +282,7 @@ class Recipe(Config):
     """Version of this format."""
     name: Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME}$"})]
     """Name of the run, and of its folder below `exported`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of everything random; 0 or more."""
     target: str = "here"
     """Device class the run is for; `here` is the machine it runs on."""

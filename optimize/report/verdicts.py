@@ -82,14 +82,16 @@ def judges(summary: Summary) -> list[str]:
 
 
 def notes(summary: Summary) -> list[str]:
-    """What figures say of themselves, such as too few images for FD; each once, with the variants it holds for."""
+    """What the run notes of itself, then what figures say of themselves, such as too few images for FD; each once, with the
+    variants it holds for."""
     found: dict[str, list[str]] = {}
     qualities = _qualities(summary)
     for variant, quality in qualities.items():
         for text in _remarks(quality):
             found.setdefault(text, []).append(variant)
     every = len(qualities)
-    return [f"{text} ({'every variant' if len(n) == every > 1 else ', '.join(n)})" for text, n in found.items()]
+    own = [str(note) for note in summary.get("notes") or ()]
+    return own + [f"{text} ({'every variant' if len(n) == every > 1 else ', '.join(n)})" for text, n in found.items()]
 
 
 def _remarks(quality: dict[str, Any]) -> Iterator[str]:

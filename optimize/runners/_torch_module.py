@@ -7,11 +7,9 @@ storage with TF32 products, and fp32 turns TF32 off, which torch leaves on for c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from optimize.configs import Config
+from optimize.configs import AtOnce, Config
 from optimize.diffusion.backend import Closing
 from optimize.errors import EnvironmentLacks
 
@@ -26,7 +24,7 @@ AMPERE = (8, 0)  # the first compute capability with TF32 and BF16
 class TorchOptions(Config):
     """Options of both torch runners."""
 
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: AtOnce | None = None
     """torch's threads inside an operator, of the whole process; by default unchanged."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where it computes; cuda is the current CUDA device."""

@@ -7,11 +7,9 @@ graph is slower than FP32. So it is widened at load, and `describe()` says so.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from optimize.configs import Config
+from optimize.configs import AtOnce, Config
 from optimize.diffusion.backend import Closing
 from optimize.diffusion.network import TensorSpec
 from optimize.errors import EnvironmentLacks, UserError
@@ -30,7 +28,7 @@ ROUNDED = "values computed in FP32 and rounded to 16 bits"
 class OnnxRuntime(Config):
     """Options of the ONNX Runtime runner."""
 
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: AtOnce | None = None
     """Threads inside an operator; by default all cores."""
     device: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     """Which of ONNX Runtime's providers computes."""

@@ -6,11 +6,9 @@ INT8 layers run in INT8 because the graph says so; `precision` is what everythin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from optimize.configs import Config
+from optimize.configs import AtOnce, Config
 from optimize.diffusion.backend import Closing
 from optimize.diffusion.network import TensorSpec
 from optimize.errors import EnvironmentLacks
@@ -27,7 +25,7 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVINO(Config):
     """Options of the OpenVINO runner."""
 
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: AtOnce | None = None
     """Inference threads; by default all cores."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Arithmetic of what is not INT8; auto is bf16 where the CPU computes in it."""

@@ -9,15 +9,17 @@ environments are not compared.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optimize.errors import UserError
+from optimize.errors import ArtifactError, UserError
 from optimize.measure import bench, wording
 from optimize.measure.record import Measurement, paired, speedup, unlike
 from optimize.measure.statistics import Interval
+from optimize.plain.shapes import Summary, as_shaped, misshapen
 from optimize.report import figures
 from optimize.storage.weights import read_json
 
@@ -30,7 +32,15 @@ def compare(a: Path | str, b: Path | str) -> dict[str, Any]:
     `a` and `b` are run folders (measurements.jsonl, summary.json), measurements files or summary.json files. Ratios are
     a's time over b's: above 1, b is faster. Raises UserError or ArtifactError where there is nothing to compare.
     """
-    before, after = load(Path(a)), load(Path(b))
+    with as_shaped(Path(a)):
+        before = load(Path(a))
+    with as_shaped(Path(b)):
+        after = load(Path(b))
+    with as_shaped(Path(f"{a} or {b}")):
+        return _compared(str(a), str(b), before, after)
+
+
+def _compared(a: str, b: str, before: Report, after: Report) -> dict[str, Any]:
     common = [key for key in before.rows if key in after.rows]
     if not common:
         raise UserError(
@@ -38,8 +48,8 @@ def compare(a: Path | str, b: Path | str) -> dict[str, Any]:
         )
     pairs = {key: (before.rows[key], after.rows[key]) for key in common}
     return {
-        "a": str(a),
-        "b": str(b),
+        "a": a,
+        "b": b,
         "latency": _latencies(pairs),
         "size": [line for key, (x, y) in pairs.items() for line in _sizes(key, x, y)],
         "quality": list(_qualities(before.summary, after.summary)),
@@ -78,15 +88,15 @@ def load(path: Path) -> Report:
     """A run's folder, a measurements file (the last row of a key counts), or a summary.json."""
     if path.is_dir():
         summary, measured = path / "summary.json", path / "measurements.jsonl"
-        if not summary.is_file() and not measured.is_file():
+        if not any(os.path.lexists(file) for file in (summary, measured)):
             raise UserError(
                 f"compare: {path} holds neither summary.json nor measurements.jsonl. Give a run's folder, e.g. exported/digits."
             )
-        about = read_json(summary) if summary.is_file() else {}
+        about = read_json(summary) if os.path.lexists(summary) else {}
         rows = _summary_lines(about) if about else {}
-        rows |= _measured_lines(measured, rows) if measured.is_file() else {}
+        rows |= _measured_lines(measured, rows) if os.path.lexists(measured) else {}
     elif path.suffix == ".json":
-        about = read_json(path)
+        about = read_json(path, object)
         rows = _summary_lines(about)
     else:
         about, rows = {}, _measured_lines(path, {})
@@ -112,6 +122,8 @@ def _summary_lines(summary: Any) -> dict[str, Line]:
         raise UserError(
             "compare: that JSON file is no summary.json (it has no rows). Give the one optimize run writes."
         )
+    if wrong := misshapen(summary, Summary):
+        raise ArtifactError(f"compare: that summary.json is not of this version: {wrong}")
     found = {}
     for row in figures.rows(summary):
         key = f"{row.get('variant')}/{figures.runner(row)}/{row.get('batch')}"

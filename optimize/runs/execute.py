@@ -13,18 +13,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from optimize.configs import digest
 from optimize.diffusion.sampling import Sampler
 from optimize.diffusion.schedule import Schedule
 from optimize.errors import GateFailed
 from optimize.hardware import environment
 from optimize.measure.record import Measurement
+from optimize.plain.text import yaml_text
 from optimize.planning import refusals
 from optimize.progress import Progress, silent
 from optimize.recipes.schema import Recipe
-from optimize.runs import fair, place, stages, summary
+from optimize.runs import fair, given, place, stages, summary
 from optimize.runs.gates import quality_gates
 from optimize.runs.stages import Variant
 from optimize.runs.suite import fastest_fp32, runners_of, suite, time_all
@@ -42,24 +41,28 @@ def run(recipe: Recipe, exported: Path = Path("exported"), progress: Progress = 
     Raises UserError for what cannot work, before anything is computed. A gate that fails is in the summary.
     """
     refusals.check(recipe)
+    data = given.samples_of(recipe)
     out = exported / recipe.name
     place.check(recipe, out)
     with Store(exported / CACHE) as store:
-        return _carried_out(_Run(recipe, store, progress), out)
+        return _carried_out(_Run(recipe, store, progress), data, out)
 
 
-def _carried_out(here: _Run, out: Path) -> dict[str, Any]:
+def _carried_out(here: _Run, data: given.Given, out: Path) -> dict[str, Any]:
     recipe, progress = here.recipe, here.progress
     source = stages.source_stage(here.store, recipe, progress)
+    given.check_fit(recipe, data, source)
+    half_split = here.half_split()
     made = list(accumulate(range(len(recipe.passes)), lambda parent, i: here.apply(i, parent, source), initial=source))
     variants = here.export(made)
-    half_split = here.half_split()
     quality = here.qualities(variants)
     chosen, searched = here.fair(variants[0], quality, half_split)
     measurements = here.measure(variants, chosen)
     layers = here.layers(variants)
     found = Findings(recipe, variants, half_split, quality, measurements, chosen, searched, layers)
     result = summary.summarize(found, here.store)
+    for note in result["notes"]:
+        log.warning("%s", note)
     return here.publish(result, found, out)
 
 
@@ -244,7 +247,7 @@ class _Run:
             result["samples"] = self._samples(found, out, put)
             anywhere = self.recipe.moved(Path.absolute)  # the file lies in another folder than the recipe did
             said = self.recipe.sampler.model_dump(mode="json", exclude_unset=True)  # the rest is the scheduler's to say
-            text = yaml.safe_dump(_plain(anywhere.to_json() | {"sampler": said}), sort_keys=False)
+            text = yaml_text(_plain(anywhere.to_json() | {"sampler": said}))
             put("recipe.resolved.yaml", text.encode())
             lines = [m.to_json() for m in found.measurements]
             put("measurements.jsonl", "".join(f"{_json_line(m)}\n" for m in lines).encode())

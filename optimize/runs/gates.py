@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from optimize.diffusion.parity import worst
 from optimize.recipes.schema import Gates
 
 
@@ -28,11 +29,26 @@ def quality_gates(
     return found
 
 
+def slack_notes(gates: Gates, baseline: dict[str, Any], half_split: dict[str, Any]) -> list[str]:
+    """A sentence where the slack lets through more than the baseline itself is from the real data."""
+    own, slack = (baseline.get("fd") or {}).get("value"), half_split["value"]
+    if gates.fd.slack != "half_split" or own is None or slack <= own:
+        return []
+    limit = gates.fd.max_ratio * own + slack
+    times = f"{limit / own:.3g} times that" if own > 0 else "any multiple of that"
+    return [
+        f"gate fd: its slack, the FD {slack:.3g} between two halves of the real data, is more than the baseline's own FD "
+        f"{own:.3g}, so up to {limit:.3g} passes, {times}. Give more real images, or set gates.fd.slack: none."
+    ]
+
+
 def parity_gate(gates: Gates, parity: dict[str, Any] | None, precision: str) -> dict[str, Any]:
     """The parity gate of one exported variant on one runner; precision is a row's, e.g. fp32, bf16, int8, int8+bf16."""
     limits = gates.parity.to_json()
     limit = max(limits[p] for p in precision.split("+"))
     found = check(parity["relative_l2"] if parity else None, limit)
+    if parity and found["holds"] and worst(parity) > limit:
+        found = check(worst(parity), limit) | {"note": "for latents of one value"}
     broken = (parity or {}).get("not_finite")
     return found | {"value": None, "holds": False, "note": broken} if broken else found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from optimize.architectures.finite import Watched
 from optimize.diffusion.backend import open_runner, spec_parts
 from optimize.diffusion.context import Context, Data, Keep
 from optimize.diffusion.schedule import Schedule
-from optimize.errors import ArtifactError, EnvironmentLacks, UserError
+from optimize.errors import ArtifactError, EnvironmentLacks, UserError, some
 from optimize.hardware import environment
 from optimize.hardware.devices import here
 from optimize.progress import Progress
@@ -26,6 +27,7 @@ from optimize.registry import SOURCES
 from optimize.runs.rounded import as_stored
 from optimize.storage.cache import Stage, Store, code_hash
 from optimize.storage.commit import commit, write_json
+from optimize.storage.dataset import samples_in
 from optimize.storage.disk import save_tensors
 from optimize.storage.trust import MANIFEST, verify
 from optimize.storage.weights import file_sha256, read_json, read_tensors
@@ -85,23 +87,12 @@ class Variant:
 
 
 def load_data(path: Path, field: str) -> Data:
-    """Samples, labels and conditions of a safetensors file; UserError where there is neither `images`, which lie in
-    [-1, 1], nor `latents`. All other tensors are conditions by input name, a row a sample."""
-    import torch
-
+    """Samples, labels and conditions of a safetensors file; UserError where it does not hold `images`, which lie in [-1, 1],
+    or `latents` (see `optimize.storage.dataset`). All other tensors are conditions by input name, a row a sample."""
+    found = samples_in(path, field)
     tensors = read_tensors(path)
-    images, latents = tensors.pop("images", None), tensors.pop("latents", None)
-    labels = tensors.pop("labels", None)
-    if (images is None or images.dim() != 4) and latents is None:
-        raise UserError(
-            f"{field}: {path} has no tensor `images` of shape (N,C,H,W), and no `latents`; it holds {', '.join(tensors) or 'nothing'}."
-        )
-    if images is not None and (not bool(torch.isfinite(images).all()) or float(images.abs().max()) > 1.001):
-        raise UserError(f"{field}: {path}: images must be finite and in [-1, 1].")
-    samples = images if images is not None else latents
-    if samples is None or not bool(torch.isfinite(samples).all()):
-        raise UserError(f"{field}: {path}: latents must be finite.")
-    return Data(samples.float(), labels, tensors)
+    conditions = {name: tensors[name] for name in found.further}
+    return Data(tensors[found.kind].float(), found.labels, conditions, where=found.where)
 
 
 def source_stage(store: Store, recipe: Recipe, progress: Progress) -> Stage:
@@ -133,7 +124,8 @@ def _source(recipe: Recipe) -> Any:
     try:
         return SOURCES.get(about.kind)(about.path, about.sha256, **about.options())
     except TypeError as error:
-        given = ", ".join(about.options())
+        taken = inspect.signature(SOURCES.get(about.kind)).parameters
+        given = some(name for name in about.options() if name not in taken) or some(about.options())
         raise UserError(
             f"source: kind {about.kind} does not take all of {given} ({error}). Leave out what it does not."
         ) from error

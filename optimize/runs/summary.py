@@ -12,7 +12,7 @@ from optimize.hardware import environment
 from optimize.measure.cost import Prices, load_prices
 from optimize.measure.record import Measurement, device_class, policy_text, speedup
 from optimize.recipes.schema import QualityConfig, Recipe
-from optimize.runs.gates import check, hold, parity_gate, quality_gates
+from optimize.runs.gates import check, hold, parity_gate, quality_gates, slack_notes
 from optimize.runs.stages import Variant
 from optimize.runs.suite import EAGER, fastest_fp32, fp32_runners, split_key
 from optimize.storage.cache import Store
@@ -71,6 +71,7 @@ def summarize(found: Findings, store: Store) -> dict[str, Any]:
         "gates": gates,
         "targets": targets,
         "half_split_fd": found.half_split,
+        "notes": slack_notes(found.recipe.gates, _baseline_quality(found), found.half_split),
         "judges": judges(found.recipe.quality),
         "factors": factors,
         "factor_intervals": _factor_intervals(path, factors),

@@ -55,13 +55,14 @@ def _measured(folder: Path) -> list[tuple[float, str]]:
     if not (folder.parent / "summary.json").is_file():
         return []
     summary, identity = read_json(folder.parent / "summary.json"), read_json(folder / MANIFEST).get("id")
-    if summary.get("environment", {}).get("device") != device_class():
+    if (summary.get("environment") or {}).get("device") != device_class():
         return []
     found: dict[str, float] = {}
-    for row in summary.get("rows", ()):
+    for row in summary["rows"]:
         fits = row.get("artifact_id") == identity and row.get("status") == "done" and not row.get("predicted")
-        if fits and row.get("image_latency_ms") and spec_parts(row["runner"])[0] in RUNNERS.names():
-            found[row["runner"]] = min(row["image_latency_ms"]["p50"], found.get(row["runner"], float("inf")))
+        spec, latency = row.get("runner") or "", (row.get("image_latency_ms") or {}).get("p50")
+        if fits and latency is not None and spec_parts(spec)[0] in RUNNERS.names():
+            found[spec] = min(latency, found.get(spec, float("inf")))
     return [(latency, spec) for spec, latency in found.items()]
 
 
@@ -143,8 +144,8 @@ class Drawing:
         about = self.model.denoiser.conditioning
         if label is not None and about.kind != "class":
             raise UserError("class: this model is not class-conditional; leave it out")
-        if label is not None and not 0 <= label < about.classes:
-            raise UserError(f"class: {label} given, allowed 0 to {about.classes - 1}")
+        if label is not None and label not in map(about.label, range(about.classes)):
+            raise UserError(f"class: {label} given, allowed {about.labels}")
         told = self.model.condition(seeds) if label is None else torch.full((len(seeds),), label)
 
         def check() -> None:

@@ -108,9 +108,11 @@ class Loop:
             return f"seed: {int(seeds.min())} given, allowed 0 to {2**63 - 1}"
         if labels is not None and about["kind"] != "class":
             return "label: this model is not class-conditional; leave the input out"
-        if labels is not None and ((labels < 0) | (labels >= about["classes"])).any():
-            wrong = labels[(labels < 0) | (labels >= about["classes"])][0]
-            return f"label: {int(wrong)} given, allowed 0 to {about['classes'] - 1}"
+        if labels is not None and not (known := self._known(labels)).all():
+            first, last = self._numbered(np.array([0, about["classes"] - 1])).tolist()
+            within = about["null"] is not None and first <= about["null"] <= last
+            without = f" without {about['null']}, the null class" if within else ""
+            return f"label: {int(labels[~known][0])} given, allowed {first} to {last}{without}"
         if weights is not None and folded is not None:
             return f"guidance: {folded} is folded into this network and cannot be changed; leave the input out"
         if weights is not None and not guidable(about):
@@ -118,6 +120,14 @@ class Loop:
         if weights is not None and not (np.isfinite(weights) & (weights >= 0)).all():
             return f"guidance: {float(weights[~(np.isfinite(weights) & (weights >= 0))][0])} given, allowed 0 and above"
         return next((said for name in self._specs if (said := self._misfit(name, asked.tensors))), None)
+
+    def _numbered(self, numbers: np.ndarray) -> np.ndarray:
+        """Labels of classes by their number; the null label is none of them and passed over."""
+        null = self._conditioning["null"]
+        return numbers if null is None else numbers + (numbers >= null)
+
+    def _known(self, labels: np.ndarray) -> np.ndarray:
+        return np.isin(labels, self._numbered(np.arange(self._conditioning["classes"])))
 
     def _misfit(self, name: str, given: Mapping[str, np.ndarray]) -> str | None:
         """What is wrong with a given tensor and the one that takes its place in the unconditional branch."""
@@ -147,7 +157,7 @@ class Loop:
         """With what was left out: seed mod classes, the sampler's own weight, and the kept conditions' row seed mod N."""
         labels, weights, tensors = asked.labels, asked.weights, dict(asked.tensors)
         if self._conditioning["kind"] == "class" and labels is None:
-            labels = asked.seeds % self._conditioning["classes"]
+            labels = self._numbered(asked.seeds % self._conditioning["classes"])
         if weights is None:
             weights = np.full(len(asked.seeds), self._sampler["guidance"]["cfg"] or 0.0)
         for name, spec in self._specs.items():
@@ -160,9 +170,11 @@ class Loop:
         return Asked(asked.seeds, labels, weights, tensors)
 
     def _null(self, spec: Mapping[str, Any], value: np.ndarray) -> np.ndarray:
-        """The kept null row, the input's constant stand-in (as it is), or zeros."""
+        """The kept null row, the null class, the input's constant stand-in (as it is), or zeros."""
         if NULL + spec["name"] in self._kept:
             return np.broadcast_to(self._kept[NULL + spec["name"]], value.shape)
+        if spec["name"] == "class_labels" and self._conditioning["null"] is not None:
+            return np.full_like(value, self._conditioning["null"])
         return np.zeros_like(value) if spec.get("fill", "normal") == "normal" else value
 
     def _batch(self, asked: Asked) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from optimize.architectures.artifact import verify_network
-from optimize.errors import UserError
+from optimize.errors import UserError, shown
 from optimize.serving._drawing import find_artifact
 from optimize.serving._repository import Serving, write_repository
 from optimize.storage.commit import commit
@@ -51,7 +51,7 @@ def _problem(error: dict[str, Any]) -> str:
     """One problem of a validation: of a field with its name and what was given, or of several together."""
     if not error["loc"]:
         return str(error["ctx"]["error"])
-    return f"{'.'.join(str(x) for x in error['loc'])}: {error['msg']}, given {error['input']!r}"
+    return f"{'.'.join(str(x) for x in error['loc'])}: {error['msg']}, given {shown(error['input'])}"
 
 
 def _check_out(out: Path) -> None:

@@ -39,6 +39,10 @@ class DiffusersSource:
     """The U-Net is fed a ControlNet's residuals."""
     config: Path | None = None
     """Of a checkpoint in one file: the folder of the pipeline whose configs belong to it."""
+    classes: int | None = None
+    """How many of the network's labels are classes, from 0 on; by default all but the null one."""
+    null_class: int | None = None
+    """The label that means no class, where one was trained; guidance needs it."""
 
     def fingerprint(self) -> dict[str, str]:
         """Content of the source: hash of every file that is read."""
@@ -49,7 +53,13 @@ class DiffusersSource:
                 header(file) if file.suffix == ".safetensors" else read_json(file)
         found = {self._named(f): file_sha256(f) for f in files}
         given = {"conditions": file_sha256(self.conditions)} if self.conditions and self.conditions.is_file() else {}
-        return {**found, **given, **({"controlnet": "true"} if self.controlnet else {})}
+        return {**found, **given, **({"controlnet": "true"} if self.controlnet else {}), **self._said}
+
+    @property
+    def _said(self) -> dict[str, str]:
+        """What is said of the classes."""
+        said = {"classes": self.classes, "null_class": self.null_class}
+        return {name: str(value) for name, value in said.items() if value is not None}
 
     def _named(self, file: Path) -> str:
         """A file by its place in the folder; a checkpoint in one file by its name."""
@@ -88,9 +98,12 @@ class DiffusersSource:
         with as_errors(config, where):
             check_inputs(entry.inputs(config), config, where)
             about = entry.conditioning(config)
+        about = about.named(self.classes, self.null_class)
         module = filled(lambda: entry.build(config), config, weights)
-        given = conditions.read(self.conditions, about) if self.conditions else {}
-        return assembled(name, config, noise, sampler, module=module, source=self._about(), conditions=given)
+        latents = entry.inputs(config)[0]
+        given = conditions.read(self.conditions, about, latents=latents) if self.conditions else {}
+        more: dict[str, Any] = {"source": self._about(), "conditions": given, "conditioning": about}
+        return assembled(name, config, noise, sampler, module=module, **more)
 
     def _check_place(self) -> None:
         """Raise ArtifactError saying what the path is where it holds no network, and what to give instead."""
@@ -115,9 +128,9 @@ class DiffusersSource:
         from optimize.architectures.known import ARCHITECTURES
 
         config = read_json(self.network / "config.json")
-        name = config.get("_class_name", "") if isinstance(config, dict) else ""
+        name = str(config.get("_class_name", ""))
         if name not in ARCHITECTURES:
-            raise unknown(f"{self.network}/config.json: _class_name", str(name)[:60], ARCHITECTURES)
+            raise unknown(f"{self.network}/config.json: _class_name", name, ARCHITECTURES)
         return name, config
 
     def _weights(self, name: str, config: dict[str, Any], noise: Any) -> Weights:

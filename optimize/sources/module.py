@@ -6,7 +6,7 @@ The path comes from the recipe, and its code is run: an artifact made of it load
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from optimize.storage.variants import read_weights
 from optimize.storage.weights import file_sha256
 
 if TYPE_CHECKING:
+    from optimize.diffusion.denoiser import Conditioning
     from optimize.diffusion.model import Model
     from optimize.diffusion.sampling import Sampler
 
@@ -44,6 +45,11 @@ class ModuleSource:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     """A scheduler config of diffusers."""
 
+    classes: int | None = None
+    """How many of the labels that an int64 input class_labels takes are classes, from 0 on; by default all but the null."""
+    null_class: int | None = None
+    """The label that means no class, where one was trained; guidance needs it."""
+
     def __post_init__(self) -> None:
         from optimize.architectures.any_module import allow_import
 
@@ -54,6 +60,8 @@ class ModuleSource:
         """Content of the source: hash of the weights and of what says how they are used."""
         about = [self.network, dict(self.arguments), dict(self.inputs), dict(self.scheduler)]
         given = {"conditions": file_sha256(self.conditions)} if self.conditions else {}
+        said = {"classes": self.classes, "null_class": self.null_class}
+        given |= {name: str(value) for name, value in said.items() if value is not None}
         return {self.path.name: file_sha256(self.path), "network": digest(about), **given}
 
     def load(self, sampler: Sampler) -> Model:
@@ -77,7 +85,24 @@ class ModuleSource:
         entry = architecture(name)
         module = entry.build(config)
         load_state(module, tensors, self.path)
-        given = conditions.read(self.conditions, entry.conditioning(config)) if self.conditions else {}
+        conditioning = self._with_classes(entry.conditioning(config))
+        latents = entry.inputs(config)[0]
+        given = conditions.read(self.conditions, conditioning, latents=latents) if self.conditions else {}
         about = {"kind": "module", "files": self.fingerprint(), "weights_bytes": self.path.stat().st_size}
         noise = dict(self.scheduler)
-        return assembled(name, config, noise, sampler, module=module.float(), source=about, conditions=given)
+        more: dict[str, Any] = {"source": about, "conditions": given, "conditioning": conditioning}
+        return assembled(name, config, noise, sampler, module=module.float(), **more)
+
+    def _with_classes(self, found: Conditioning) -> Conditioning:
+        """The conditioning with the classes that are said; a module has as many labels as they need."""
+        from optimize.diffusion.denoiser import CLASS
+
+        takes = any(spec.name == CLASS and spec.dtype == "int64" for spec in found.tensors)
+        if self.classes is None and self.null_class is not None and takes:
+            raise UserError(
+                "source.classes: missing. A module with a null_class needs the number of its classes as well."
+            )
+        if self.classes is None or not takes:
+            return found.named(self.classes, self.null_class)
+        rows = self.classes if self.null_class is None else max(self.classes, self.null_class) + 1
+        return replace(found, classes=rows).named(self.classes, self.null_class)

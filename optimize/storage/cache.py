@@ -47,6 +47,8 @@ PLUMBING = {
     "optimize.registry",
     "optimize.progress",
     "optimize.storage.weights",
+    "optimize.plain.text",
+    "optimize.plain.shapes",
     "optimize.storage.variants",
     "optimize.storage.accounting",
     "optimize.storage.trust",

@@ -36,7 +36,10 @@ def opened(folder: Path, names: Sequence[str], earlier: Earlier = lambda folder:
         known = refuse_edited(folder, names, earlier)
 
         def put(name: str, data: bytes) -> None:
-            known[name] = [*known.get(name, ()), hashlib.sha256(data).hexdigest()][-KEPT:]
+            new, before = hashlib.sha256(data).hexdigest(), known.get(name, [])
+            if before[-1:] == [new] and (folder / name).is_file() and file_sha256(folder / name) == new:
+                return
+            known[name] = [*(h for h in before if h != new), new][-KEPT:]
             write_json_atomically(folder / LEDGER, {"schema": 1, "files": known})
             write_bytes_atomically(folder / name, data)
 

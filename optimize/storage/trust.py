@@ -6,7 +6,6 @@ SHA-256 of its manifest's canonical JSON, which holds the hash of every file: wh
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -17,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from optimize.configs import digest
-from optimize.errors import ArtifactError, UserError
+from optimize.errors import ArtifactError, UserError, shown
+from optimize.plain.text import read_json
 from optimize.storage.weights import file_sha256
 
 SCHEMA = 1
@@ -161,26 +161,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ArtifactError(f"{path}: not an ordinary file; it is not read.")
         if path.stat().st_size > LARGEST_MANIFEST:
             raise ArtifactError(f"{path}: {path.stat().st_size} bytes; a manifest has at most {LARGEST_MANIFEST}.")
-        parsed = json.loads(path.read_text(), object_pairs_hook=_without_duplicates)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not readable JSON ({error}).") from error
-    return _well_formed(path, parsed)
+    return _well_formed(path, read_json(path))
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'"{twice}" stands there twice')
-    return made
-
-
-def _well_formed(path: Path, manifest: Any) -> dict[str, Any]:
-    if not isinstance(manifest, dict):
-        raise ArtifactError(f"{path}: a manifest is a JSON object, this is a {type(manifest).__name__}.")
+def _well_formed(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if manifest.get("schema") != SCHEMA:
         raise ArtifactError(
             f"{path}: schema {manifest.get('schema')} is not {SCHEMA}; made by another version of optimize."
@@ -210,7 +198,7 @@ def _check_entry(path: Path, name: str, entry: Any) -> None:
     whole = isinstance(size, int) and not isinstance(size, bool) and size >= 0
     if not (isinstance(known, str) and HASH.fullmatch(known) and whole):
         raise ArtifactError(
-            f"{path}: files: {name}: expected sha256 (64 hexadecimal digits) and bytes (a number), found {entry!r:.120}."
+            f"{path}: files: {name}: expected sha256 (64 hexadecimal digits) and bytes (a number), found {shown(entry)}."
         )
 
 

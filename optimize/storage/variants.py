@@ -80,7 +80,7 @@ def _chosen(folder: Path, found: Mapping[str, Found]) -> str:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file of an index of shards; a name that leaves the folder is refused."""
-    parsed = read_json(index)
+    parsed = read_json(index, object)
     found = parsed.get("weight_map") if isinstance(parsed, dict) else None
     if not isinstance(found, dict) or not found:
         raise ArtifactError(f"{index}: it has no weight_map. Copy or download it again.")

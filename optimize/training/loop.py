@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from optimize import rng
-from optimize.configs import Config, digest
+from optimize.configs import MOST, Config, Count, digest
 from optimize.diffusion.context import Data
 from optimize.diffusion.denoiser import moved
 from optimize.errors import ArtifactError, EnvironmentLacks, OptimizeError, UserError
@@ -47,13 +47,13 @@ CURVE_POINTS = 20  # points of the loss curve kept in the record
 class TrainingConfig(Config):
     """How to train; the fields every learning pass shares."""
 
-    steps: Annotated[int, Field(ge=1)] = 300
+    steps: Count = 300
     """Optimizer steps."""
-    batch: Annotated[int, Field(ge=1)] = 64
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Samples of a step, over all processes together."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """AdamW's peak rate, reached after the warm-up."""
-    warmup: Annotated[int, Field(ge=0)] = 20
+    warmup: Annotated[int, Field(ge=0, le=MOST)] = 20
     """Steps of linear warm-up, then a cosine to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""

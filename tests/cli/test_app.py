@@ -182,3 +182,42 @@ def test_completion_of_a_recipe_lists_nothing_where_a_folder_cannot_be_listed(
     Path("mine.yaml").write_text("")
     assert names.recipes("mi") == ["mine.yaml"]
     assert names.recipes(f"{'a' * 300}/") == names.recipes("mine.yaml/") == names.recipes("nowhere/") == []
+
+
+def test_gc_says_what_it_removed_and_what_it_left_alone(tmp_path: Path) -> None:
+    from optimize.storage.cache import CACHE, Store
+
+    with Store(tmp_path / CACHE) as store:
+        stage = store.stage("s", {}, lambda folder, work: {"made": (folder / "f").write_text("x" * 2**20)})
+    (tmp_path / CACHE / "pip").mkdir()
+    done = optimize("gc", "--exported", str(tmp_path))
+    assert done.returncode == 0 and not stage.folder.exists() and (tmp_path / CACHE / "pip").is_dir()
+    assert done.stdout.splitlines() == [
+        f"{tmp_path / CACHE}: 1.0 MiB removed",
+        "left alone, since it is not what optimize put there, or not only: pip",
+    ]
+
+
+def test_a_line_that_the_storage_warns_of_is_on_stderr_and_in_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import logging
+
+    from optimize.cli.log import log_to
+
+    loggers = [logging.getLogger(name) for name in ("optimize", "optimize.storage")]
+    before = [list(logger.handlers) for logger in loggers]
+    try:
+        log_to(tmp_path / "deep" / "run.log")
+        logging.getLogger("optimize.storage.locks").warning("this one waits")
+        logging.getLogger("optimize.planning").warning("printed elsewhere")
+    finally:
+        for logger, handlers in zip(loggers, before):
+            for handler in [h for h in logger.handlers if h not in handlers]:
+                logger.removeHandler(handler)
+    assert capsys.readouterr().err == "~ this one waits\n"
+    lines = (tmp_path / "deep" / "run.log").read_text().splitlines()
+    assert [line.split(" ", 3)[3] for line in lines] == [
+        "optimize.storage.locks this one waits",
+        "optimize.planning printed elsewhere",
+    ]

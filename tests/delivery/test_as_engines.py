@@ -32,7 +32,7 @@ from optimize.storage.weights import read_json
 
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path) -> Model:
-    plain = DiffusersSource(tiny_folder).load(Sampler(steps=2))
+    plain = DiffusersSource(tiny_folder, null_class=10).load(Sampler(steps=2))
     return Quantize(samples=8, batch=8).apply(plain, Context())[0]
 
 

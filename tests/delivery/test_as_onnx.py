@@ -15,6 +15,7 @@ from support.command import optimize as command
 from support.tiny_pipelines import write_transformer_pipeline
 
 import optimize
+from optimize.architectures.artifact import save_model
 from optimize.delivery import as_onnx
 from optimize.delivery.as_engines import Request, export
 from optimize.delivery.as_onnx import load_network, merged, narrowest, parse_onnx
@@ -26,6 +27,7 @@ from optimize.pipelines.in_place import check_artifact
 from optimize.pipelines.whole import export_pipeline
 from optimize.report.terminal.engines import about_onnx
 from optimize.storage.cache import Store
+from optimize.storage.commit import commit
 from optimize.storage.trust import verify
 
 
@@ -212,3 +214,11 @@ def test_a_flux_alone_is_an_artifact_that_takes_the_place_in_its_pipeline(tmp_pa
     source = write_transformer_pipeline(tmp_path / "flux", "flux", num_single_layers=0)
     export(ask(source, tmp_path / "out", "onnx"), Store(tmp_path / "store"))
     check_artifact(open_pipeline(source), tmp_path / "out")
+
+
+def test_the_null_class_of_a_network_is_said_once_and_kept(tiny_folder: Path, tmp_path: Path) -> None:
+    assert load_network(tiny_folder).denoiser.conditioning.null is None
+    assert load_network(tiny_folder, null_class=10).denoiser.conditioning.null == 10
+    commit(tmp_path / "a", lambda folder: (save_model(folder, load_network(tiny_folder)), {"id": "x"})[1])
+    with pytest.raises(UserError, match=r"--null-class: .* is an artifact, which holds its classes"):
+        export(ask(tmp_path / "a", None, "onnx", null_class=10), Store(tmp_path / "store"))

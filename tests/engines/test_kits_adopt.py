@@ -11,24 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
 from support.command import optimize
-from support.engines import fake, half_file, installed, int8_file, order, run
+from support.engines import fake, half_file, installed, order, run
 from support.fake_trt import FakeCuda
+from support.kits import artifact_of, built, kit_of
 
 from optimize.cli import hand_over
 from optimize.delivery.as_engines import Request, adopt, export
 from optimize.diffusion.backend import open_runner
-from optimize.engines import script
 from optimize.engines.graph import GraphFacts, read_graph
 from optimize.engines.kits import adopt as adoption
 from optimize.engines.kits import compose, read
 from optimize.engines.kits.kept import refuse_brought_back, zip_of
 from optimize.engines.settings import EngineSettings
 from optimize.errors import ArtifactError, OptimizeError, UserError
-from optimize.hardware.targets import target
 from optimize.serving._repository import engines, records_of
 from optimize.storage.cache import Store
 from optimize.storage.commit import commit
@@ -36,48 +34,6 @@ from optimize.storage.trust import inspect_trust, require, verify
 from optimize.storage.weights import file_sha256, read_json
 
 FAKE_ENGINE = "tensorrt/8.0-tensorrt-11.4.0/model.engine"
-
-
-def artifact_of(folder: Path, file: Callable[[Path], Path] = int8_file) -> Path:
-    """An artifact that is an ONNX file alone; its input is called sample."""
-
-    def write(temporary: Path) -> dict[str, Any]:
-        (temporary / "onnx").mkdir()
-        model = onnx.load(file(temporary / "onnx" / "model.onnx"))
-        for node in model.graph.node:
-            node.input[:] = ["sample" if name == "x" else name for name in node.input]
-        model.graph.input[0].name = "sample"
-        onnx.save(model, temporary / "onnx" / "model.onnx")
-        return {"id": "x", "exports": {"onnx": {"opset": 19}}}
-
-    commit(folder, write)
-    return folder
-
-
-def kit_of(artifact: Path, folder: Path, name: str = "a100", off: float = 0.0) -> Path:
-    """A kit of it with one case, of a network that adds 1 + off."""
-    import numpy as np
-
-    asked = order(artifact / "onnx" / "model.onnx")
-    job = {k: v for k, v in asked.job().items() if k not in ("onnx", "sm", "timing_cache")}
-    about = compose.about_kit("final", target(name), job, asked.facts.expected, 5e-2, "int8")
-    x = np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 4, 8, 8)
-    case = {"case": "batch 1", "inputs": {"sample": x}, "output": x + 1 + off}
-
-    def write(temporary: Path) -> dict[str, Any]:
-        compose.write_kit(temporary, asked.onnx, list(asked.facts.files), about, [case])
-        return {}
-
-    commit(folder, write)
-    return folder
-
-
-def built(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> Path:
-    """The kit after its script ran on a machine with TensorRT and an A100 that are fakes."""
-    with monkeypatch.context() as there:
-        fake(there)
-        assert script.main(["--kit", str(folder), "--calls", "10"]) == code
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,10 @@ def test_sana_whose_attention_divides_by_a_sum_and_an_epsilon_exports_right(tmp_
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_nan_weight_is_refused_before_anything_is_traced(tmp_path: Path, end: str) -> None:
-    model = hiding(tmp_path, poisoned=True, end=end)
+    model = hiding(tmp_path, end=end)
+    model.module.first.weight.data[0, 0, 0, 0] = (
+        torch.nan
+    )  # as a pass may leave it: a file of such weights does not load
     said = r"onnx: Hiding has weights that are no numbers: first.weight \(1 of 36 NaN\)\. Give a checkpoint"
     with pytest.raises(ArtifactError, match=said):
         export_model(model, tmp_path / "out")

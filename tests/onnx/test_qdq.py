@@ -33,7 +33,7 @@ NARROW = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 
 @pytest.fixture(scope="module")
 def models(tiny_folder: Path) -> dict[str, Model]:
-    plain = DiffusersSource(tiny_folder).load(Sampler(steps=2))
+    plain = DiffusersSource(tiny_folder, null_class=10).load(Sampler(steps=2))
     return {f: Quantize(format=f, samples=4, batch=4).apply(plain, Context())[0] for f in ("int8", "fp8")}
 
 

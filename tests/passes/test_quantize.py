@@ -31,7 +31,7 @@ QUICK = Quantize(samples=8, batch=8)
 
 @pytest.fixture(scope="module")
 def float_model(tiny_folder: Path) -> Model:
-    return DiffusersSource(tiny_folder).load(Sampler(steps=2))
+    return DiffusersSource(tiny_folder, null_class=10).load(Sampler(steps=2, spacing="trailing"))
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_an_unknown_pipeline_class_is_told_with_the_nearest(copy: Path) -> None:
     ):
         open_pipeline(changed(copy, _class_name="StableDiffusionPipe"))
     (copy / "model_index.json").write_text("[]")
-    with pytest.raises(UserError, match=r'_class_name: "" is not known. Allowed: FluxPipeline, Latent'):
+    with pytest.raises(UserError, match="an object is expected here, found a list"):
         open_pipeline(copy)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from onnx import TensorProto
 from support.pipeline_checks import FLOAT, ends, session
 from support.tiny_pipelines import XL, flux, sd3, t5_encoder, unet
@@ -46,6 +48,16 @@ def test_a_t5_encoder_takes_any_length(tmp_path: Path) -> None:
     assert part.words > 16  # the fed texts reach beyond the farthest distance that has a bias of its own
     far = [distance_at(part, tmp_path / "model.onnx", words) for words in (1, 9, 256)]
     assert max(far) < 1e-5, far
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_file_or_a_network_that_gives_nan_is_infinitely_far(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """max(0.0, nan) is 0.0 in Python: such a file had no distance at all."""
+    part = graphs.text_encoder("text_encoder_3", t5_encoder())
+    given = torch.zeros(1, 2, 3), torch.full((1, 2, 3), torch.nan)
+    monkeypatch.setattr(graphs, "run", lambda *_: [given[broken]])
+    made = SimpleNamespace(run=lambda *_: [given[1 - broken].numpy()])
+    assert graphs.distance(part, made, 1, 1) == float("inf")
 
 
 def distance_at(part: graphs.Part, file: Path, words: int) -> float:

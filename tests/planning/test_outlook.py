@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from optimize.diffusion.sampling import Sampler
 from optimize.diffusion.schedule import Schedule
@@ -23,6 +25,7 @@ from optimize.planning.outlook import budget_of, plan_for, write_recipes
 from optimize.planning.propose import Budget
 from optimize.planning.subject import Subject
 from optimize.recipes.read import load, parse
+from optimize.report.terminal.outlook import print_plan
 from optimize.roofline.layers import Layer
 from optimize.roofline.rates import Rates
 
@@ -178,6 +181,35 @@ def test_small_files_need_pruning_or_int8_and_an_int8_recipe_spares_the_linears_
     assert [p.name for p in parse(cpu["proposal"]["recipe"]).passes] == ["prune", "recover", "quantize"]
 
 
+def test_without_a_budget_fewer_steps_come_first_and_no_word_is_of_a_budget() -> None:
+    found = planned("cpu,a100,v100")
+    out = StringIO()
+    print_plan(found, Console(file=out, width=80))
+    assert "budget" not in out.getvalue().lower()
+    for target in found["targets"]:
+        free = [a["what"] for a in target["advice"]["proposed"] if a["kind"] == "free"]
+        assert any(a.startswith("20 steps of dpmpp_2m instead of 50") for a in free)
+        assert target["advice"]["proposed"][0]["kind"] == "free"
+        assert all(a["high_ms"] < a["before_ms"] for a in target["advice"]["proposed"])
+
+
+def test_a_budget_that_fewer_steps_meet_trains_nothing() -> None:
+    (cpu,) = planned("here", Budget(latency_ms=4500))["targets"]
+    proposal = cpu["proposal"]
+    assert proposal["meets"] and proposal["forecast"]["candidate"]["steps"] == 20
+    recipe = parse(proposal["recipe"])
+    assert recipe.passes == () and "It trains nothing: its fair search finds out" in proposal["recipe"]
+    run_plan.check(recipe)
+
+
+def test_an_artifact_that_went_through_passes_gets_the_free_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = replace(outlook.open_subject("digits"), passes=("prune", "recover"))
+    monkeypatch.setattr(outlook, "open_subject", lambda *_: made)
+    (cpu,) = planned("cpu")["targets"]
+    assert [a["kind"] for a in cpu["advice"]["proposed"]] == ["free"]
+    assert cpu["proposal"]["needed"][0].startswith("passes start from an untouched model")
+
+
 def test_a_budget_out_of_reach_says_how_near_it_gets() -> None:
     (cpu,) = planned("cpu", Budget(latency_ms=1))["targets"]
     proposal = cpu["proposal"]
@@ -262,8 +294,8 @@ def test_a_file_of_the_users_own_is_overwritten_only_where_that_is_asked(tmp_pat
     first = write_recipes(plan, tmp_path / "r.yaml", overwrite=True)
     assert write_recipes(plan, tmp_path / "r.yaml") == first  # the same text
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(UserError, match=r"folder\.yaml is a folder\. Give a file"):
-        write_recipes(planned("cpu"), tmp_path / "folder.yaml")
+    with pytest.raises(UserError, match=r"folder\.yaml is there already .* Give another file\.$"):
+        write_recipes(planned("cpu"), tmp_path / "folder.yaml", overwrite=True)
 
 
 def test_a_recipe_for_another_folder_finds_its_files_from_there(tmp_path: Path) -> None:

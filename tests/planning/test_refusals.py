@@ -11,7 +11,8 @@ import pytest
 from optimize.errors import EnvironmentLacks, OptimizeError, UserError
 from optimize.hardware.targets import target
 from optimize.planning import refusals
-from optimize.recipes.read import load, parse
+from optimize.recipes import read
+from optimize.recipes.read import load
 from optimize.recipes.schema import Recipe
 
 
@@ -23,6 +24,13 @@ def beginning(tmp_path: Path) -> str:
     text = f"source: {{path: {tmp_path}/m}}\ndata: {{training: {tmp_path}/t, held_out: {tmp_path}/h}}\n"
     text += f"quality: {{features: {tmp_path}/f, classifier: {tmp_path}/c}}\nname: x\nexports: [{{onnx: {{}}}}]\n"
     return text + "sampler: {steps: 50, guidance: {cfg: 0.5}}\n"
+
+
+def parse(text: str) -> Recipe:
+    """The recipe of a text whose last sampler counts."""
+    lines = text.splitlines()
+    samplers = [i for i, line in enumerate(lines) if line.startswith("sampler:")]
+    return read.parse("\n".join(line for i, line in enumerate(lines) if i not in samplers[:-1]))
 
 
 def refusal(recipe: Recipe) -> str:

@@ -35,7 +35,7 @@ BESIDE: dict[str, Any] = {
         "classifier": "c",
         "further": {
             "hub": {"dinov2": "owner/name"},
-            "folder": {"clip": "weights/clip"},
+            "folder": {"clip": "./weights/clip"},
             "own": {"import": "my.module:net"},
             "dotted": {"dinov2": "./d"},
         },
@@ -81,7 +81,7 @@ def test_paths_in_a_recipe_file_are_relative_to_its_folder(tmp_path: Path, monke
         "held_out": "sub/h",
         "features": "sub/f",
         "classifier": "sub/c",
-        "lpips": "lpips/weights",  # no such file there: a hub id
+        "lpips": "lpips/weights",  # a hub id, as every owner/name
         "hub": "owner/name",
         "folder": "sub/weights/clip",
         "own": "my.module:net",
@@ -102,14 +102,28 @@ def test_a_recipe_in_the_working_directory_keeps_its_paths_as_written(
     assert paths(load("x.yaml"))["dotted"] == "./d"
 
 
-def test_a_hub_id_is_a_path_where_such_a_folder_is_beside_the_recipe(
+def test_a_hub_id_with_a_folder_of_its_name_beside_the_recipe_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub" / "lpips" / "weights").mkdir(parents=True)
     (tmp_path / "sub" / "owner" / "name").mkdir(parents=True)
-    found = paths(load(written(tmp_path / "sub")))
-    assert found["hub"] == str(tmp_path / "sub/owner/name") and found["lpips"] == str(tmp_path / "sub/lpips/weights")
+    with pytest.raises(UserError) as caught:
+        load(written(tmp_path / "sub"))
+    assert 'quality.further.hub: "owner/name" is a hub id, and ' in str(caught.value)
+    assert 'quality.lpips: "lpips/weights" is a hub id' in str(caught.value)
+    assert "Write ./lpips/weights for what is there" in str(caught.value)
+
+
+def test_what_lies_in_the_working_directory_is_never_taken_for_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    with pytest.raises(UserError, match=r'quality.lpips: "owner/name" is a hub id'):
+        features.located("owner/name", field="lpips")
+    assert features.located("./owner/name") == Path("owner/name")
+    assert not FeatureNetwork(kind="inception", source="weights/lpips.safetensors").on_hub
 
 
 def test_what_is_missing_is_named_where_the_user_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from optimize.storage.commit import commit
 
 @pytest.fixture(scope="module")
 def models(tiny_folder: Path) -> dict[str, Model]:
-    plain = DiffusersSource(tiny_folder).load(Sampler(steps=2))
+    plain = DiffusersSource(tiny_folder, null_class=10).load(Sampler(steps=2))
     return {"fp32": plain, "int8": Quantize(samples=8, batch=8).apply(plain, Context())[0]}
 
 

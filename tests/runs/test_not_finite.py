@@ -81,6 +81,11 @@ def test_a_parity_of_something_that_is_not_finite_does_not_hold_however_near() -
     assert not found["holds"] and found["note"] == "NaN at 999"
 
 
+def test_a_parity_that_is_far_for_latents_of_one_value_alone_does_not_hold() -> None:
+    found = gates.parity_gate(Gates(), {"relative_l2": 1e-7, "edges": [{"t": 0, "relative_l2": 0.5}]}, "fp32")
+    assert not found["holds"] and (found["value"], found["note"]) == (0.5, "for latents of one value")
+
+
 def test_a_fair_candidate_that_is_not_finite_is_a_row_with_the_reason(tmp_path: Path) -> None:
     recipe = load("smoke")
     model = hiding(tmp_path)

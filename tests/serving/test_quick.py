@@ -39,7 +39,10 @@ from optimize.storage.commit import commit
 @pytest.fixture(scope="module")
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder whose final artifact is exported."""
-    folder, model = tmp_path_factory.mktemp("served") / "tiny", DiffusersSource(tiny_folder).load(Sampler(steps=2))
+    folder, model = (
+        tmp_path_factory.mktemp("served") / "tiny",
+        DiffusersSource(tiny_folder, null_class=10).load(Sampler(steps=2)),
+    )
 
     def write(temporary: Path) -> dict[str, Any]:
         save_model(temporary, model)

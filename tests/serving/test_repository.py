@@ -63,7 +63,7 @@ def artifact(folder: Path, model: Model) -> Path:
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder: `final` guided, `int8` quantized."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    guided = DiffusersSource(tiny_folder).load(Sampler(steps=3, guidance=Guidance(cfg=0.5)))
+    guided = DiffusersSource(tiny_folder, null_class=10).load(Sampler(steps=3, guidance=Guidance(cfg=0.5)))
     artifact(folder / "final", guided)
     artifact(folder / "int8", Quantize(samples=8, batch=8).apply(guided, Context())[0])
     return folder

@@ -48,7 +48,9 @@ def programs() -> Iterator[tuple[ModuleType, ModuleType]]:
 
 @pytest.fixture(scope="module")
 def artifact(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = DiffusersSource(tiny_folder).load(Sampler(solver="dpmpp_2m", steps=3, guidance=Guidance(cfg=0.5)))
+    model = DiffusersSource(tiny_folder, null_class=10).load(
+        Sampler(solver="dpmpp_2m", steps=3, guidance=Guidance(cfg=0.5))
+    )
 
     def write(folder: Path) -> dict[str, Any]:
         save_model(folder, model)

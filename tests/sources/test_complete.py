@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from support import original_names, tiny_pipelines
 
 import optimize
+from optimize.architectures.artifact import save_model
 from optimize.delivery.as_onnx import load_network
 from optimize.diffusion.sampling import Sampler
 from optimize.errors import ArtifactError, UserError
@@ -28,7 +29,9 @@ from optimize.recipes.read import parse
 from optimize.recipes.schema import plain_name
 from optimize.runs.stages import source_stage
 from optimize.sources.diffusers import DiffusersSource
+from optimize.sources.module import ModuleSource
 from optimize.storage.cache import Store
+from optimize.storage.commit import commit
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -73,7 +76,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = [
     (without("conv_out.bias"), r"1 missing \(conv_out.bias\)"),
     (lambda s: s | {"x": torch.zeros(1)}, r"1 unexpected \(x\)"),
     (lambda s: s | {"conv_out.bias": torch.zeros(9)}, r"conv_out.bias \[4\] in the network, \[9\] in the file"),
-    (lambda s: s | {"conv_out.bias": torch.zeros(4, dtype=torch.uint8)}, r"conv_out.bias is U8, and the network wants"),
+    (lambda s: s | {"conv_out.bias": torch.zeros(4, dtype=torch.uint8)}, r"conv_out.bias is (U8|uint8), and the network wants"),
     (lambda s: s | {"conv_out.weight.absmax": torch.zeros(1)}, "quantized, bitsandbytes"),
 ]  # fmt: skip
 
@@ -256,3 +259,43 @@ def test_folders_with_odd_names_are_planned(sd: Path, tmp_path: Path) -> None:
     assert parse(plan["targets"][0]["proposal"]["recipe"], folder=tmp_path).source.path == folder
     for text, name in (("a b", "a-b"), ("-x.", "x"), ("é", "model"), ("", "model"), ("ok_1.2", "ok_1.2")):
         assert plain_name(text) == name
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES[:4])
+def test_an_artifact_that_was_sealed_without_a_whole_network_is_refused(
+    change: Callable[[dict[str, Any]], dict[str, Any]], said: str, sd: Path, tmp_path: Path
+) -> None:
+    def write(folder: Path) -> dict[str, Any]:
+        save_model(folder, optimize.load(sd))
+        edit(folder / "model.safetensors", change)
+        return {"id": "x"}
+
+    commit(tmp_path / "a", write)
+    with pytest.raises(ArtifactError, match=said):
+        optimize.load(tmp_path / "a")
+
+
+class Plain(torch.nn.Module):
+    """A network of a user's own, in 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + 0 * t[:, None, None, None]
+
+
+def test_a_module_of_ones_own_is_whole_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimize.architectures.any_module.imported", lambda path, wanted: Plain)
+    monkeypatch.setenv("OPTIMIZE_IMPORTS", "")
+    inputs = {"x": ["B", 1, 4, 4], "t": ["B"]}
+    source = ModuleSource(tmp_path / "w.safetensors", network="m:Plain", inputs=inputs)
+    state = {k: v.half() for k, v in Plain().state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    loaded = source.load(Sampler(steps=1)).module.state_dict()
+    assert all(torch.equal(v, state[k].float()) for k, v in loaded.items())
+    for wrong, said in (({"layer.bias": None}, "1 missing"), ({"x": torch.zeros(1)}, "1 unexpected"), ({"layer.bias": torch.full((1,), torch.nan)}, "1 with NaN")):  # fmt: skip
+        save_file({k: v for k, v in (state | wrong).items() if v is not None}, tmp_path / "w.safetensors")
+        with pytest.raises(ArtifactError, match=said):
+            source.load(Sampler(steps=1))

@@ -6,19 +6,24 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import networks
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.tiny_model import make_tiny_folder
 
+import optimize
 from optimize.architectures.any_module import ALLOWED
+from optimize.architectures.artifact import save_model
 from optimize.diffusion.network import example_inputs
-from optimize.diffusion.sampling import Sampler
+from optimize.diffusion.sampling import Guidance, Sampler
 from optimize.errors import ArtifactError, UserError
 from optimize.recipes.schema import SourceConfig
 from optimize.sources.diffusers import DiffusersSource
 from optimize.sources.module import ModuleSource
+from optimize.storage.commit import commit
 
 PLACES = {"sd": "unet", "unet1d": "unet", "dit": "transformer", "pixart": "transformer", "sd3": "transformer", "flux": "transformer"}  # fmt: skip
 
@@ -163,3 +168,52 @@ def test_options_of_a_source_are_those_that_are_given() -> None:
     assert SourceConfig(path=Path("a")).options() == {}
     given = SourceConfig(path=Path("a"), conditions=Path("b"), controlnet=True)
     assert given.options() == {"conditions": Path("b"), "controlnet": True}
+
+
+LABELLED = CODE.replace("def forward(self, x, t):", "def forward(self, x, t, class_labels):")
+
+
+def test_a_module_that_takes_labels_is_told_its_classes_and_its_null_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "labelled_network.py").write_text(LABELLED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(ALLOWED, "")
+    save_file({"layer.weight": torch.ones(2, 2, 1, 1), "layer.bias": torch.zeros(2)}, tmp_path / "w.safetensors")
+    about: dict[str, Any] = {
+        "network": "labelled_network:Plain",
+        "arguments": {"channels": 2},
+        "inputs": {"x": ["B", 2, 4, 4], "t": ["B"], "class_labels": {"dims": ["B"], "dtype": "int64"}},
+        "scheduler": {"prediction_type": "sample"},
+    }
+    guided = Sampler(steps=2, guidance=Guidance(cfg=1.0))
+    model = ModuleSource(tmp_path / "w.safetensors", classes=3, null_class=0, **about).load(guided)
+    told = model.condition(range(4))
+    assert told["class_labels"].tolist() == [1, 2, 3, 1]
+    assert model.denoiser.unconditional(told)["class_labels"].tolist() == [0] * 4 and model.sample([0]).shape == (
+        1,
+        2,
+        4,
+        4,
+    )
+    for said, says in (({}, "none of what this network is told"), ({"null_class": 3}, "source.classes: missing")):
+        with pytest.raises(UserError, match=says):
+            ModuleSource(tmp_path / "w.safetensors", **said, **about).load(guided)
+    monkeypatch.delitem(sys.modules, "labelled_network")
+
+
+def test_what_is_said_of_the_classes_is_part_of_a_source(tmp_path: Path) -> None:
+    folder = make_tiny_folder(tmp_path)
+    plain, said = DiffusersSource(folder), DiffusersSource(folder, null_class=10)
+    assert said.fingerprint() == plain.fingerprint() | {"null_class": "10"}
+    assert said.load(Sampler(steps=2)).denoiser.conditioning.null == 10
+    with pytest.raises(UserError, match=r"source.null_class"):
+        plain.load(Sampler(steps=2, guidance=Guidance(cfg=1.0)))
+
+
+def test_the_interface_says_classes_of_folders_and_artifacts_hold_theirs(tmp_path: Path) -> None:
+    model = optimize.load(make_tiny_folder(tmp_path / "m"), steps=2, cfg=0.5, null_class=10)
+    commit(tmp_path / "a", lambda folder: (save_model(folder, model), {"id": "x"})[1])
+    assert optimize.load(tmp_path / "a").denoiser.conditioning == model.denoiser.conditioning
+    with pytest.raises(UserError, match=r"is an artifact, which holds its classes. Leave classes and null_class out"):
+        optimize.load(tmp_path / "a", null_class=10)

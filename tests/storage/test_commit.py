@@ -92,7 +92,8 @@ def test_a_folder_that_is_replaced_survives_kills_everywhere(renaming: str, tmp_
     assert kill_everywhere(before, lambda: commit(folder, writer("new")), after) >= 15
 
 
-def test_the_next_commit_alone_puts_right_what_a_kill_left(renaming: str, tmp_path: Path) -> None:
+def test_the_next_commit_alone_puts_right_what_a_kill_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap, "exchange", lambda a, b: False)
     folder = tmp_path / "run" / "final"
 
     def before() -> None:
@@ -270,6 +271,10 @@ def test_a_file_that_somebody_changed_or_put_there_is_not_overwritten(tmp_path: 
     (tmp_path / "report.md").unlink()
     with ledger.opened(tmp_path, ("report.md",)) as put:
         put("report.md", b"ours")
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    with ledger.opened(tmp_path, ("report.md",)) as put:
+        put("report.md", b"ours")  # as it is: nothing is written
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
     (tmp_path / "report.md").write_text("ours, and a note")
     with pytest.raises(ArtifactError, match="or it was changed since"):
         ledger.refuse_edited(tmp_path, ("report.md",))

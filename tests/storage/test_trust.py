@@ -142,7 +142,7 @@ def test_an_entry_of_wrong_types_is_refused(whole: Path, entry: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[]", "a manifest is a JSON object, this is a list"),
+        ("[]", "an object is expected here, found a list"),
         ("{}", "schema None is not 1"),
         ('{"schema": 2, "files": {}}', "schema 2 is not 1; made by another version"),
         ('{"schema": 1}', "files: expected {path: {sha256, bytes}}, found NoneType"),

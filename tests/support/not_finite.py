@@ -29,16 +29,19 @@ INPUTS = {"sample": ["B", 1, 8, 8], "timestep": ["B"]}
 
 class Hiding(nn.Module):
     """Two convolutions around an operator that hides NaN; with `overflow` exp(t / 10) is infinite from t = 888 on, and
-    infinity minus itself no number."""
+    infinity minus itself no number; `poisoned` has a NaN that no file of weights shows."""
 
-    def __init__(self, end: str = "relu", overflow: bool = False) -> None:
+    def __init__(self, end: str = "relu", overflow: bool = False, poisoned: bool = False) -> None:
         super().__init__()
+        scale = torch.ones(1, 4, 1, 1)
+        scale[0, 0] = torch.nan if poisoned else 1.0
+        self.register_buffer("scale", scale, persistent=False)
         torch.manual_seed(0)
         self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
         self.end, self.overflow = end, overflow
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        h = self.first(sample)
+        h = self.first(sample) * self.scale
         if self.overflow:
             grown = torch.exp(timestep.float() / 10)[:, None, None, None]
             h = h + (grown - grown)
@@ -59,12 +62,9 @@ class Quotient(nn.Module):
         return h / (h.sum((2, 3), keepdim=True) + 1e-15) + 0 * timestep.float()[:, None, None, None]
 
 
-def hiding(folder: Path, poisoned: bool = False, **arguments: Any) -> Model:
-    """The network as a model; `poisoned`: one weight before the operator is NaN."""
-    network = Hiding(**arguments)
-    if poisoned:
-        network.first.weight.data[0, 0, 0, 0] = torch.nan
-    return from_module(folder, network, HIDING, INPUTS, arguments)
+def hiding(folder: Path, **arguments: Any) -> Model:
+    """The network as a model."""
+    return from_module(folder, Hiding(**arguments), HIDING, INPUTS, arguments)
 
 
 def from_module(

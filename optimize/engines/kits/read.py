@@ -4,7 +4,6 @@ misuse. Nothing is extracted."""
 from __future__ import annotations
 
 import hashlib
-import json
 import lzma
 import stat
 import zipfile
@@ -15,8 +14,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from optimize.configs import Config, describe
+from optimize.configs import Config, described
 from optimize.errors import ArtifactError, UserError
+from optimize.plain.text import parse_json
 
 KIT = "kit.json"
 LARGEST_JSON, MOST_FILES = 16 * 2**20, 10_000
@@ -76,12 +76,12 @@ class KitFiles:
         if size > LARGEST_JSON:
             raise ArtifactError(f"{self.path}: {name} has {size} bytes, and {LARGEST_JSON} at most are read. {AGAIN}")
         try:
-            return model.model_validate(json.loads(b"".join(self.blocks(name))))
+            return model.model_validate(parse_json(b"".join(self.blocks(name)), f"{self.path}: {name}"))
         except ValidationError as error:
-            told = "\n".join(f"{self.path}: {name}: {describe(e, model)}" for e in error.errors())
+            told = "\n".join(f"{self.path}: {name}: {line}" for line in described(error, model))
             raise ArtifactError(f"{told}\n{AGAIN}") from None
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{self.path}: {name}: not readable JSON ({error}). {AGAIN}") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{error} {AGAIN}") from None
 
 
 def _members(path: Path) -> dict[str, zipfile.ZipInfo]:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from optimize.architectures.filled import filled
-from optimize.configs import Config
+from optimize.configs import Config, described
 from optimize.errors import ArtifactError
 from optimize.storage.commit import write_text_atomically
 from optimize.storage.disk import save_tensors
@@ -25,7 +25,7 @@ from optimize.storage.weights import read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class ImageClassifierConfig(Config):
@@ -82,10 +82,20 @@ class ImageClassifier(nn.Module):
 
         Raises ArtifactError where a file is missing, unreadable or does not belong to the other.
         """
-        config = _read_config(Path(folder) / CONFIG_FILE)
+        config = cls.config_in(folder)
         model = filled(lambda: cls(config), config.to_json(), weights_in(Path(folder) / WEIGHTS_FILE))
         assert isinstance(model, cls)
         return model.to(device)
+
+    @staticmethod
+    def config_in(folder: str | Path) -> ImageClassifierConfig:
+        """The architecture of the classifier in a folder; ArtifactError where it says none."""
+        path = Path(folder) / CONFIG_FILE
+        try:
+            return ImageClassifierConfig.model_validate(read_json(path))
+        except ValidationError as error:
+            said = "; ".join(described(error, ImageClassifierConfig))
+            raise ArtifactError(f"{path}: not the config of an image classifier: {said}") from error
 
 
 def _stage(before: int, after: int, kernel: int) -> nn.Sequential:
@@ -94,10 +104,3 @@ def _stage(before: int, after: int, kernel: int) -> nn.Sequential:
         layers += [nn.Conv2d(channels, after, kernel, padding=kernel // 2, bias=False)]
         layers += [nn.BatchNorm2d(after), nn.SiLU()]
     return nn.Sequential(*layers)
-
-
-def _read_config(path: Path) -> ImageClassifierConfig:
-    try:
-        return ImageClassifierConfig.model_validate(read_json(path))
-    except ValidationError as error:
-        raise ArtifactError(f"{path}: not the config of an image classifier: {error}") from error

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.architectures.bounded import as_errors, on_meta
+from optimize.architectures.bounded import as_errors, check_depth, on_meta
 from optimize.errors import ArtifactError
 from optimize.storage.accounting import beside, refuse_gaps, refuse_infinite, refuse_quantized
 from optimize.storage.variants import weights_of
@@ -38,6 +38,7 @@ def load_pretrained(kind: str, folder: Path) -> nn.Module:
             f"quality: {folder} holds a {str(found)[:60]}, not a {kind}: its config.json needs model_type {' or '.join(CLASSES[kind])}."
         )
     refuse_quantized(config, folder)
+    check_depth(config, str(folder / "config.json"))
     with as_errors(config, str(folder / "config.json")):
         build = _class(CLASSES[kind][found], found, config)
     return _filled(build, config, folder)

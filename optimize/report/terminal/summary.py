@@ -93,8 +93,9 @@ def _texts(summary: Summary, row: Row) -> dict[str, str]:
 
 
 def _problems(summary: Summary) -> list[Any]:
-    """A line for every row that has no figures, with its reason."""
+    """A line for every row that has no figures, with its reason, and for what the run notes of itself."""
     lines = figures.lost(summary)
+    lines += [f"! {note}" for note in summary.get("notes") or ()]
     lines += [f"! throttled: {figures.place(r)}: {', '.join(r['throttled'])}" for r in figures.throttled(summary)]
     return [_text(line, "yellow") for line in lines]
 
