@@ -24,7 +24,7 @@ from optimize.diffusion.backend import runner_config, spec_parts
 from optimize.diffusion.sampling import ALL_SOLVERS, Sampler
 from optimize.errors import ArtifactError, UserError, cut, unknown
 from optimize.measure.record import Measurement, Variant, policy_text
-from optimize.plain.shapes import Measured, misshapen
+from optimize.plain.shapes import Measured, as_shaped, misshapen
 from optimize.plain.text import LARGEST, parse_json, read_text
 from optimize.registry import RUNNERS
 from optimize.storage.commit import write_text_atomically
@@ -178,8 +178,10 @@ def _sampler(folder: Path, solver: str | None, steps: int | None) -> Sampler | N
         return None
     if solver is not None and solver not in ALL_SOLVERS:
         raise unknown("--sampler", solver, ALL_SOLVERS)
-    own: dict[str, Any] = read_json(checked(folder, "sampler.json"))["sampler"]
+    said = read_json(checked(folder, "sampler.json"))
     changed = {"timesteps": None} | {k: v for k, v in (("solver", solver), ("steps", steps)) if v is not None}
+    with as_shaped(folder / "sampler.json"):
+        own: dict[str, Any] = said["sampler"]
     try:
         return Sampler(**(own | changed))
     except ValidationError as error:

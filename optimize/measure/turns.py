@@ -215,7 +215,7 @@ class _Row:
 def about(variant: Variant) -> str:
     """What is timed, in words: `final/openvino:bf16/16, ddim × 2`; the key alone where the artifact names no sampler."""
     sampler = variant.sampler
-    with suppress(OptimizeError, ValueError):
+    with suppress(OptimizeError, ValueError, LookupError, TypeError):
         sampler = sampler or Sampler(**read_json(Path(variant.folder) / "sampler.json")["sampler"])
     return variant.key + (f", {sampler.solver} × {sampler.steps}" if sampler else "")
 

@@ -23,7 +23,7 @@ Objects = dict[str, Json | None] | None
 
 
 class Shape(BaseModel):
-    """An object with at least these fields; further ones are let through."""
+    """An object whose fields, as far as they are there, are of these kinds; further ones are let through."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -65,7 +65,7 @@ class Drawn(Shape):
 
     solver: Text = None
     steps: int | None = None
-    guidance: Guided
+    guidance: Guided | None = None
 
 
 class Level(Shape):
@@ -90,7 +90,7 @@ class Read(Shape):
 class Sampling(Shape):
     """sampler.json."""
 
-    sampler: Drawn
+    sampler: Drawn | None = None
     schedule: Json = {}
     parameterization: Read = Read()
     conditioning: Told | None = None
@@ -144,7 +144,7 @@ class Row(Shape):
     peak_memory_bytes: Number = None
     image_latency_ms: dict[str, Number] | None = None
     call_latency_ms: dict[str, Number] | None = None
-    quality: dict[str, Json | Number] | None = None
+    quality: Json | None = None
     speedup: Objects = None
     parity: Json | None = None
     gates: Objects = None

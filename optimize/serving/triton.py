@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from optimize.architectures.artifact import verify_network
+from optimize.architectures.artifact import as_written, verify_network
 from optimize.errors import UserError, shown
 from optimize.serving._drawing import find_artifact
 from optimize.serving._repository import Serving, write_repository
@@ -31,7 +31,12 @@ def make_repository(path: Path, out: Path, **options: Any) -> dict[str, Any]:
     _check_out(out)
     made_from = verify_network(artifact)
     about = {"id": made_from.get("id", ""), "source": made_from.get("source", {}), "serving": serving.to_json()}
-    return commit(out, lambda folder: about | {MARK: write_repository(artifact, folder, serving)})
+
+    def write(folder: Path) -> dict[str, Any]:
+        with as_written(artifact):
+            return about | {MARK: write_repository(artifact, folder, serving)}
+
+    return commit(out, write)
 
 
 def name_of(artifact: Path) -> str:

@@ -55,7 +55,7 @@ def refusal(text: str) -> str:
         (changed(passes="x" * 10**5), "passes: a list of"),
         (changed(passes=[["x" * 10**5] * 5] * 50), "and 40 more"),
         (changed(**{"k" * 10**5: 1}), "unknown key"),
-        (changed(source={"path": "a\0b"}), "source.path: given 'a\\x00b'. Text holds no NUL"),
+        (changed(source={"path": "a\0b"}), "source.path: given 'a\\x00b'. A text holds no NUL"),
         (changed(source={"path": "m", "null_class": -1}), "source.null_class: given -1"),
     ],
     ids=lambda value: value[-40:],
