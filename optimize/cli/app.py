@@ -47,7 +47,7 @@ def run(
     loaded = load(recipe)
     loaded = loaded.model_copy(update={"prices": prices}) if prices else loaded
     from optimize.cli.bars import rich_progress
-    from optimize.cli.log import log_to
+    from optimize.cli.log import logged
     from optimize.planning.refusals import will_not_pay
     from optimize.runs import place
     from optimize.runs.execute import run as run_recipe
@@ -56,8 +56,8 @@ def run(
     for line in will_not_pay(loaded):
         console.print(f"~ {line}", style="yellow", markup=False, highlight=False)
     place.check(loaded, exported / loaded.name)  # before its log is touched
-    log_to(exported / loaded.name / place.LOG)
-    with rich_progress(console, quiet or as_json) as progress:
+    log = exported / loaded.name / place.LOG
+    with logged(log), rich_progress(console, quiet or as_json) as progress:
         summary = run_recipe(loaded, exported, progress)
     if as_json:
         typer.echo(json.dumps(summary, indent=1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
@@ -34,14 +36,25 @@ class Warnings(logging.Handler):
         typer.echo(f"~ {record.getMessage()}", err=True)
 
 
-def log_to(path: Path) -> None:
-    """Send this package's log to a file, and the storage's warnings to stderr too. EnvironmentLacks where it cannot be
-    opened."""
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Inside, this package's log goes to a file, and the storage's warnings to stderr too. EnvironmentLacks where the file
+    cannot be opened."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = RunLog(path)
     file.setFormatter(logging.Formatter(FORM))
-    logger = logging.getLogger("optimize")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(file)
-    logging.getLogger("optimize.storage").addHandler(Warnings(logging.WARNING))  # others print what they warn of
+    package, storage = logging.getLogger("optimize"), logging.getLogger("optimize.storage")
+    warnings = Warnings(logging.WARNING)  # others print what they warn of
+    before = package.level
+    package.setLevel(logging.INFO)
+    package.addHandler(file)
+    storage.addHandler(warnings)
+    try:
+        yield
+    finally:
+        storage.removeHandler(warnings)
+        package.removeHandler(file)
+        package.setLevel(before)
+        with suppress(OSError):  # what found no room was said where it was written
+            file.close()

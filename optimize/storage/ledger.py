@@ -37,7 +37,7 @@ def opened(folder: Path, names: Sequence[str], earlier: Earlier = lambda folder:
 
         def put(name: str, data: bytes) -> None:
             new, before = hashlib.sha256(data).hexdigest(), known.get(name, [])
-            if before[-1:] == [new] and (folder / name).is_file() and file_sha256(folder / name) == new:
+            if before[-1:] == [new] and _is(folder / name, new) and (folder / LEDGER).is_file():
                 return
             known[name] = [*(h for h in before if h != new), new][-KEPT:]
             write_json_atomically(folder / LEDGER, {"schema": 1, "files": known})
@@ -59,6 +59,10 @@ def refuse_edited(folder: Path, names: Sequence[str], earlier: Earlier = lambda 
                     f"{path}: optimize did not write it, or it was changed since; it is left alone. {MOVE}"
                 )
     return known
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256
 
 
 def _adopted(folder: Path, names: Sequence[str]) -> Known:

@@ -203,18 +203,14 @@ def test_a_line_that_the_storage_warns_of_is_on_stderr_and_in_the_log(
 ) -> None:
     import logging
 
-    from optimize.cli.log import log_to
+    from optimize.cli.log import logged
 
     loggers = [logging.getLogger(name) for name in ("optimize", "optimize.storage")]
     before = [list(logger.handlers) for logger in loggers]
-    try:
-        log_to(tmp_path / "deep" / "run.log")
+    with logged(tmp_path / "deep" / "run.log"):
         logging.getLogger("optimize.storage.locks").warning("this one waits")
         logging.getLogger("optimize.planning").warning("printed elsewhere")
-    finally:
-        for logger, handlers in zip(loggers, before):
-            for handler in [h for h in logger.handlers if h not in handlers]:
-                logger.removeHandler(handler)
+    assert [list(logger.handlers) for logger in loggers] == before  # nothing stays for the next command
     assert capsys.readouterr().err == "~ this one waits\n"
     lines = (tmp_path / "deep" / "run.log").read_text().splitlines()
     assert [line.split(" ", 3)[3] for line in lines] == [

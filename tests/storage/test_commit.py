@@ -209,6 +209,19 @@ def test_who_waits_says_so_and_then_goes_on(tmp_path: Path, caplog: pytest.LogCa
     assert (tmp_path / "a").read_text() == "after"
 
 
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_that_knows_no_locks_gets_lock_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("filelock._unix.fcntl.flock", unknown)
+    for text in ("1", "2"):
+        commit(tmp_path / "a", writer(text))
+    with held(tmp_path / "a", wait=False) as free, held(tmp_path / "a", wait=False) as again:
+        assert free and not again
+    assert text_of(tmp_path / "a") == "2" and names(tmp_path) == ["a"]
+
+
 def test_a_place_without_locks_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
