@@ -26,10 +26,11 @@ OF_THE_USER = (errno.ENOENT, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errn
 class Asked(TyperCommand):
     """A command whose arguments are checked before it begins."""
 
-    def make_context(self, *given: Any, **extra: Any) -> Any:
+    def make_context(self, info_name: Any, args: list[str], *given: Any, **extra: Any) -> Any:
         """The context of the arguments; what is wrong with one of them is said in few words."""
+        refuse_empty(args)
         with brief():
-            return super().make_context(*given, **extra)
+            return super().make_context(info_name, args, *given, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """The command's result; UserError for an argument that holds what none may."""
@@ -47,6 +48,17 @@ def brief() -> Iterator[None]:
         if isinstance(said := getattr(error, "message", None), str):  # a UsageError of what typer is made of
             error.message = cut(said, SAID)  # type: ignore[attr-defined]
         raise
+
+
+def refuse_empty(args: Sequence[str]) -> None:
+    """Raise UserError for an argument without text, which as a path would be the working directory."""
+    for before, arg in zip(["", *args], args):
+        option = arg.partition("=")[0] if arg.startswith("--") and arg.find("=") == len(arg) - 1 else ""
+        if option or not arg:
+            name = option or (before if before.startswith("-") else "an argument")
+            raise UserError(
+                f'{cut(name, 60)}: "" is given, nothing. A variable of the shell may be empty; give a value.'
+            )
 
 
 def check(value: Any, names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,17 @@ def export(asked: Request, store: Store, progress: Progress = silent) -> list[Ro
             _drop_engines(folder, manifest, records)
         wanted = [f for f in formats if f in ENGINES]
         made = _engines(asked, found, wanted, folder, context, rows)
+        if not others and not made:
+            raise _NothingMadeError
         return _fields(manifest, records, made) | ({"parity": parity} if parity else {})
 
-    commit(asked.artifact, write)
+    with suppress(_NothingMadeError):
+        commit(asked.artifact, write)
     return rows
+
+
+class _NothingMadeError(Exception):
+    """The artifact stays as it is: no file was made for it."""
 
 
 def adopt(artifact: Path, kits: Sequence[Path]) -> list[Row]:

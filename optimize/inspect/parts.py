@@ -6,6 +6,7 @@ A part knows its network's structure at once and loads its weights only when ask
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from optimize.architectures.components import COMPONENTS, Config, class_name, co
 from optimize.architectures.original import is_single, part_weights
 from optimize.architectures.recognized import recognized
 from optimize.errors import ArtifactError, UserError, unknown
+from optimize.storage.accounting import fit
 from optimize.storage.trust import MANIFEST, checked
 from optimize.storage.variants import weights_files, weights_of
 from optimize.storage.weights import header, read_json, refuse_pickle
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from optimize.diffusion.network import TensorSpec
     from optimize.storage.variants import Weights
 
+WEIGHTS = "model.safetensors"  # of an artifact
 ROLES = ("denoiser", "decoder", "text encoder", "other")
 
 
@@ -99,7 +102,10 @@ def _artifact(folder: Path) -> Part:
         with as_written(folder):
             for edit in structure["edits"]:
                 module = PASSES.get(edit["pass"]).restore(module, edit["record"])
-        return module.eval().requires_grad_(False)
+        module = module.eval().requires_grad_(False)
+        if os.path.lexists(folder / WEIGHTS):
+            fit(module, header(folder / WEIGHTS), folder / WEIGHTS)
+        return module
 
     with as_written(folder):
         name, tables = structure["architecture"], [e["record"].get("quantizers", ()) for e in structure["edits"]]

@@ -107,7 +107,7 @@ class Distill(TrainingConfig):
         guide = Guide(teacher.denoiser, teacher.sampler, weight)
         data = conditioned(context.data, model)
         student, seen = self._seeing(model.clone(), guide, data, context, identity)
-        times: Callable[[Any], np.ndarray] = student.denoiser.schedule.time
+        times: Clock = student.denoiser.schedule.time
         if self.method == "multistep_consistency":
             times = clock(student.denoiser, teacher.denoiser)
             loss = self.loss(student.denoiser, guide, data, context.seed)

@@ -45,7 +45,7 @@ def read_json(path: Path, kind: type | None = None, shape: type[Shape] | None = 
 def parse_json(text: str | bytes, where: str, kind: type = dict, error: type[OptimizeError] = ArtifactError) -> Any:
     """The value of JSON text; `error` where it is none, has a key twice, or holds numbers that are not finite."""
     try:
-        value = json.loads(text, object_pairs_hook=_once)
+        value = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as wrong:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise error(f"{where}: not readable JSON ({_reason(wrong)}).") from None
     if problem := next(_not_plain(value), None):
@@ -103,7 +103,8 @@ def _article(kind: type) -> str:
     return names.get(kind, "a number")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where a key is there twice."""
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
@@ -113,9 +114,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _not_plain(value: Any, place: str = "", depth: int = 0) -> Iterator[str]:
-    """Sentences about numbers that are not finite or of more than 64 bits, and about nesting without end."""
+    """Sentences about numbers that are not finite or of more than 64 bits, texts with a NUL, and nesting without end."""
     if depth > DEEPEST:
         yield f"{cut(place)}: nested more than {DEEPEST} deep."
+    elif isinstance(value, str) and "\0" in value:
+        yield f"{cut(place)}: given {shown(value, 40)}. A text holds no NUL."
     elif isinstance(value, dict):
         for key, inner in value.items():
             if not (isinstance(inner, float) and INFINITE.get(key) == inner):

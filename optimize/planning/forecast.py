@@ -191,9 +191,12 @@ def read_measurements(path: Path) -> list[Measurement]:
             f"measurements: no such file: {path}. A finished run has one: exported/<recipe>/measurements.jsonl."
         )
     try:
-        return bench.read(path)
+        found = bench.read(path)
     except UserError as error:
         raise UserError(f"measurements: {path} is no measurements.jsonl of this version ({error}).") from None
+    if not found:
+        raise UserError(f"measurements: {path} holds none. Run optimize bench or optimize run first, or leave it out.")
+    return found
 
 
 def counted(count: int) -> str:

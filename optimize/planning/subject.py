@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -162,7 +163,7 @@ def _artifact(name: str, folder: Path, base: Recipe | None) -> Subject:
         model.structure.architecture,
         model.denoiser.parameterization.prediction,
         model.shape[1] * model.shape[2],
-        base or (load(str(resolved)) if resolved.is_file() else None),
+        base or (load(str(resolved)) if os.path.lexists(resolved) else None),
         folder,
         model.id,
         tuple(p["name"] for p in manifest.get("passes", ())),
@@ -230,7 +231,7 @@ def _noise(folder: Path) -> tuple[Schedule, str, tuple[str, ...]]:
     from optimize.diffusion.parameterization import from_diffusers as head
 
     path = folder / "scheduler" / "scheduler_config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return from_diffusers({}), "", (f"{path} is missing: an ordinary 1000-step schedule is assumed",)
     config = read_json(path)
     return from_diffusers(config), head(config).prediction, ()

@@ -9,6 +9,7 @@ environments are not compared.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,13 +88,13 @@ def load(path: Path) -> Report:
     """A run's folder, a measurements file (the last row of a key counts), or a summary.json."""
     if path.is_dir():
         summary, measured = path / "summary.json", path / "measurements.jsonl"
-        if not summary.is_file() and not measured.is_file():
+        if not any(os.path.lexists(file) for file in (summary, measured)):
             raise UserError(
                 f"compare: {path} holds neither summary.json nor measurements.jsonl. Give a run's folder, e.g. exported/digits."
             )
-        about = read_json(summary) if summary.is_file() else {}
+        about = read_json(summary) if os.path.lexists(summary) else {}
         rows = _summary_lines(about) if about else {}
-        rows |= _measured_lines(measured, rows) if measured.is_file() else {}
+        rows |= _measured_lines(measured, rows) if os.path.lexists(measured) else {}
     elif path.suffix == ".json":
         about = read_json(path, object)
         rows = _summary_lines(about)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import ArtifactError
+from optimize.errors import ArtifactError, cut
+from optimize.plain.text import once
 from optimize.plain.text import read_json as read_json
 
 if TYPE_CHECKING:
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 METADATA = "__metadata__"  # the entry of a header that is no tensor
 LONGEST_HEADER = 100 * 2**20  # bytes, the format's own limit
+BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16), **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # read, and widened to F32
 OTHERS = {  # first bytes of files that go by the name of weights, and what they are
     b"GGUF": "a GGUF file, whose weights are quantized in blocks. They are not read: give the network's own weights, in 16 or 32 bits, as safetensors",
@@ -51,17 +60,21 @@ def file_sha256(path: Path) -> str:
 
 def header(path: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file, read from its header alone; ArtifactError saying what is wrong with the file."""
+    return {name: _stored(about) for name, about in _parsed(path).items() if name != METADATA}
+
+
+def places(path: Path) -> dict[str, int]:
+    """Where in a safetensors file the bytes of each tensor begin; those of one that `header` reads."""
     parsed = _parsed(path)
-    try:
-        return {name: _stored(about) for name, about in parsed.items() if name != METADATA}
-    except (ValueError, LookupError, TypeError) as error:
-        raise _damaged(path, error) from error
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+    return {name: start + about["data_offsets"][0] for name, about in parsed.items() if name != METADATA}
 
 
 def metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says of itself, text by text."""
-    found = _parsed(path).get(METADATA)
-    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+    found: dict[str, str] = _parsed(path).get(METADATA) or {}
+    return found
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -71,12 +84,10 @@ def _parsed(path: Path) -> dict[str, Any]:
             length = int.from_bytes(file.read(8), "little")
             if length > min(LONGEST_HEADER, path.stat().st_size - 8):
                 raise ValueError(f"it would have a header of {length} bytes")
-            parsed = json.loads(file.read(length))
+            parsed = json.loads(file.read(length), object_pairs_hook=once)
             if not isinstance(parsed, dict):
                 raise ValueError("its header is no JSON object")
-            ends = [about["data_offsets"][1] for name, about in parsed.items() if name != METADATA]
-            if 8 + length + max(ends, default=0) != path.stat().st_size:
-                raise ValueError("its data are not as long as its header says")
+            _check(parsed, path.stat().st_size - 8 - length)
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -84,11 +95,31 @@ def _parsed(path: Path) -> dict[str, Any]:
     return parsed
 
 
+def _check(parsed: dict[str, Any], size: int) -> None:
+    """Raise ValueError, LookupError or TypeError where a header is not the format's: tensors of known dtypes, one behind the
+    other without a gap, in `size` bytes of data; metadata of texts."""
+    told = parsed.get(METADATA)
+    if told is not None and not (isinstance(told, dict) and all(isinstance(v, str) for v in told.values())):
+        raise ValueError("its metadata are no texts")
+    spans = sorted(_span(name, about) for name, about in parsed.items() if name != METADATA)
+    for (_, end), (start, _) in pairwise([(0, 0), *spans, (size, size)]):
+        if end != start:
+            raise ValueError("its data are not as long as its header says")
+
+
+def _span(name: str, about: Any) -> tuple[int, int]:
+    """First and last byte of a tensor."""
+    (start, end), stored = about["data_offsets"], _stored(about)
+    whole = all(type(side) is int and side >= 0 for side in (start, end, *stored.shape))
+    if not whole or stored.dtype not in BITS:
+        raise ValueError(f"{cut(ascii(name))} is of no dtype, shape or place that the format has")
+    if math.prod(stored.shape) * BITS[stored.dtype] != 8 * (end - start):
+        raise ValueError(f"{cut(ascii(name))} does not have the bytes that its shape asks for")
+    return start, end
+
+
 def _stored(about: Any) -> Stored:
-    shape = tuple(about["shape"])
-    if not isinstance(about["dtype"], str) or not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError("a tensor without dtype or shape")
-    return Stored(about["dtype"], shape)
+    return Stored(str(about["dtype"]), tuple(about["shape"]))
 
 
 def is_read(dtype: Any) -> bool:

@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import signal
+import stat
 import sys
 import threading
 import traceback
@@ -131,24 +132,29 @@ def _text(stream: io.TextIOWrapper) -> str:
     return raw.getvalue().decode("utf-8", "replace")
 
 
-Seen = dict[str, tuple[int, int, int, int]]
+Seen = dict[str, tuple[int | bytes, ...]]
 
 
 def _files(place: Path) -> Seen:
-    """Every file and folder below a place, with what changes where one is written or replaced."""
+    """Every file and folder below a place, with what changes where one is written or replaced; in out, where files may be
+    made anew, with what is in them."""
     found: Seen = {}
     for folder, folders, files in os.walk(place):
         for name in (*folders, *files):
-            path = os.path.join(folder, name)
-            about = os.lstat(path)
-            times = (0, 0) if name in folders else (about.st_size, about.st_mtime_ns)
-            found[os.path.relpath(path, place)] = (about.st_mode, about.st_ino, *times)
+            path = Path(folder) / name
+            about, where = path.lstat(), path.relative_to(place).as_posix()
+            if where.startswith("out/"):
+                content = path.read_bytes() if stat.S_ISREG(about.st_mode) else b""
+                found[where] = (stat.S_IFMT(about.st_mode), content)
+            else:
+                times = (0, 0) if name in folders else (about.st_size, about.st_mtime_ns)
+                found[where] = (about.st_mode, about.st_ino, *times)
     return found
 
 
 def _changed(before: Seen, after: Seen, done: bool) -> tuple[str, ...]:
     other = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-    return tuple(sorted(n for n in other if not n.startswith("out/") or (n in before and not done)))
+    return tuple(sorted(n for n in other if not n.startswith("out") or (n in before and not done)))
 
 
 def complaint(outcome: Outcome, allowed: Collection[int]) -> str:

@@ -79,7 +79,7 @@ def _nested(found: Any) -> None:
     import onnx
 
     graph = onnx.helper.make_graph([], "g", [], [])
-    for _ in range(60):
+    for _ in range(20):
         node = onnx.helper.make_node("If", ["c"], ["r"], then_branch=graph, else_branch=onnx.GraphProto())
         graph = onnx.helper.make_graph([node], "g", [], [])
     found.graph.node.extend(graph.node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from corpus.cases import SEED, Asked, Input
 from corpus.files import INSTEAD
@@ -94,40 +94,36 @@ def _commands() -> dict[str, Any]:
 
 def _of_command(name: str, command: Any) -> Iterator[Input]:
     parts, usual = BASES[name]
-    for parameter in command.params:
-        if parameter.name == "help" or getattr(parameter, "is_flag", False):
-            continue
-        for value, refuses in _values(parameter):
-            arguments = _with(parameter, usual, value)
+    hints = get_type_hints(command.callback)
+    for parameter in (p for p in command.params if p.name in hints):
+        for value, refuses in _values(parameter.name, {hints[parameter.name], *get_args(hints[parameter.name])}):
             yield Input(
                 "options",
                 f"{name} {parameter.name}: {value[:40]!r}{'…' if len(value) > 40 else ''}",
                 parts,
                 odd,
-                (Asked((name, *arguments), refuses),),
+                (Asked((name, *_with(parameter, usual, value)), refuses),),
                 ("run",) if name == "report" else (),
             )
 
 
 def _with(parameter: Any, usual: tuple[str, ...], value: str) -> tuple[str, ...]:
     """The usual arguments with this value; of an argument in its place, of an option behind the others."""
-    if parameter.param_type_name == "argument":
-        rest = usual[1:] if usual else ()
-        return (*rest, "--", value) if parameter.name != "b" else (usual[0], *usual[2:], "--", value)
-    return (*usual, f"{max(parameter.opts, key=len)}={value}")
+    named = [opt for opt in parameter.opts if opt.startswith("--")]
+    if named:
+        return (*usual, f"{named[0]}={value}")
+    first = 1 if parameter.name == "b" else 0
+    return (*usual[:first], *usual[first + 1 :], "--", value)
 
 
-def _values(parameter: Any) -> Iterator[tuple[str, bool]]:
+def _values(name: str, types: set[Any]) -> Iterator[tuple[str, bool]]:
     """Values, and whether each must be refused."""
-    kind, name = type(parameter.type).__name__, parameter.name
-    if kind in ("IntRange", "IntParamType", "FloatRange", "FloatParamType"):
-        of = NUMBERS if kind.startswith("Int") else FRACTIONS
+    if types & {int, float}:
+        of = NUMBERS if int in types else FRACTIONS
         yield from ((value, True) for value in of[True])
         yield from (() if name in TIME else ((value, False) for value in of[False]))
-    elif "Path" in kind or kind == "File":
-        yield from (() if name in TIME else ((value, False) for value in PATHS))
-    elif name not in TIME:
-        yield from ((value, False) for value in TEXTS)
+    elif name not in TIME and bool not in types:
+        yield from ((value, False) for value in (PATHS if types & {Path, list[Path]} else TEXTS))
 
 
 def odd(place: Path) -> None:

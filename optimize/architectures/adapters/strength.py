@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from optimize.architectures.adapters.contents import Update
 from optimize.architectures.adapters.foreign import short
 from optimize.errors import ArtifactError
+from optimize.plain.text import read_json
 
 HEADER, BESIDE = "lora_adapter_metadata", {"adapter_model.safetensors": "adapter_config.json"}
 OTHERS = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora")  # settings under which an update is another one
@@ -107,8 +109,8 @@ def described(path: Path) -> Described:
     if kept is not None:
         return Described(_parsed(kept, f"{path}: {HEADER}"), f"{path}: {HEADER}")
     beside = path.parent / BESIDE.get(path.name, "")
-    if path.name in BESIDE and beside.is_file():
-        return Described(_parsed(beside.read_bytes(), str(beside)), f"{beside}: it")
+    if path.name in BESIDE and os.path.lexists(beside):
+        return Described(read_json(beside), f"{beside}: it")
     return Described({}, str(path))
 
 
