@@ -24,7 +24,6 @@ from optimize.training.reread import NFE_MAX, blind_up_to, clock, jumps, reread,
 from optimize.training.teacher import Guide, Levels
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from optimize.diffusion.context import Context, Data
