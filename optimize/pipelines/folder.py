@@ -125,8 +125,9 @@ def open_pipeline(folder: Path) -> Pipeline:
         raise UserError(f"{reason}{recognized(folder)}")
     index = read_json(folder / INDEX)
     name = index.get("_class_name", "") if isinstance(index, dict) else ""
-    if name not in PIPELINES:
-        raise _refused(folder, str(name))
+    if not isinstance(name, str) or name not in PIPELINES:
+        raise _refused(folder, str(name)[:60])
+    _check_entries(folder, index)
     found = Pipeline(folder, index)
     if missing := _missing(found):
         raise ArtifactError(
@@ -148,6 +149,21 @@ def _refused(folder: Path, name: str) -> UserError:
                 f"{said} Its {part} alone can be exported: optimize export {quote(str(folder))} --format onnx --out {quote(str(Path('exported', folder.resolve().name)))}."
             )
     return UserError(said)
+
+
+def _check_entries(folder: Path, index: dict[str, Any]) -> None:
+    """Raise ArtifactError where the index's entry of a part is no pair of library and class."""
+    for name in (*dict.fromkeys(PIPELINES.values()), "vae", *ENCODERS, *COPIED):
+        entry = index.get(name, [None, None])
+        pair = isinstance(entry, list) and len(entry) == 2 and all(_named(text) for text in entry)
+        if not pair:
+            raise ArtifactError(
+                f"{folder / INDEX}: {name}: expected [library, class] or [null, null], found {ascii(entry)[:100]}. Copy the whole pipeline folder."
+            )
+
+
+def _named(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and text.isprintable())
 
 
 def _missing(pipeline: Pipeline) -> list[str]:

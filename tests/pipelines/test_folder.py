@@ -48,6 +48,16 @@ def test_an_unknown_pipeline_class_is_told_with_the_nearest(copy: Path) -> None:
         open_pipeline(copy)
 
 
+@pytest.mark.parametrize("entry", ["text", ["diffusers"], [1, 2], ["diffusers", "a\0b"], {"a": 1}, None])
+def test_an_index_whose_entry_of_a_part_is_no_pair_is_refused(copy: Path, entry: object) -> None:
+    for part in ("unet", "tokenizer", "feature_extractor"):
+        with pytest.raises(ArtifactError, match=rf"model_index.json: {part}: expected \[library, class\]"):
+            open_pipeline(changed(copy, **{part: entry}))
+        changed(copy, **{part: [None, None] if part == "feature_extractor" else ["x", "y"]})
+    with pytest.raises(UserError, match=r"_class_name"):
+        open_pipeline(changed(copy, _class_name=["StableDiffusionPipeline"]))
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "scheduler", "text_encoder", "vae", "unet"])
 def test_a_missing_part_is_named(copy: Path, part: str) -> None:
     shutil.rmtree(copy / part)
