@@ -20,11 +20,10 @@ from optimize.diffusion.denoiser import moved
 from optimize.errors import UserError
 from optimize.registry import PASSES
 from optimize.training.loop import TrainingConfig, draw, train
-from optimize.training.reread import NFE_MAX, blind_up_to, clock, jumps, reread, taught
+from optimize.training.reread import NFE_MAX, blind_up_to, clock, jumps, reread, taught, wide_up_to
 from optimize.training.teacher import Guide, Levels
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from optimize.diffusion.context import Context, Data
@@ -170,7 +169,7 @@ class Distill(TrainingConfig):
 
     def _refuse_trajectories(self, teacher: Denoiser) -> None:
         """Raise UserError where the steps of unclipped trajectories are too wide for the teacher's head."""
-        steps, blind = self.trajectory_steps, blind_up_to(teacher.parameterization.prediction, teacher.schedule)
+        steps, blind = self.trajectory_steps, wide_up_to(teacher.parameterization.prediction, teacher.schedule)
         if steps <= blind:
             more = f"{blind + 1} or more, " if blind < NFE_MAX else ""
             raise UserError(

@@ -50,7 +50,7 @@ def gaussian_model(schedule: Schedule, head: str = "epsilon", clip: float | None
     """The optimal denoiser of Gaussian data of a variance-preserving schedule."""
     network = TorchNetwork(Table(exact(schedule, head)), INPUTS)
     denoiser = Denoiser(network, Parameterization(head), schedule)  # type: ignore[arg-type]
-    return Model(denoiser, Sampler(steps=4, clip=clip), Structure("table", {}), (1, 4, 4))
+    return Model(denoiser, Sampler(steps=4, clip=clip), Structure("table", {}), (1, 4, 4), limit=None)
 
 
 def read(model: Model, schedule: Schedule, head: str = "epsilon", clip: float | None = 1.0) -> Model:
