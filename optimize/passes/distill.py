@@ -66,7 +66,7 @@ class Distill(TrainingConfig):
     """Decay of the averaged weights that are kept; 0 is off."""
     head: Literal["auto", "keep", "v"] = "auto"
     """What the student's output means: v instead of the noise where few calls need it (auto), always, or as it is."""
-    reread_steps: Annotated[int, Field(ge=1)] = 300
+    reread_steps: Count = 300
     """Optimizer steps, before all others, in which an output that is read as v is fitted to the teacher's."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"data"})

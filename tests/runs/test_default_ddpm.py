@@ -31,7 +31,7 @@ def default_schedule(folder: Path) -> Path:
 def recipe(source: Path, judges: Path, scans: Path, passes: list[Any], **more: Any) -> Any:
     value = {
         "name": "ddpm",
-        "source": {"path": str(source)},
+        "source": {"path": str(source), "null_class": 10},
         "sampler": {"steps": 4, "clip": 1.0, "guidance": {"cfg": 0.5}},
         "data": {k: str(scans / f"{k}.safetensors") for k in ("training", "held_out")},
         "passes": passes,
