@@ -38,7 +38,8 @@ class Facts:
     guided: bool = False  # whether guidance is on
     folded: float | None = None  # guidance the network contains already
     positions: int | None = None  # height x width of a sample
-    blind_nfe: int = 0  # calls of the largest student for whose jumps its head is blind (`training/reread.py`)
+    blind_nfe: int = 0  # calls of the largest student for whom its head is blind (`training/reread.py`)
+    wide_steps: int = 0  # the most steps that are too wide for its head
     preserving: bool = True  # whether alpha² + sigma² = 1, which the head v needs
     clipped: bool = True  # whether today's sampler clips x^
     batch: int = 1  # images drawn at once
@@ -162,9 +163,14 @@ def _width_step(choice: Choice) -> int:
     return 16 if choice.later in NARROW else 8
 
 
-def _blind(choice: Choice, calls: str = "nfe") -> bool:
-    """Whether a head is blind for the jumps of so many calls as this field of the pass says."""
-    return choice.step == "distill" and 0 < choice.config.get(calls, 0) <= choice.facts.blind_nfe
+def _blind(choice: Choice) -> bool:
+    """Whether the head is blind for a student of so few calls."""
+    return choice.step == "distill" and 0 < choice.config.get("nfe", 0) <= choice.facts.blind_nfe
+
+
+def _wide(choice: Choice) -> bool:
+    """Whether the steps of a teacher's trajectories are too wide for its head."""
+    return choice.step == "distill" and 0 < choice.config.get("trajectory_steps", 0) <= choice.facts.wide_steps
 
 
 def _read_as_v(choice: Choice) -> bool:
@@ -287,11 +293,11 @@ RULES: tuple[Rule, ...] = (
     Rule("v without its schedule", "impossible", lambda c: _read_as_v(c) and not c.facts.preserving,
          "The head v needs a variance-preserving schedule (alpha² + sigma² = 1).", "head: keep"),
     Rule("blind teacher", "impossible",
-         lambda c: c.config.get("method") == "trajectory_regression" and not c.facts.clipped and _blind(c, "trajectory_steps"),
+         lambda c: c.config.get("method") == "trajectory_regression" and not c.facts.clipped and _wide(c),
          "The noise that the teacher predicts says too little of the image for steps as wide as its trajectories'.",
          "more trajectory_steps, sampler.clip, or method: multistep_consistency"),
     Rule("blind head kept", "will not pay", lambda c: c.config.get("head") == "keep" and _blind(c),
-         "The noise that the network predicts says too little of the image for jumps this wide.", "head: auto"),
+         "The noise that the network predicts says too little of the image for so few calls.", "head: auto"),
     Rule("as many calls as before", "will not pay",
          lambda c: c.step == "distill" and c.facts.nfe is not None and c.config.get("nfe", 0) >= c.facts.nfe,
          lambda c: f"The sampler takes {c.facts.nfe} network evaluations already.", "a smaller nfe"),

@@ -20,7 +20,7 @@ from optimize.diffusion.denoiser import moved
 from optimize.errors import UserError
 from optimize.registry import PASSES
 from optimize.training.loop import TrainingConfig, draw, train
-from optimize.training.reread import NFE_MAX, blind_up_to, clock, jumps, reread, taught
+from optimize.training.reread import NFE_MAX, blind_up_to, clock, jumps, reread, taught, wide_up_to
 from optimize.training.teacher import Guide, Levels
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Distill(TrainingConfig):
     """Decay of the averaged weights that are kept; 0 is off."""
     head: Literal["auto", "keep", "v"] = "auto"
     """What the student's output means: v instead of the noise where few calls need it (auto), always, or as it is."""
-    reread_steps: Annotated[int, Field(ge=1)] = 300
+    reread_steps: Count = 300
     """Optimizer steps, before all others, in which an output that is read as v is fitted to the teacher's."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"data"})
@@ -169,7 +169,7 @@ class Distill(TrainingConfig):
 
     def _refuse_trajectories(self, teacher: Denoiser) -> None:
         """Raise UserError where the steps of unclipped trajectories are too wide for the teacher's head."""
-        steps, blind = self.trajectory_steps, blind_up_to(teacher.parameterization.prediction, teacher.schedule)
+        steps, blind = self.trajectory_steps, wide_up_to(teacher.parameterization.prediction, teacher.schedule)
         if steps <= blind:
             more = f"{blind + 1} or more, " if blind < NFE_MAX else ""
             raise UserError(

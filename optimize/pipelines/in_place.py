@@ -71,7 +71,7 @@ def head_of(folder: Path) -> str:
     """What the output of an artifact's network means (epsilon, v, sample, flow); empty where it says nothing of sampling."""
     if "sampler.json" not in read_manifest(folder)["files"]:
         return ""
-    return str(read_json(checked(folder, "sampler.json"))["parameterization"]["prediction"])
+    return str((read_json(checked(folder, "sampler.json")).get("parameterization") or {}).get("prediction", ""))
 
 
 def place_artifact(folder: Path, place: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from optimize.quality.features import imported
 from optimize.recipes.paths import RELATIVE
 from optimize.recipes.schema import Recipe
 from optimize.storage.weights import file_sha256, read_json
-from optimize.training.reread import blind_up_to
+from optimize.training.reread import blind_up_to, wide_up_to
 
 log = logging.getLogger(__name__)
 EXPORTED_FOR = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # exporter -> the way that runs its files
@@ -124,6 +124,7 @@ def facts_of(recipe: Recipe) -> Facts:
         sampler = followed(recipe.sampler, schedule)[0]
         found["nfe"] = sampler.nfe(schedule)
         found["blind_nfe"] = blind_up_to(parameterization.from_diffusers(noise).prediction, schedule)
+        found["wide_steps"] = wide_up_to(parameterization.from_diffusers(noise).prediction, schedule)
         found["preserving"] = schedule.kind == "vp"
         found["clipped"] = clip_of(sampler, schedule) is not None
         network = next((folder / d for d in DENOISERS if (folder / d).is_dir()), folder / DENOISERS[0])

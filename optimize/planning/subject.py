@@ -26,7 +26,7 @@ from optimize.recipes.schema import Recipe
 from optimize.storage.trust import MANIFEST
 from optimize.storage.variants import weights_files, weights_of
 from optimize.storage.weights import PICKLED, read_json
-from optimize.training.reread import blind_up_to
+from optimize.training.reread import blind_up_to, wide_up_to
 
 if TYPE_CHECKING:
     from optimize.roofline.layers import Layer
@@ -86,6 +86,7 @@ class Subject:
             folded=guidance.folded,
             positions=self.positions,
             blind_nfe=blind_up_to(self.prediction, self.schedule),
+            wide_steps=wide_up_to(self.prediction, self.schedule),
             preserving=self.schedule.kind == "vp",
             clipped=clip_of(self.sampler, self.schedule) is not None,
             batch=batch,

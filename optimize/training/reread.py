@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optimize.training.teacher import Clock, Guide
 
 GAIN_MAX = 10.0  # times an error of 0.05, which short trainings leave in e^, is as much as images vary
+ALPHA_MIN = 0.05  # of the signal; Stable Diffusion's schedule ends at 0.068, the default betas at 0.006
 NFE_MAX = 64  # calls of a student, at most
 NAME = "re-read as v"
 
@@ -99,8 +100,8 @@ def clock(student: Denoiser, teacher: Denoiser) -> Clock:
     """When a consistency student is taught and called: evenly in time, and evenly in noise level where it was re-read.
 
     Evenly in time, half of a segment of the default betas holds next to no signal. A student learns each step from what it
-    says at the next, and over so many that say nothing it drifts: at a rate of 3e-4 the loss of a v network rose threefold
-    on these betas and fell threefold on squared cosines, whose times are even in both ways.
+    says at the next, and over so many that say nothing it drifts: within a hundred steps a v network's loss rose from 0.7 to
+    1.15 on these betas, and fell from 0.8 to 0.26 on squared cosines, whose times are even in both ways.
     """
     return even(student.schedule) if changed(student, teacher) else student.schedule.time
 
@@ -120,17 +121,35 @@ def gain(schedule: Schedule, nfe: int) -> float:
         return float(np.max(objectives.jump_gain((alpha[:-1], sigma[:-1]), (alpha[1:], sigma[1:]))))
 
 
-def blind_up_to(prediction: str, schedule: Schedule) -> int:
-    """Calls of the largest student whose jumps are too wide for the head: `gain` above GAIN_MAX; 0 where it sees enough
-    for one call, and for heads other than epsilon, which give x^ without dividing by alpha."""
+def wide_up_to(prediction: str, schedule: Schedule) -> int:
+    """The most steps that are too wide for the head: `gain` above GAIN_MAX. 0 for heads other than epsilon, which give x^
+    without dividing by alpha."""
     if prediction != "epsilon":
         return 0
     return max((nfe for nfe in range(1, NFE_MAX + 1) if gain(schedule, nfe) > GAIN_MAX), default=0)
 
 
+def blind_up_to(prediction: str, schedule: Schedule) -> int:
+    """Calls of the largest student for which the head is blind: all, where less than ALPHA_MIN of the signal is left at the
+    noisiest time, else those whose steps are too wide.
+
+    FD of students of a small DDPM on the digits after a hundred steps of distillation, head kept and re-read (baseline
+    0.82): default betas, 2 calls 14.0 and 1.2, 4 calls 4.0 and 1.0, 8 calls 1.3 and 0.9; cut off where 0.065 of the signal
+    is left, 2 calls 1.2 and 1.1.
+    """
+    dark = prediction == "epsilon" and signal(schedule) < ALPHA_MIN
+    return NFE_MAX if dark else wide_up_to(prediction, schedule)
+
+
+def signal(schedule: Schedule) -> float:
+    """alpha at the noisiest time, of a state scaled to alpha² + sigma² = 1."""
+    alpha, sigma = float(schedule.alpha(schedule.noisiest)), float(schedule.sigma(schedule.noisiest))
+    return alpha / float(np.hypot(alpha, sigma))
+
+
 def jumps(schedule: Schedule, nfe: int) -> str:
-    """Half a sentence: what makes a head blind for a student, or teacher, of `nfe` calls."""
+    """Half a sentence: what makes a head blind for a student, or a teacher, of `nfe` calls."""
+    if (found := gain(schedule, nfe)) <= GAIN_MAX:
+        return f"only {signal(schedule):.2g} of the signal is left at the noisiest time (allowed {ALPHA_MIN:g})."
     steps = "1 step" if nfe == 1 else f"{nfe} steps"
-    return (
-        f"in {steps} an error of the predicted noise comes in {gain(schedule, nfe):.3g} times (allowed {GAIN_MAX:g})."
-    )
+    return f"in {steps} an error of the predicted noise comes in {found:.3g} times (allowed {GAIN_MAX:g})."

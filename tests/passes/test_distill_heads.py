@@ -28,6 +28,7 @@ from optimize.training.reread import even
 SHORT = Distill(
     steps=2, reread_steps=2, batch=4, learning_rate=1e-3, warmup=0, ema=0.0, precision="fp32", checkpoint_s=0
 )
+STABLE = from_diffusers({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 DEFAULT = from_diffusers({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
 
 
@@ -76,11 +77,20 @@ def test_a_blind_head_is_read_as_v_and_the_record_and_the_artifact_say_so(
 
 
 @pytest.mark.parametrize(
-    ("nfe", "head", "expected"), [(3, "auto", "v"), (4, "auto", "epsilon"), (4, "v", "v"), (2, "keep", "epsilon")]
+    ("schedule", "nfe", "head", "expected"),
+    [
+        (DEFAULT, 3, "auto", "v"),
+        (DEFAULT, 8, "auto", "v"),
+        (STABLE, 1, "auto", "v"),
+        (STABLE, 2, "auto", "epsilon"),
+        (STABLE, 2, "v", "v"),
+        (DEFAULT, 2, "keep", "epsilon"),
+    ],
 )
-def test_the_head_is_decided_by_the_width_of_the_jumps_or_by_the_recipe(
-    linear: Model, few: Data, nfe: int, head: str, expected: str, caplog: pytest.LogCaptureFixture
+def test_the_head_is_decided_by_the_signal_left_and_the_number_of_calls_or_by_the_recipe(
+    schedule: Schedule, few: Data, nfe: int, head: str, expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    linear = gaussian_model(schedule, clip=1.0)
     config = SHORT.model_copy(update={"nfe": nfe, "head": head, "steps": 1, "reread_steps": 1})
     with caplog.at_level(logging.WARNING):
         student, record = config.apply(linear, context(linear, few))

@@ -74,7 +74,7 @@ def noise(folder: Path, **config: object) -> None:
     (folder / "m" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize(("betas", "blind"), [("linear", 3), ("squaredcos_cap_v2", 64)])
+@pytest.mark.parametrize(("betas", "blind"), [("linear", 64), ("squaredcos_cap_v2", 64)])
 def test_a_head_that_is_blind_for_few_calls_is_re_read_and_the_plan_says_so(
     beginning: str, tmp_path: Path, betas: str, blind: int
 ) -> None:
@@ -111,7 +111,7 @@ def test_trajectories_of_a_blind_teacher_are_refused_unless_they_are_clipped(beg
 def test_the_evaluations_of_today_are_counted_as_the_sampler_counts_them(beginning: str, tmp_path: Path) -> None:
     noise(tmp_path, beta_schedule="linear", prediction_type="epsilon")
     facts = refusals.facts_of(parse(beginning + "sampler: {solver: heun, steps: 5}"))
-    assert (facts.nfe, facts.blind_nfe, facts.guided) == (9, 3, False)
+    assert (facts.nfe, facts.blind_nfe, facts.guided) == (9, 64, False)
     assert refusals.facts_of(parse(beginning)).nfe == 100
 
 

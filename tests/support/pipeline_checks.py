@@ -54,7 +54,9 @@ def artifact(folder: Path, network: Any, file: Path, head: str = "") -> Path:
             json.dumps({"architecture": type(network).__name__, "config": config, "edits": []}, default=list)
         )
         if head:
-            (temporary / "sampler.json").write_text(json.dumps({"parameterization": {"prediction": head}}))
+            (temporary / "sampler.json").write_text(
+                json.dumps({"sampler": {"guidance": {}}, "parameterization": {"prediction": head}})
+            )
         return {"id": "pruned"}
 
     commit(folder, write)

@@ -20,7 +20,20 @@ from optimize.diffusion.schedule import Schedule, from_diffusers
 from optimize.diffusion.solvers import ddim, split
 from optimize.training import objectives as ops
 from optimize.training.loop import Share, TrainingConfig, draw
-from optimize.training.reread import GAIN_MAX, blind_up_to, clock, even, gain, jumps, regression, reread, taught
+from optimize.training.reread import (
+    ALPHA_MIN,
+    GAIN_MAX,
+    blind_up_to,
+    clock,
+    even,
+    gain,
+    jumps,
+    regression,
+    reread,
+    signal,
+    taught,
+    wide_up_to,
+)  # fmt: skip
 from optimize.training.teacher import Guide
 
 DEFAULT = from_diffusers({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
@@ -50,27 +63,29 @@ def test_a_gain_counts_in_units_of_the_states_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "prediction", "calls"),
+    ("schedule", "prediction", "calls", "wide"),
     [
-        (DEFAULT, "epsilon", 3),
-        (STABLE, "epsilon", 1),
-        (COSINE, "epsilon", 64),
-        (DEFAULT, "v", 0),
-        (COSINE, "sample", 0),
-        (Schedule(kind="flow"), "flow", 0),
-        (Schedule(kind="ve"), "epsilon", 7),
+        (DEFAULT, "epsilon", 64, 3),
+        (STABLE, "epsilon", 1, 1),
+        (COSINE, "epsilon", 64, 64),
+        (DEFAULT, "v", 0, 0),
+        (COSINE, "sample", 0, 0),
+        (Schedule(kind="flow"), "flow", 0, 0),
+        (Schedule(kind="ve"), "epsilon", 64, 7),
     ],
 )
 def test_which_heads_are_blind_depends_on_the_signal_left_and_the_number_of_calls(
-    schedule: Schedule, prediction: str, calls: int
+    schedule: Schedule, prediction: str, calls: int, wide: int
 ) -> None:
-    assert blind_up_to(prediction, schedule) == calls
+    assert (blind_up_to(prediction, schedule), wide_up_to(prediction, schedule)) == (calls, wide)
     if prediction == "epsilon":
-        assert gain(schedule, calls) > GAIN_MAX and (calls == 64 or gain(schedule, calls + 1) <= GAIN_MAX)
+        assert gain(schedule, wide) > GAIN_MAX and (wide == 64 or gain(schedule, wide + 1) <= GAIN_MAX)
+        assert (signal(schedule) < ALPHA_MIN) == (calls == 64)
 
 
 def test_what_makes_a_head_blind_is_told_in_numbers() -> None:
     assert jumps(DEFAULT, 1) == "in 1 step an error of the predicted noise comes in 157 times (allowed 10)."
+    assert jumps(DEFAULT, 8) == "only 0.0064 of the signal is left at the noisiest time (allowed 0.05)."
     assert jumps(DEFAULT, 2).startswith("in 2 steps an error of the predicted noise comes in 43.2 times")
 
 
