@@ -220,6 +220,14 @@ def as_shaped(path: Path) -> Iterator[None]:
         ) from error
 
 
+def refuse_misshapen(value: Any, shape: type[Shape], where: str) -> None:
+    """Raise ArtifactError where a value is not of this shape."""
+    if wrong := misshapen(value, shape):
+        raise ArtifactError(
+            f"{where}: {wrong} It was made by another version of optimize, or altered; copy or make it again."
+        )
+
+
 def misshapen(value: Any, shape: type[Shape]) -> str:
     """What is wrong with a value of this shape, in words; empty where nothing is."""
     try:

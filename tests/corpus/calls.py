@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import re
 import signal
 import stat
 import sys
@@ -28,6 +29,7 @@ from unittest import mock
 LIMIT_S = 60.0  # of this process's processors, for what takes a second or two; and PATIENCE times that of the clock
 PATIENCE = 5
 LONGEST = 2048  # bytes of a message
+DISGUISED = re.compile(r"\b(Attribute|Key|Index|Type|Name|ZeroDivision|Unicode\w*|Recursion|Overflow|Lookup)Error\b")
 REFUSED = frozenset({2, 3})
 EITHER = frozenset({0, 2, 3})
 
@@ -166,6 +168,8 @@ def complaint(outcome: Outcome, allowed: Collection[int]) -> str:
         said = f"exit code {outcome.code}, allowed {sorted(allowed)}: {message[-600:]}"
     elif "Traceback (most recent call last)" in outcome.out + message:
         said = f"a traceback was printed: {message[-600:]}"
+    elif found := DISGUISED.search(message if outcome.code else ""):
+        said = f"an exception of Python instead of words ({found[0]}): {message[-600:]}"
     elif outcome.code and len(message.encode()) > LONGEST:
         said = f"a message of {len(message.encode())} bytes: {message[:200]} … {message[-200:]}"
     elif outcome.code and not message and not outcome.out.strip():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus import tensors
-from corpus.documents import TEXTS, Document, Place, Spoiled, spoiled
+from corpus.documents import TEXTS, Document, Place, Raw, Spoiled, spoiled, written
 from corpus.files import INSTEAD, Spoil, put
 from corpus.inputs import PRICES, SMALL, WHOLE, Base, measured
 
@@ -219,6 +219,70 @@ def artifacts(base: Base) -> Iterator[Input]:
     )
 
 
+def edited(base: Base) -> Iterator[Input]:
+    """Artifacts of passes: the records that a pruned and quantized network is built again from, and its weights."""
+    structure = json.loads((base.part("edited") / "structure.json").read_text())
+
+    def one(path: str, name: str, spoil: Spoil, refused: bool) -> Input:
+        def change(place: Path) -> None:
+            spoil(place / "in" / "edited" / path)
+            reseal(place / "in" / "edited")
+
+        asked = (
+            Asked(("plan", "../in/edited", *A100), refused),
+            Asked(("inspect", "../in/edited", "--no-measure", *A100), refused and path == "structure.json"),
+            Asked(("bench", "../in/edited", "--runner", "torch", *BENCH), refused),
+        )
+        return Input("edited", f"{path}: {name}", ("edited",), change, asked)
+
+    def values() -> Iterator[Input]:
+        for bad in spoiled(Document(structure["edits"], typed=_in_edits), f"{SEED} edits"):
+            text = written(structure | {"edits": Raw(bad.text)})
+            yield one("structure.json", bad.name, put(text.encode("utf-8", "surrogatepass")), bad.refused)
+
+    every = values()
+    yield from turns(every, every, (one("model.safetensors", n, spoil, True) for n, spoil in tensors.SPOILED.items()))
+
+
+def _in_edits(place: Place) -> bool:
+    """What a network is built again from; the rest of a record is told and not read."""
+    rebuilt = ("shapes", "attributes", "quantizers", "kept_dtype")
+    return len(place) < 3 or (place[2] in rebuilt)
+
+
+def checkpoints(base: Base) -> Iterator[Input]:
+    """Checkpoints in one file, and the configs that are given beside them."""
+    file, configs = "checkpoint.safetensors", ("--config", "../in/pipeline")
+    for name, spoil in (*tensors.SPOILED.items(), *INSTEAD.items()):
+        asked = (
+            Asked(("plan", f"../in/{file}", *configs, *A100)),
+            Asked(("inspect", f"../in/{file}", *configs, "--no-measure", *A100)),
+            Asked(("export", f"../in/{file}", *configs, "--format", "onnx", "--out", "../out/made", *OUT)),
+            Asked(("inspect", f"../in/{file}", "--no-measure", *A100), True),
+        )
+        yield Input("checkpoint", name, ("pipeline", file), at(f"in/{file}", spoil), asked)
+
+
+def judges(base: Base) -> Iterator[Input]:
+    """Networks that judge: their configs and weights."""
+    config = json.loads((base.part("judges") / "features" / "config.json").read_text())
+
+    def one(path: str, name: str, spoil: Spoil, refused: bool) -> Input:
+        asked = (Asked(("run", "../in/small.yaml", *OUT, "--quiet"), refused),)
+        return Input("judge", f"{path}: {name}", (*OF_RECIPES, "small.yaml"), at(f"in/judges/{path}", spoil), asked)
+
+    def values() -> Iterator[Input]:
+        for bad in spoiled(Document(config), f"{SEED} judges"):
+            if bad.refused:
+                yield one("features/config.json", bad.name, put(bad.text.encode()), True)
+
+    yield from turns(
+        values(),
+        (one("features/config.json", name, spoil, True) for name, spoil in INSTEAD.items()),
+        (one("classifier/model.safetensors", name, spoil, True) for name, spoil in tensors.SPOILED.items()),
+    )
+
+
 def _in_structure(place: Place) -> bool:
     return place[0] != "config" or (len(place) > 1 and place[1] in UNET)
 
@@ -367,13 +431,16 @@ def kinds() -> dict[str, tuple[Callable[[Base], Iterator[Input]], int, int]]:
         "model": (models, 150, 6),
         "weights": (weights, 90, 4),
         "artifact": (artifacts, 130, 6),
-        "onnx": (onnx_files, 60, 0),
+        "edited": (edited, 80, 3),
+        "onnx": (onnx_files, 70, 0),
+        "checkpoint": (checkpoints, 40, 2),
+        "judge": (judges, 60, 3),
         "data": (data, 90, 3),
         "lora": (loras, 72, 2),
         "prices": (prices, 80, 10),
         "kit": (kits, 80, 5),
         "report": (reports, 130, 16),
-        "options": (options, 150, 12),
+        "options": (options, 300, 12),
     }
 
 
