@@ -61,7 +61,7 @@ def as_errors(config: Any, where: str) -> Iterator[None]:
         if type(error) is not _TooManyError:
             raise
         raise ArtifactError(f"{where}: {error}{_largest(config)}. Correct the config, or copy it again.") from None
-    except WRONG as error:
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ArtifactError(f"{where}: it cannot be built from this config ({reason}){_largest(config)}.") from error
 

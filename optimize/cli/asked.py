@@ -56,7 +56,9 @@ def refuse_empty(args: Sequence[str]) -> None:
         option = arg.partition("=")[0] if arg.startswith("--") and arg.find("=") == len(arg) - 1 else ""
         if option or not arg:
             name = option or (before if before.startswith("-") else "an argument")
-            raise UserError(f'{cut(name, 60)}: "" is given, nothing. A variable of the shell may be empty; give a value.')
+            raise UserError(
+                f'{cut(name, 60)}: "" is given, nothing. A variable of the shell may be empty; give a value.'
+            )
 
 
 def check(value: Any, names: Sequence[str]) -> None:

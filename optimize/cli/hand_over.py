@@ -150,8 +150,8 @@ def export(
             made = {"denoiser": denoiser, "lora": lora or [], "lora_as": lora_as, "config": config}
             _pipeline(artifact, layout or "optimum", out, made, console, as_json, progress)
             return
-        files = {"formats": formats, "kits": place, "zipped": zip, "out": out, "config": config}
-        files["null_class"] = null_class
+        files: dict[str, Any] = {"formats": formats, "kits": place, "zipped": zip, "out": out, "config": config}
+        files |= {"null_class": null_class}
         sizes = (batch, size or [])
         rows = _artifact(artifact, target, onnx or [], sizes, kernels | kept | limits, files, exported, progress)
     _tell(rows, console, as_json)

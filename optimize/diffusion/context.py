@@ -64,8 +64,9 @@ def _fitted(data: Data, model: Model) -> Data:
     found = in_memory(data.images, data.labels, data.where, "latents" if model.limit is None else "images")
     check_shape(found, model.shape, model.limit is None)
     model.denoiser.conditioning.check_labels(found.labels, data.where)
-    fits = data.images.is_floating_point() and data.images.element_size() == 4 and data.labels is found.labels
-    return data if fits else replace(data, images=data.images.float(), labels=found.labels)
+    images, labels = data.images.float(), None if data.labels is None else data.labels.long()
+    same = images is data.images and labels is data.labels
+    return data if same else replace(data, images=images, labels=labels)
 
 
 @dataclass(frozen=True)

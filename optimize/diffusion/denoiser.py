@@ -12,6 +12,7 @@ from optimize.diffusion.schedule import Schedule
 from optimize.errors import UserError, shown
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -94,7 +95,7 @@ class Conditioning:
             raise UserError(f"source.null_class: given {shown(null, 40)}. This network's labels are 0 to {rows - 1}.")
         return null
 
-    def check_labels(self, labels_N: Tensor | None, where: str) -> None:
+    def check_labels(self, labels_N: np.ndarray | None, where: str) -> None:
         """Raise UserError for samples without labels of a network that is told a class, and for labels that are none."""
         if self.kind != "class":
             return

@@ -24,7 +24,6 @@ from optimize.training.reread import NFE_MAX, blind_up_to, clock, jumps, reread,
 from optimize.training.teacher import Guide, Levels
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from optimize.diffusion.context import Context, Data
@@ -107,7 +106,7 @@ class Distill(TrainingConfig):
         guide = Guide(teacher.denoiser, teacher.sampler, weight)
         data = conditioned(context.data, model)
         student, seen = self._seeing(model.clone(), guide, data, context, identity)
-        times: Callable[[Any], np.ndarray] = student.denoiser.schedule.time
+        times: Clock = student.denoiser.schedule.time
         if self.method == "multistep_consistency":
             times = clock(student.denoiser, teacher.denoiser)
             loss = self.loss(student.denoiser, guide, data, context.seed)

@@ -187,7 +187,7 @@ class Evaluator:
         """Classes (N,) of all scans; None where a file lacks them."""
         _ = self.scans
         found = [self._scanned[name].labels for name in ("training", "held_out")]
-        return None if any(f is None for f in found) else np.concatenate([f.numpy() for f in found if f is not None])
+        return None if any(f is None for f in found) else np.concatenate([f for f in found if f is not None])
 
     @cached_property
     def references(self) -> dict[str, Scans]:

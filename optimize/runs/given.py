@@ -9,7 +9,7 @@ from typing import Any
 
 from optimize.diffusion import conditions
 from optimize.diffusion.denoiser import Conditioning
-from optimize.errors import UserError
+from optimize.errors import UserError, shown
 from optimize.quality.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS
 from optimize.recipes.schema import Recipe
 from optimize.storage.cache import Stage
@@ -99,10 +99,8 @@ def _judged(recipe: Recipe, told: Conditioning) -> Iterator[str]:
         return
     last = told.label(told.classes - 1)
     if quality.classifier and "class_accuracy" in quality.metrics:
-        from optimize.quality.judges.image_classifier import ImageClassifier
-
-        known = ImageClassifier.config_in(quality.classifier).classes
-        if last >= known:
-            yield f"quality.classifier: it knows the classes 0 to {known - 1}, and the network draws {told.labels}. Give one that knows them all, or say source.classes and source.null_class."
+        known = read_json(quality.classifier / "config.json").get("classes", 0)
+        if not isinstance(known, int) or last >= known:
+            yield f"quality.classifier: it knows {shown(known, 20)} classes, and the network draws {told.labels}. Give one that knows them all, or say source.classes and source.null_class."
     if "clip_score" in quality.metrics and len(quality.prompts) <= last:
         yield f"quality.prompts: {len(quality.prompts)} given, and classes go up to {last}; give one for every class, in order."

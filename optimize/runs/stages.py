@@ -92,7 +92,8 @@ def load_data(path: Path, field: str) -> Data:
     found = samples_in(path, field)
     tensors = read_tensors(path)
     conditions = {name: tensors[name] for name in found.further}
-    return Data(tensors[found.kind].float(), found.labels, conditions, where=found.where)
+    labels = None if found.labels is None else tensors["labels"].long()
+    return Data(tensors[found.kind].float(), labels, conditions, where=found.where)
 
 
 def source_stage(store: Store, recipe: Recipe, progress: Progress) -> Stage:

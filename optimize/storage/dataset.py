@@ -2,26 +2,32 @@
 
 `images` are (N,C,H,W) floating-point in [-1, 1], `latents` of any finite size; `labels` (N,) whole numbers. What is
 stored in another way is refused with the conversion, never guessed: pictures in 0 to 255 make every distance wrong.
+Files are looked at through numpy, so that a run that finds everything done imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from optimize.errors import ArtifactError, UserError, cut, some
-from optimize.storage.weights import header
+from optimize.storage.weights import Stored, header, places
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SLICE = 2**22  # numbers that are looked at at once
 TOLERANCE = 1.001  # what rounding to 16 bits does to 1
-WHOLE = ("I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64")
+LARGEST_LABEL = 2**31 - 1
+NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}  # fmt: skip
 FLOATING = ("F64", "F32", "F16", "BF16")
+WHOLE = tuple(name for name in NUMPY if name not in FLOATING)
 OTHERS = {  # first bytes of files that pictures come in
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -48,7 +54,7 @@ class Samples:
     shape: tuple[int, ...]
     low: float
     high: float
-    labels: Tensor | None = None
+    labels: np.ndarray | None = None
     further: tuple[str, ...] = ()
 
     @property
@@ -59,31 +65,33 @@ class Samples:
 
 @dataclass(frozen=True)
 class Held:
-    """Tensors by name, in memory or in an open file, that can be looked at in slices of rows."""
+    """Tensors by name, in memory or in a file, that can be looked at in slices of rows."""
 
     where: str
-    stored: Mapping[str, tuple[str, tuple[int, ...]]]  # dtype in safetensors' words, shape
-    rows: Any = field(repr=False)  # name -> what can be sliced
+    stored: Mapping[str, Stored]
+    rows: Callable[[str, int, int], np.ndarray] = field(repr=False)  # (name, start, stop) -> values
 
-    def slices(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) of a tensor, as floating-point numbers."""
-        shape, values = self.stored[name][1], self.rows(name)
-        each = 1
-        for side in shape[1:]:
-            each *= side
-        step = max(1, SLICE // max(each, 1))
+    def slices(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows) of a tensor."""
+        shape = self.stored[name].shape
+        step = max(1, SLICE // max(math.prod(shape[1:]), 1))
         for start in range(0, shape[0], step):
-            yield start, values[start : start + step].float()
+            yield start, self.rows(name, start, min(start + step, shape[0]))
 
 
 def samples_in(path: Path, where: str) -> Samples:
     """What the samples' file at `path` holds; `where` names the field. ArtifactError where it is no
     safetensors file, UserError for what is not as said above."""
-    from safetensors import safe_open
+    stored, begins = check_file(path, where), places(path)
 
-    stored = check_file(path, where)
-    with safe_open(path, framework="pt") as file:
-        return looked_at(Held(f"{where}: {cut(str(path))}", stored, file.get_slice))
+    def rows(name: str, start: int, stop: int) -> np.ndarray:
+        dtype, shape = np.dtype(NUMPY[stored[name].dtype]), stored[name].shape
+        each = math.prod(shape[1:])
+        at = begins[name] + start * each * dtype.itemsize
+        values = np.fromfile(path, dtype, (stop - start) * each, offset=at).reshape(stop - start, *shape[1:])
+        return (values.astype("<u4") << 16).view("<f4") if stored[name].dtype == "BF16" else values
+
+    return looked_at(Held(f"{where}: {cut(str(path))}", stored, rows))
 
 
 def images_in(path: Path, where: str) -> tuple[Samples, Tensor]:
@@ -103,14 +111,18 @@ def in_memory(images: Tensor, labels: Tensor | None, where: str, kind: str = "im
     wrong = [name for name, value in given.items() if not hasattr(value, "dtype") or not hasattr(value, "isfinite")]
     if wrong:
         raise UserError(f"{where}: {wrong[0]} is no tensor. Give one of torch's.")
-    stored = {name: (_word(value), tuple(value.shape)) for name, value in given.items()}
-    return looked_at(Held(where, stored, given.__getitem__))
+
+    def rows(name: str, start: int, stop: int) -> np.ndarray:
+        values = given[name][start:stop].detach().cpu()
+        return (values.float() if values.is_floating_point() else values).numpy()
+
+    return looked_at(Held(where, {n: Stored(_word(v), tuple(v.shape)) for n, v in given.items()}, rows))
 
 
 def looked_at(held: Held) -> Samples:
     """Samples found right, or a UserError."""
     kind = _kind(held)
-    dtype, shape = held.stored[kind]
+    dtype, shape = held.stored[kind].dtype, held.stored[kind].shape
     _check_form(held, kind, dtype, shape)
     low, high = _range(held, kind)
     _check_range(held.where, kind, low, high)
@@ -134,8 +146,8 @@ def check_shape(found: Samples, shape: tuple[int, ...], latents: bool) -> None:
     raise UserError(f"{said} Give {found.kind} of that shape.")
 
 
-def check_file(path: Path, where: str, save: str = SAVE) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """(dtype, shape) of the tensors of a safetensors file by name; ArtifactError saying what lies there where it is none."""
+def check_file(path: Path, where: str, save: str = SAVE) -> dict[str, Stored]:
+    """Dtype and shape of the tensors of a safetensors file by name; ArtifactError saying what lies there where it is none."""
     said = f"{where}: {cut(str(path))}"
     if os.path.isdir(path):
         raise ArtifactError(f"{said} is a folder; one file is needed. {save}.")
@@ -146,7 +158,7 @@ def check_file(path: Path, where: str, save: str = SAVE) -> dict[str, tuple[str,
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        return {name: (about.dtype, about.shape) for name, about in header(path).items()}
+        return header(path)
     except OSError as error:
         raise ArtifactError(f"{said} cannot be read ({error.strerror}).") from None
     except ArtifactError as error:
@@ -187,9 +199,9 @@ def _range(held: Held, kind: str) -> tuple[float, float]:
     """The least and the largest value; UserError naming the first row with one that is not finite."""
     lows, highs = [], []
     for start, part in held.slices(kind):
-        low, high = (float(v) for v in part.aminmax())
-        if not (abs(low) < float("inf") and abs(high) < float("inf")):  # NaN is not less than anything
-            row = start + int((~part.isfinite()).flatten(1).any(1).nonzero()[0])
+        low, high = float(part.min()), float(part.max())
+        if not (math.isfinite(low) and math.isfinite(high)):  # NaN is the least and the largest of what holds it
+            row = start + int(np.flatnonzero(~np.isfinite(part).reshape(len(part), -1).all(axis=1))[0])
             raise UserError(f"{held.where}: {kind} hold NaN or infinities, first in row {row}. Leave such samples out.")
         lows.append(low)
         highs.append(high)
@@ -212,21 +224,24 @@ def _check_range(where: str, kind: str, low: float, high: float) -> None:
         raise UserError(f"{said}, so white would be grey; images lie in [-1, 1]. Convert them: images * 2 + 1.")
 
 
-def _labels(held: Held, count: int) -> Tensor | None:
+def _labels(held: Held, count: int) -> np.ndarray | None:
     """Labels as int64; UserError for those that are none."""
     if "labels" not in held.stored:
         return None
-    dtype, shape = held.stored["labels"]
-    if dtype not in WHOLE:
+    about = held.stored["labels"]
+    if about.dtype not in WHOLE:
         raise UserError(
-            f"{held.where}: labels are stored as {dtype}; whole numbers are needed. Convert them: labels.long()."
+            f"{held.where}: labels are stored as {about.dtype}; whole numbers are needed. Convert them: labels.long()."
         )
-    if shape != (count,):
-        raise UserError(f"{held.where}: labels have shape ({_sides(shape)}) for {count} samples; ({count},) is needed.")
-    labels = held.rows("labels")[:].long()
-    if int(labels.min()) < 0:
-        raise UserError(f"{held.where}: a label is {int(labels.min())}. Labels count from 0.")
-    return labels
+    if about.shape != (count,):
+        raise UserError(
+            f"{held.where}: labels have shape ({_sides(about.shape)}) for {count} samples; ({count},) is needed."
+        )
+    labels = held.rows("labels", 0, count)
+    if int(labels.min()) < 0 or int(labels.max()) > LARGEST_LABEL:
+        wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise UserError(f"{held.where}: a label is {wrong}. Labels count from 0, to {LARGEST_LABEL} at most.")
+    return labels.astype(np.int64)
 
 
 def _sides(shape: tuple[int, ...]) -> str:

@@ -63,6 +63,14 @@ def header(path: Path) -> dict[str, Stored]:
     return {name: _stored(about) for name, about in _parsed(path).items() if name != METADATA}
 
 
+def places(path: Path) -> dict[str, int]:
+    """Where in a safetensors file the bytes of each tensor begin; those of one that `header` reads."""
+    parsed = _parsed(path)
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+    return {name: start + about["data_offsets"][0] for name, about in parsed.items() if name != METADATA}
+
+
 def metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says of itself, text by text."""
     found: dict[str, str] = _parsed(path).get(METADATA) or {}

@@ -32,6 +32,7 @@ ABSURD: list[tuple[dict[str, Any], str]] = [
     (networks.TINY["sd"] | {"norm_num_groups": 0}, "cannot be built from this config"),
     (T5 | {"num_layers": 10**8}, "num_layers 100000000"),
     (CLIP | {"num_hidden_layers": 10**7}, "num_hidden_layers 10000000"),
+    (CLIP | {"initializer_factor": "x"}, "cannot be built from this config"),
     (CLIP | {"max_position_embeddings": 10**12}, "max_position_embeddings 1000000000000"),
     (VAE | {"layers_per_block": 10**7}, "layers_per_block 10000000"),
 ]

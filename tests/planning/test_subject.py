@@ -87,3 +87,12 @@ def test_an_unknown_network_is_named(tmp_path: Path) -> None:
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModle"}))
     with pytest.raises(UserError, match='Did you mean "UNet2DModel"'):
         open_subject(str(tmp_path))
+
+
+def test_a_scheduler_config_that_is_a_folder_is_refused_and_not_taken_for_missing(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder / "unet", tmp_path / "m" / "unet")
+    (tmp_path / "m" / "scheduler" / "scheduler_config.json").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"scheduler_config.json: "):
+        open_subject(str(tmp_path / "m"))

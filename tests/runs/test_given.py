@@ -88,7 +88,7 @@ def test_everything_that_is_wrong_with_the_files_is_said_at_once(tmp_path: Path)
         (
             {"images": images(), "labels": torch.zeros(8).long()},
             {"conditioning": {"kind": "class", "classes": 11, "null": None}},
-            "quality.classifier: it knows the classes 0 to 9, and the network draws 0 to 10",
+            "quality.classifier: it knows 10 classes, and the network draws 0 to 10",
         ),
     ],
 )

@@ -34,14 +34,14 @@ def test_right_data_are_read_in_any_precision(tmp_path: Path, dtype: torch.dtype
     found, read = images_in(written(tmp_path, images=images().to(dtype), labels=LABELS.to(whole)), "data.held_out")
     assert torch.equal(read, images().to(dtype).float()) and read.dtype == torch.float32
     assert found.shape == (6, 1, 4, 4) and (found.low, found.high) == (-1, 1)
-    assert found.labels is not None and found.labels.dtype == torch.int64 and torch.equal(found.labels, LABELS)
+    assert found.labels is not None and found.labels.dtype == np.int64 and found.labels.tolist() == LABELS.tolist()
 
 
 def test_values_are_looked_at_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "SLICE", 20)  # one image of 16 at a time
     seen: list[int] = []
-    aminmax = torch.Tensor.aminmax
-    monkeypatch.setattr(torch.Tensor, "aminmax", lambda part: (seen.append(part.numel()), aminmax(part))[1])
+    fromfile = np.fromfile
+    monkeypatch.setattr(np, "fromfile", lambda *given, **more: (seen.append(given[2]), fromfile(*given, **more))[1])
     spoiled = images().index_fill_(0, torch.tensor([4]), float("nan"))
     with pytest.raises(UserError, match="images hold NaN or infinities, first in row 4"):
         samples_in(written(tmp_path, images=spoiled), "data.training")
