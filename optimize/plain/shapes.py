@@ -63,8 +63,8 @@ class Guided(Shape):
 class Drawn(Shape):
     """A sampler."""
 
-    solver: Text = None
-    steps: int | None = None
+    solver: str
+    steps: int
     guidance: Guided
 
 
@@ -79,7 +79,7 @@ class Level(Shape):
 class Read(Shape):
     """How a network is fed and read."""
 
-    prediction: str = ""
+    prediction: str
     time: str = ""
     time_scale: float = 1.0
     learned_variance: bool = False
@@ -91,10 +91,10 @@ class Sampling(Shape):
     """sampler.json."""
 
     sampler: Drawn
-    schedule: Json = {}
-    parameterization: Read = Read()
-    conditioning: Told | None = None
-    shape: Annotated[list[Size], Field(min_length=1, max_length=4)] | None = None
+    schedule: Json
+    parameterization: Read
+    conditioning: Told
+    shape: Annotated[list[Size], Field(min_length=1, max_length=4)]
     limit: Number = None
     nfe: int = 0
     steps: list[Level] = []

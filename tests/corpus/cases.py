@@ -284,7 +284,8 @@ def judges(base: Base) -> Iterator[Input]:
 
 
 def _in_structure(place: Place) -> bool:
-    return place[0] != "config" or (len(place) > 1 and place[1] in UNET)
+    own = set(UNET) - {"_class_name"}  # the structure names the architecture itself
+    return place[0] != "config" or (len(place) > 1 and place[1] in own)
 
 
 def _in_sampler(place: Place) -> bool:
