@@ -88,6 +88,7 @@ def _nothing(path: Path, found: list[Part]) -> str:
 
 def _artifact(folder: Path) -> Part:
     from optimize.architectures.artifact import architecture_module, as_written, load_model
+    from optimize.architectures.bounded import on_meta
     from optimize.architectures.known import architecture
     from optimize.quantization.fake_quant import formats
     from optimize.registry import PASSES
@@ -95,10 +96,7 @@ def _artifact(folder: Path) -> Part:
     structure = read_json(checked(folder, "structure.json"))
 
     def edited() -> nn.Module:
-        import torch
-
-        with as_written(folder), torch.device("meta"):
-            module = architecture_module(structure)
+        module = on_meta(lambda: architecture_module(structure), structure["config"], str(folder / "structure.json"))
         with as_written(folder):
             for edit in structure["edits"]:
                 module = PASSES.get(edit["pass"]).restore(module, edit["record"])

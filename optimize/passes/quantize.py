@@ -238,8 +238,10 @@ class Quantize(Config):
     @staticmethod
     def restore(module: nn.Module, record: dict[str, Any]) -> nn.Module:
         """Insert the record's quantizers; scales and weights come with the state dict."""
+        from optimize.plain.shapes import refuse_misshapen
         from optimize.quantization import fake_quant as q
 
+        refuse_misshapen(record, q.Record, "structure.json: a record of quantizers")
         return q.store_compactly(q.insert(module, record["quantizers"]), record["quantizers"], record["kept_dtype"])
 
 

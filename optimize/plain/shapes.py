@@ -63,9 +63,9 @@ class Guided(Shape):
 class Drawn(Shape):
     """A sampler."""
 
-    solver: Text = None
-    steps: int | None = None
-    guidance: Guided | None = None
+    solver: str
+    steps: int
+    guidance: Guided
 
 
 class Level(Shape):
@@ -79,7 +79,7 @@ class Level(Shape):
 class Read(Shape):
     """How a network is fed and read."""
 
-    prediction: str = ""
+    prediction: str
     time: str = ""
     time_scale: float = 1.0
     learned_variance: bool = False
@@ -90,11 +90,11 @@ class Read(Shape):
 class Sampling(Shape):
     """sampler.json."""
 
-    sampler: Drawn | None = None
-    schedule: Json = {}
-    parameterization: Read = Read()
-    conditioning: Told | None = None
-    shape: Annotated[list[Size], Field(min_length=1, max_length=4)] | None = None
+    sampler: Drawn
+    schedule: Json
+    parameterization: Read
+    conditioning: Told
+    shape: Annotated[list[Size], Field(min_length=1, max_length=4)]
     limit: Number = None
     nfe: int = 0
     steps: list[Level] = []
@@ -218,6 +218,14 @@ def as_shaped(path: Path) -> Iterator[None]:
         raise ArtifactError(
             f"{path}: a value in it is not of the kind that it has here ({reason}). It was made by another version of optimize, or altered; make it again."
         ) from error
+
+
+def refuse_misshapen(value: Any, shape: type[Shape], where: str) -> None:
+    """Raise ArtifactError where a value is not of this shape."""
+    if wrong := misshapen(value, shape):
+        raise ArtifactError(
+            f"{where}: {wrong} It was made by another version of optimize, or altered; copy or make it again."
+        )
 
 
 def misshapen(value: Any, shape: type[Shape]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import yaml
 
 from optimize.errors import ArtifactError, OptimizeError, UserError, cut, shown
-from optimize.plain.shapes import SHAPES, Shape, misshapen
+from optimize.plain.shapes import SHAPES, Shape, refuse_misshapen
 
 LARGEST = 64 * 2**20  # bytes of a JSON file
 LARGEST_YAML = 2**20  # bytes of a YAML file
@@ -35,10 +35,8 @@ def read_json(path: Path, kind: type | None = None, shape: type[Shape] | None = 
     kind = kind or (object if path.name in ANYTHING else dict)
     value = parse_json(read_text(path, LARGEST, ArtifactError, "readable JSON"), f"{path}", kind)
     wanted = shape or SHAPES.get(path.name)
-    if wanted is not None and (wrong := misshapen(value, wanted)):
-        raise ArtifactError(
-            f"{path}: {wrong} It was made by another version of optimize, or altered; copy or make it again."
-        )
+    if wanted is not None:
+        refuse_misshapen(value, wanted, f"{path}")
     return value
 
 

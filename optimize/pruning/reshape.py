@@ -8,9 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import ArtifactError
+from optimize.plain.shapes import Shape, Size, refuse_misshapen
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+class Change(Shape):
+    """What `apply` reads: shapes of parameters by name, attributes of modules by path."""
+
+    shapes: dict[str, list[Size]]
+    attributes: dict[str, dict[str, int | list[int]]]
 
 
 def snapshot(module: nn.Module) -> dict[str, dict[str, Any]]:
@@ -38,8 +46,9 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 def apply(module: nn.Module, change: dict[str, Any]) -> nn.Module:
     """Give parameters new (empty) tensors and attributes new values, in place; weights are to be loaded afterwards.
 
-    Raises ArtifactError where the change names what the network does not have.
+    Raises ArtifactError where the change is none, or names what the network does not have.
     """
+    refuse_misshapen(change, Change, "structure.json: a record of shapes")
     children, parameters = dict(module.named_modules()), dict(module.named_parameters())
     for name, shape in change["shapes"].items():
         if name not in parameters or parameters[name].dim() != len(shape):

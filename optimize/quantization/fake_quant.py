@@ -12,9 +12,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from optimize.errors import EnvironmentLacks
+from optimize.plain.shapes import Shape, Size
 from optimize.quantization.codes import Bits, from_codes, to_codes
 
 if TYPE_CHECKING:
@@ -23,6 +26,31 @@ if TYPE_CHECKING:
 # [{"module": path, "weight": {bits, axis, shape}, "input": {bits, axis, shape} or None for narrow weights alone}];
 # bits are 7 or 8 (INT8 codes) or "e4m3" (FP8)
 Table = list[dict[str, Any]]
+
+
+class Codes(Shape):
+    """How one tensor of a layer is quantized."""
+
+    bits: Annotated[int, Field(ge=2, le=8)] | Literal["e4m3"]
+    axis: int | list[int] | None
+    shape: list[Size] | None = None
+
+
+class Quantized(Shape):
+    """A row of the table."""
+
+    module: str
+    weight: Codes
+    input: Codes | None
+
+
+class Record(Shape):
+    """What a quantized network is built again from."""
+
+    quantizers: list[Quantized]
+    kept_dtype: Literal["fp16", "bf16", "fp32"]
+
+
 E4M3 = (4, 3)  # modelopt's name for it
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 

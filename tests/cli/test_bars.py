@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.sampling import write_sampling
 
 from optimize.cli.bars import Clock, rich_progress
 from optimize.diffusion.sampling import Sampler
@@ -151,5 +152,5 @@ def test_what_is_timed_names_runner_and_solver(tmp_path: Path) -> None:
     assert about(asked) == "fair/openvino:bf16/16, heun × 5"
     alone = asked.model_copy(update={"sampler": None})
     assert about(alone) == "fair/openvino:bf16/16"
-    (tmp_path / "sampler.json").write_text('{"sampler": {"solver": "ddim", "steps": 2}}')
+    write_sampling(tmp_path)
     assert about(alone) == "fair/openvino:bf16/16, ddim × 2"

@@ -12,7 +12,8 @@ import tempfile
 from itertools import islice
 from pathlib import Path
 
-from corpus.cases import SEED, corpus, kinds
+from corpus.cases import SEED
+from corpus.chosen import corpus, kinds
 from corpus.inputs import Base
 from corpus.tried import Tried, table, tried
 

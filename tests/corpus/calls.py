@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import re
 import signal
 import stat
 import sys
@@ -28,6 +29,8 @@ from unittest import mock
 LIMIT_S = 60.0  # of this process's processors, for what takes a second or two; and PATIENCE times that of the clock
 PATIENCE = 5
 LONGEST = 2048  # bytes of a message
+DISGUISED = re.compile(r"\b(Attribute|Key|Index|Type|Name|ZeroDivision|Unicode\w*|Recursion|Overflow|Lookup)Error\b")
+OF_A_LIBRARY = "cannot be built from this config"  # whose words are then shown
 REFUSED = frozenset({2, 3})
 EITHER = frozenset({0, 2, 3})
 
@@ -160,12 +163,15 @@ def _changed(before: Seen, after: Seen, done: bool) -> tuple[str, ...]:
 def complaint(outcome: Outcome, allowed: Collection[int]) -> str:
     """What is wrong with an outcome; empty where nothing is."""
     message = outcome.err.strip() or outcome.out.strip()
+    words = " ".join(message.split())  # tables break lines
     if outcome.crash:
         said = outcome.crash
     elif outcome.code not in allowed:
         said = f"exit code {outcome.code}, allowed {sorted(allowed)}: {message[-600:]}"
     elif "Traceback (most recent call last)" in outcome.out + message:
         said = f"a traceback was printed: {message[-600:]}"
+    elif found := DISGUISED.search("" if not outcome.code or OF_A_LIBRARY in words else words):
+        said = f"an exception of Python instead of words ({found[0]}): {message[-600:]}"
     elif outcome.code and len(message.encode()) > LONGEST:
         said = f"a message of {len(message.encode())} bytes: {message[:200]} … {message[-200:]}"
     elif outcome.code and not message and not outcome.out.strip():

@@ -154,8 +154,8 @@ def replaced(value: Any, place: Place, new: Any) -> Any:
         return new
     head, *rest = place
     inner = replaced(value[head], tuple(rest), new)
-    if isinstance(inner, Twice):
-        inner = Twice(f"{written(value[head])}, {json.dumps(head)}: {inner}")
+    if isinstance(inner, Twice) and not rest:
+        inner = Raw(f"{written(value[head])}, {json.dumps(head)}: {inner}")
     if isinstance(value, dict):
         return {k: inner if k == head else v for k, v in value.items() if k != head or not isinstance(inner, Gone)}
     return [inner if i == head else v for i, v in enumerate(value) if i != head or not isinstance(inner, Gone)]

@@ -135,6 +135,29 @@ def _artifact(base: Base, path: Path) -> None:
     commit(path, write)
 
 
+def _edited(base: Base, path: Path) -> None:
+    """The model as an artifact that was pruned and quantized, without an ONNX file."""
+    from support.restored import saved
+
+    from optimize.diffusion.context import Context
+    from optimize.diffusion.sampling import Sampler
+    from optimize.passes.prune import Prune
+    from optimize.passes.quantize import Quantize
+    from optimize.sources.diffusers import DiffusersSource
+
+    model, _ = Prune.model_validate({"budget": {"macs": 0.3}, "importance": "magnitude"}).apply(
+        DiffusersSource(base.part("model")).load(Sampler(steps=2)), Context()
+    )
+    saved(Quantize(samples=8, batch=8).apply(model, Context())[0], path)
+
+
+def _checkpoint(base: Base, path: Path) -> None:
+    """The pipeline's weights in one file, under their original names."""
+    from support.original_names import write_checkpoint
+
+    write_checkpoint(path, base.part("pipeline"))
+
+
 def _pipeline(base: Base, path: Path) -> None:
     """A Stable Diffusion pipeline."""
     from support.tiny_pipelines import write_pipeline
@@ -204,7 +227,9 @@ MADE: dict[str, Callable[[Base, Path], None]] = {
     "whole.yaml": _json(WHOLE),
     "prices.yaml": _json(PRICES),
     "final": _artifact,
+    "edited": _edited,
     "pipeline": _pipeline,
+    "checkpoint.safetensors": _checkpoint,
     "lora.safetensors": _lora,
     "kits": _kits,
     "run": _run,

@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from corpus.cases import Input, corpus, kinds
+from corpus.cases import Input
+from corpus.chosen import corpus, kinds
 from corpus.inputs import Base
 from corpus.tried import tried
 

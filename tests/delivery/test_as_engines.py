@@ -91,6 +91,14 @@ def test_engines_and_a_kit_stand_beside_the_onnx_file_and_the_artifact_stays_who
 
 
 @installed
+def test_an_artifact_for_which_nothing_is_made_is_not_written_again(artifact: Path) -> None:
+    before = (artifact.stat().st_ino, (artifact / "manifest.json").read_bytes())
+    rows = export(ask(artifact, "v100", kits=artifact.parent / "kits"), Store(artifact.parent / "store"))
+    assert [(r["what"], r["status"]) for r in rows] == [("engine", "refused"), ("engine", "refused"), ("kit", "done")]
+    assert (artifact.stat().st_ino, (artifact / "manifest.json").read_bytes()) == before
+
+
+@installed
 def test_an_engine_that_cannot_be_made_again_leaves_the_earlier_one(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

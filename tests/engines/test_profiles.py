@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.sampling import write_sampling
 
 from optimize.diffusion.network import TensorSpec
 from optimize.engines.graph import GraphFacts
@@ -14,7 +15,6 @@ from optimize.engines.place import profiles_for, told_sizes
 from optimize.engines.profiles import defaults, plan_profiles
 from optimize.engines.settings import EngineSettings
 from optimize.errors import UserError
-from optimize.storage.commit import write_json
 
 INPUTS = (
     TensorSpec("sample", ("B", 4, "H", "W")),
@@ -76,7 +76,7 @@ def test_what_is_told_has_the_size_of_the_artifacts_conditions_else_of_their_sta
     text = TensorSpec("text", ("B", "L", 8), sizes=(("L", 77),))
     control = TensorSpec("control", ("B", 4, "H/2", "K"), sizes=(("K", 5),))
     tensors = [text.to_json(), control.to_json()]
-    write_json(tmp_path / "sampler.json", {"conditioning": {"kind": "tensors", "tensors": tensors}})
+    write_sampling(tmp_path, conditioning={"kind": "tensors", "tensors": tensors})
     assert told_sizes(tmp_path) == {"L": (77,), "K": (5,)}
     save_file({"text": torch.zeros(3, 120, 8), "control": torch.zeros(3, 4, 2, 2)}, tmp_path / "conditions.safetensors")
     assert told_sizes(tmp_path) == {"L": (120,), "K": (2,)}

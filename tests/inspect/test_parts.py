@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from optimize.architectures.artifact import save_model
@@ -121,6 +122,19 @@ def test_an_artifact_is_shown_with_and_without_reading_its_weights(tiny_model: M
     (folder / "model.safetensors").unlink()
     unmeasured = by_name(inspect(folder, target="cpu", measure=False))["art"]
     assert unmeasured["measured_s"] is None and unmeasured["macs"] == count["macs"]
+
+
+def test_weights_that_do_not_fit_an_artifact_are_refused_without_being_measured(
+    tiny_model: Model, tmp_path: Path
+) -> None:
+    def write(temporary: Path) -> dict[str, Any]:
+        save_model(temporary, tiny_model)
+        save_file({"conv_in.weight": torch.zeros(1)}, temporary / "model.safetensors")
+        return {"id": "x"}
+
+    commit(tmp_path / "art", write)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: the weights do not fit the network"):
+        inspect(tmp_path / "art", target="a100", measure=False)
 
 
 def test_a_quantized_artifact_is_priced_in_int8_and_its_emulation_is_said(

@@ -89,6 +89,7 @@ def test_what_yaml_may_not_hold_is_one_short_message(text: str, says: str) -> No
         ('{"a":' * 60 + "1" + "}" * 60, "nested more than 40 deep"),
         ("[1]", r"an object is expected here, found a list: \[1\]"),
         ("null", "an object is expected here, found null"),
+        ('{"a": ["x\\u0000y"]}', r"a\[0\]: given .*A text holds no NUL"),
         ("", "not readable JSON"),
         (b"\xff\xfe", "not readable JSON"),
     ],

@@ -154,5 +154,8 @@ def test_a_measurements_file_is_read_or_refused(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n')
     with pytest.raises(UserError, match=r"is no measurements\.jsonl of this version"):
         read_measurements(path)
+    path.write_text("\n")
+    with pytest.raises(UserError, match=r"measurements\.jsonl holds none\. Run optimize bench"):
+        read_measurements(path)
     with pytest.raises(UserError, match="measurements: no such file"):
         read_measurements(tmp_path / "nowhere.jsonl")

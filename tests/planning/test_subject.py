@@ -96,3 +96,10 @@ def test_a_scheduler_config_that_is_a_folder_is_refused_and_not_taken_for_missin
     (tmp_path / "m" / "scheduler" / "scheduler_config.json").mkdir(parents=True)
     with pytest.raises(ArtifactError, match=r"scheduler_config.json: "):
         open_subject(str(tmp_path / "m"))
+
+
+def test_a_folder_in_the_place_of_a_scheduler_config_is_not_taken_for_none(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder / "unet", tmp_path / "m" / "unet")
+    (tmp_path / "m" / "scheduler" / "scheduler_config.json").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"scheduler_config\.json: a folder, not readable JSON"):
+        open_subject(str(tmp_path / "m"))

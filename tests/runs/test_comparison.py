@@ -187,3 +187,10 @@ def test_compare_prints_json_on_request_and_is_in_the_python_interface(tmp_path:
     b = file(tmp_path / "b.jsonl", measured("p", 0.5))
     found = json.loads(CliRunner().invoke(app, ["compare", str(a), str(b), "--json"]).stdout)
     assert found == optimize.compare(a, b) and found["only_in_a"] == ["only"]
+
+
+def test_a_folder_in_the_place_of_a_runs_measurements_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a" / "measurements.jsonl").mkdir(parents=True)
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary(9.0, 2.0, 100, True, "a")))
+    with pytest.raises(ArtifactError, match=r"measurements\.jsonl: a folder"):
+        comparison.compare(tmp_path / "a", tmp_path / "a")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from support.sampling import write_sampling
 from support.summaries import whole_summary
 
 from optimize.errors import UserError
@@ -39,8 +39,7 @@ def recipe(folder: Path, quality: dict[str, Any] | None = None, **tensors: torch
 
 
 def source(folder: Path, conditioning: dict[str, Any], shape: tuple[int, ...] = (1, 16, 16), limit: Any = 1.0) -> Stage:
-    about = {"sampler": {"guidance": {}}, "conditioning": conditioning, "shape": list(shape), "limit": limit}
-    (folder / "sampler.json").write_text(json.dumps(about))
+    write_sampling(folder, conditioning=conditioning, shape=list(shape), limit=limit)
     return Stage("source", "id", folder, {}, 0.0, True)
 
 

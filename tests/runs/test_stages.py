@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.sampling import write_sampling
 
 from optimize.diffusion.sampling import Sampler
 from optimize.errors import UserError
@@ -17,7 +18,6 @@ from optimize.hardware.targets import targets
 from optimize.progress import silent
 from optimize.recipes.read import load
 from optimize.runs import stages
-from optimize.storage.commit import write_json
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,8 @@ def test_what_runs_on_a_gpu_is_found_again_on_the_same_card_only(name: str, monk
 
 def sampled(folder: Path, **guidance: Any) -> dict[str, Any]:
     """A folder with how its model is sampled."""
-    write_json(folder / "sampler.json", {"sampler": {"guidance": {"cfg": None, "batched": True} | guidance}})
+    guided = {"cfg": None, "batched": True} | guidance
+    write_sampling(folder, sampler={"solver": "ddim", "steps": 2, "guidance": guided})
     return {}
 
 

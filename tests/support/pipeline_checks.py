@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import onnxruntime
 from onnx import TensorProto
+from support.sampling import write_sampling
 
 from optimize.storage.commit import commit
 
@@ -54,9 +55,7 @@ def artifact(folder: Path, network: Any, file: Path, head: str = "") -> Path:
             json.dumps({"architecture": type(network).__name__, "config": config, "edits": []}, default=list)
         )
         if head:
-            (temporary / "sampler.json").write_text(
-                json.dumps({"sampler": {"guidance": {}}, "parameterization": {"prediction": head}})
-            )
+            write_sampling(temporary, parameterization={"prediction": head})
         return {"id": "pruned"}
 
     commit(folder, write)
