@@ -281,6 +281,9 @@ def test_a_table_of_fields_has_their_names_and_defaults(page: str, heading: str,
         if default == "required":
             assert about.is_required(), name
             continue
+        if not codes(default):
+            assert config is Sampler and f"{name}:" not in default  # what the scheduler's config says, in words
+            continue
         value = about.get_default(call_default_factory=True)
         told = yaml.safe_load(codes(default)[0])
         assert told == (list(value) if isinstance(value, tuple) else value), name
@@ -289,6 +292,9 @@ def test_a_table_of_fields_has_their_names_and_defaults(page: str, heading: str,
 def test_the_table_of_gates_has_their_defaults() -> None:
     for name, default, _ in rows("docs/recipes.md", "Gates and targets"):
         (gate,) = codes(name)
+        if default == "always":
+            assert gate not in Gates.model_fields
+            continue
         told = yaml.safe_load("{" + ", ".join(codes(default)).strip("{}") + "}")
         assert told == getattr(Gates(), gate).to_json(), gate
 
