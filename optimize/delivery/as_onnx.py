@@ -83,9 +83,9 @@ def write_onnx(model: Model, folder: Path, config: Any, context: Context) -> tup
         )
     format = narrowest(record)
     limit = limit_of(format)
-    if not worst(far) <= limit:
+    if not worst(far, format) <= limit:
         raise GateFailed(
-            f"onnx: the exported file is {worst(far):.2g} (relative L2) from the network; at most {limit:g} is let "
+            f"onnx: the exported file is {worst(far, format):.2g} (relative L2) from the network; at most {limit:g} is let "
             f"through in {format}. Nothing was written. Keep more layers in FP32 (fp32_layers), or use a wider precision."
         )
     return record, {RUNNER: far}

@@ -139,7 +139,8 @@ def _measured(subject: Subject | None, given: Path | None, exported: Path) -> li
         return []
     names = [subject.folder.parent / "measurements.jsonl"] if subject.id and subject.folder else []
     names += [exported / subject.recipe.name / "measurements.jsonl"] if subject.recipe and not subject.id else []
-    return next((read_measurements(p) for p in names if os.path.lexists(p)), [])
+    found = next((p for p in names if os.path.lexists(p)), None)
+    return [] if found is None or (found.is_file() and not found.stat().st_size) else read_measurements(found)
 
 
 class _Planner:

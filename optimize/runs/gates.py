@@ -47,8 +47,8 @@ def parity_gate(gates: Gates, parity: dict[str, Any] | None, precision: str) -> 
     limits = gates.parity.to_json()
     limit = max(limits[p] for p in precision.split("+"))
     found = check(parity["relative_l2"] if parity else None, limit)
-    if parity and found["holds"] and worst(parity) > limit:
-        found = check(worst(parity), limit) | {"note": "for latents of one value"}
+    if parity and found["holds"] and worst(parity, precision) > limit:
+        found = check(worst(parity, precision), limit) | {"note": "for latents of one value"}
     broken = (parity or {}).get("not_finite")
     return found | {"value": None, "holds": False, "note": broken} if broken else found
 

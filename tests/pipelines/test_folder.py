@@ -48,7 +48,7 @@ def test_an_unknown_pipeline_class_is_told_with_the_nearest(copy: Path) -> None:
         open_pipeline(copy)
 
 
-@pytest.mark.parametrize("entry", ["text", ["diffusers"], [1, 2], ["diffusers", "a\0b"], {"a": 1}, None])
+@pytest.mark.parametrize("entry", ["text", ["diffusers"], [1, 2], {"a": 1}, None])
 def test_an_index_whose_entry_of_a_part_is_no_pair_is_refused(copy: Path, entry: object) -> None:
     for part in ("unet", "tokenizer", "feature_extractor"):
         with pytest.raises(ArtifactError, match=rf"model_index.json: {part}: expected \[library, class\]"):

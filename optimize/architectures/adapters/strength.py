@@ -110,7 +110,7 @@ def described(path: Path) -> Described:
         return Described(_parsed(kept, f"{path}: {HEADER}"), f"{path}: {HEADER}")
     beside = path.parent / BESIDE.get(path.name, "")
     if path.name in BESIDE and os.path.lexists(beside):
-        return Described(read_json(beside, object), f"{beside}: it")
+        return Described(read_json(beside), f"{beside}: it")
     return Described({}, str(path))
 
 

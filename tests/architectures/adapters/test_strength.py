@@ -82,7 +82,7 @@ def test_pefts_own_file_beside_its_weights_is_read(tmp_path: Path) -> None:
     assert scales(written(tmp_path, name="adapter_model", prefix="base_model.model.")) == [4, 4, 4]
     assert scales(written(tmp_path, name="another", prefix="base_model.model.")) == [1, 1, 1]
     (tmp_path / "adapter_config.json").write_text("[]")
-    with pytest.raises(ArtifactError, match=r"adapter_config\.json is no JSON object"):
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json: an object is expected here, found a list"):
         scales(tmp_path / "adapter_model.safetensors")
 
 
